@@ -1,0 +1,6 @@
+"""Simulators, one file each, behind the interface of `base.Physics`."""
+
+from envs_gpu.registry import Registry
+
+BACKENDS = Registry("backend", "envs_gpu.physics", exclude=("base",))
+backend = BACKENDS.register

@@ -1,0 +1,67 @@
+"""How many contacts and constraints a world can have: MuJoCo Warp allocates before it knows."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+from torch import Tensor
+
+_GEOM = mujoco.mjtGeom
+_PAIRWISE_LIMIT = 128
+"""Up to so many contacts a world, every pair of geoms gets room to touch at all its points at once."""
+_CONTACTS_PER_GEOM = 4
+"""Beyond it, so many contacts a geom: more than bodies in a heap have, fewer than all pairs at once."""
+
+_SOLVER_LIMITS = (1 << 9) | (1 << 10)
+"""`mujoco_warp.OverflowType` ITERATIONS and LS_ITERATIONS: the solver stopped, but no buffer was too small."""
+
+
+class Capacity(NamedTuple):
+    """Sizes of one world's buffers."""
+
+    contacts: int
+    """Contacts, and broad-phase candidates (`nconmax`)."""
+    constraints: int
+    """Rows of the constraint Jacobian (`njmax`)."""
+
+
+def capacity(model: mujoco.MjModel, geom_pairs: np.ndarray) -> Capacity:
+    """Room for everything that `model` can meet at once, or for a heap of its geoms if that is too much.
+
+    Args:
+        model: the compiled scene.
+        geom_pairs: `[P, 2]` the pairs of geoms that collision detection considers.
+    """
+    points = np.vectorize(_contact_points, otypes=[int])
+    contacts = int(points(model.geom_type[geom_pairs]).min(axis=1).sum()) if len(geom_pairs) else 0
+    if contacts > _PAIRWISE_LIMIT:
+        contacts = max(_PAIRWISE_LIMIT, _CONTACTS_PER_GEOM * len(np.unique(geom_pairs)))
+    limits = int(model.jnt_limited.sum() + model.tendon_limited.sum())
+    friction = int((model.dof_frictionloss > 0).sum() + (model.tendon_frictionloss > 0).sum())
+    rows = contacts * _rows_per_contact(model) + limits + friction + 6 * model.neq
+    return Capacity(max(contacts, 1), max(rows, 1))
+
+
+def overflowed(bits: Tensor) -> Tensor:
+    """`[N]` bool from the `[N]` overflow bits of MuJoCo Warp's data: something found no room."""
+    return (bits & ~_SOLVER_LIMITS) != 0
+
+
+def _contact_points(geom_type: int) -> int:
+    """Most points at which a geom of this type touches another one."""
+    if geom_type in (_GEOM.mjGEOM_SPHERE, _GEOM.mjGEOM_ELLIPSOID):
+        return 1
+    if geom_type == _GEOM.mjGEOM_CAPSULE:
+        return 2
+    if geom_type in (_GEOM.mjGEOM_PLANE, _GEOM.mjGEOM_HFIELD):
+        return int(mujoco.mjMAXCONPAIR)
+    return 8
+
+
+def _rows_per_contact(model: mujoco.MjModel) -> int:
+    condim = int(max((*model.geom_condim, *model.pair_dim), default=1))
+    if condim > 1 and model.opt.cone == mujoco.mjtCone.mjCONE_PYRAMIDAL:
+        return 2 * (condim - 1)
+    return condim

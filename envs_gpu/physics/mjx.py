@@ -1,0 +1,193 @@
+"""MJX: one jitted function that restarts, steps and senses; MuJoCo in JAX, or Warp's kernels inside JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import torch
+from mujoco import mjx
+from torch import Tensor
+
+from envs_gpu import bridge
+from envs_gpu.physics import backend
+from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
+
+
+class Carry(NamedTuple):
+    """What one call hands to the next; everything else in `mjx.Data` is derived from it."""
+
+    qpos: jax.Array
+    qvel: jax.Array
+    act: jax.Array
+    ctrl: jax.Array
+    time: jax.Array
+    qacc_warmstart: jax.Array
+    sensordata: jax.Array
+    overflow: jax.Array
+
+
+@backend("mjx")
+class MjxPhysics(Physics):
+    """Worlds in JAX's float32 arrays, which torch views.
+
+    JAX writes every result to a new buffer, so `state` is replaced by `step` and `set_state`: read it anew
+    after each call. Nothing is donated, because torch may still look at the old buffers.
+
+    Args:
+        model: the compiled scene.
+        num_worlds: N.
+        device: `cpu` or `cuda`.
+        options: `mjx_impl`.
+
+    Raises:
+        NotImplementedError: the model has a feature that MJX lacks; the message is MJX's own.
+    """
+
+    name = "mjx"
+
+    def __init__(
+        self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions
+    ) -> None:
+        super().__init__(model, num_worlds, device, options)
+        jax_device = jax.devices(device.type)[device.index or 0]
+        self._model, self._blank = _put(model, num_worlds, options.mjx_impl, jax_device)
+        self._nobody = jax.device_put(jnp.zeros(num_worlds, bool), jax_device)
+        self._carry: Carry = jax.device_put(_initial_carry(model, num_worlds), jax_device)
+        everybody = torch.ones(num_worlds, dtype=torch.bool, device=device)
+        self._show()
+        self.set_state(everybody, self.state.qpos, self.state.qvel)
+
+    def step(self, ctrl: Tensor, substeps: int) -> None:
+        carry = self._carry._replace(ctrl=self._to_jax(ctrl, torch.float32))
+        self._advance(carry, self._nobody, carry.qpos, carry.qvel, substeps)
+
+    def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        new_qpos, new_qvel = (self._to_jax(value, torch.float32) for value in (qpos, qvel))
+        self._advance(self._carry, self._to_jax(mask, torch.bool), new_qpos, new_qvel, 0)
+
+    def overflow(self) -> Tensor:
+        """`[N]` bool on the device: contacts or constraints of this world ever found no room.
+
+        Always false with `mjx_impl="jax"`, which makes room for every contact that the model can have.
+        """
+        return overflowed(bridge.to_torch(self._carry.overflow))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: bridge.to_torch(array).clone() for name, array in self._carry._asdict().items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        arrays = {name: self._to_jax(state[name].to(self.device).clone()) for name in Carry._fields}
+        self._carry = Carry(**arrays)
+        self._show()
+
+    def _advance(
+        self, carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array, substeps: int
+    ) -> None:
+        self._carry = _advance(self._model, self._blank, carry, mask, qpos, qvel, substeps)
+        self._show()
+
+    def _show(self) -> None:
+        """Point `state` at the buffers of the last result."""
+        views = {name: bridge.to_torch(getattr(self._carry, name)) for name in PhysicsState._fields}
+        self.state = PhysicsState(**views)
+
+    def _to_jax(self, tensor: Tensor, dtype: torch.dtype | None = None) -> jax.Array:
+        return bridge.to_jax(bridge.aligned(tensor.to(dtype or tensor.dtype)))
+
+
+def _put(
+    model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device
+) -> tuple[mjx.Model, mjx.Data]:
+    """The model, and one world's blank data with room for the contacts of all."""
+    mjx_model = mjx.put_model(model, impl=impl, device=device)
+    if impl != "warp":
+        return mjx_model, mjx.make_data(model, impl=impl, device=device)
+    # Overflows are counted, not printed from the kernels.
+    mjx_model = mjx_model.tree_replace({"opt._impl.warn_overflow": 0})
+    room = capacity(model, mjx_model._impl.nxn_geom_pair_filtered)
+    data = mjx.make_data(
+        model, impl=impl, device=device, naconmax=num_worlds * room.contacts, njmax=room.constraints
+    )
+    return mjx_model, data
+
+
+def _initial_carry(model: mujoco.MjModel, num_worlds: int) -> Carry:
+    def zeros(*shape: int, dtype: type = jnp.float32) -> jax.Array:
+        return jnp.zeros((num_worlds, *shape), dtype)
+
+    return Carry(
+        qpos=jnp.tile(jnp.asarray(model.qpos0, jnp.float32), (num_worlds, 1)),
+        qvel=zeros(model.nv),
+        act=zeros(model.na),
+        ctrl=zeros(model.nu),
+        time=zeros(),
+        qacc_warmstart=zeros(model.nv),
+        sensordata=zeros(model.nsensordata),
+        overflow=zeros(dtype=jnp.int32),
+    )
+
+
+@jax.jit
+def _advance(
+    model: mjx.Model,
+    blank: mjx.Data,
+    carry: Carry,
+    mask: jax.Array,
+    qpos: jax.Array,
+    qvel: jax.Array,
+    substeps: int,
+) -> Carry:
+    """Restart the worlds in `mask` `[N]`, advance all by `substeps`, evaluate the sensors.
+
+    Restarting and stepping share one program, and `substeps` is traced, because compiling the dynamics takes
+    many seconds. The program holds them twice, once in the loop and once for the sensors.
+    """
+    carry = _restart(carry, mask, qpos, qvel)
+
+    def substep(_: int, carry: Carry) -> Carry:
+        return _dynamics(mjx.step, model, blank, carry)
+
+    before = carry.sensordata
+    carry = jax.lax.fori_loop(0, substeps, substep, carry)
+    if not before.shape[-1]:
+        return carry
+    sensed = _dynamics(mjx.forward, model, blank, carry)
+    fresh = (substeps > 0) | mask[:, None]
+    return carry._replace(sensordata=jnp.where(fresh, sensed.sensordata, before))
+
+
+def _restart(carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array) -> Carry:
+    def choose(new: jax.Array | float, old: jax.Array) -> jax.Array:
+        return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), new, old)
+
+    return carry._replace(
+        qpos=choose(qpos, carry.qpos),
+        qvel=choose(qvel, carry.qvel),
+        act=choose(0.0, carry.act),
+        ctrl=choose(0.0, carry.ctrl),
+        time=choose(0.0, carry.time),
+        qacc_warmstart=choose(0.0, carry.qacc_warmstart),
+    )
+
+
+def _dynamics(
+    function: Callable[[mjx.Model, mjx.Data], mjx.Data], model: mjx.Model, blank: mjx.Data, carry: Carry
+) -> Carry:
+    """`mjx.step` or `mjx.forward` of every world; only what `Carry` holds survives, XLA drops the rest."""
+
+    def world(carry: Carry) -> Carry:
+        fields = carry._asdict()
+        data = blank.replace(**{name: value for name, value in fields.items() if name != "overflow"})
+        warp = model.impl == mjx.Impl.WARP
+        if warp:
+            data = data.tree_replace({"_impl.overflow": carry.overflow})
+        data = function(model, data)
+        overflow = data._impl.overflow if warp else carry.overflow
+        return Carry(**{name: getattr(data, name) for name in fields if name != "overflow"}, overflow=overflow)
+
+    return jax.vmap(world)(carry)

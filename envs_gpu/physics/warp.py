@@ -1,0 +1,160 @@
+"""MuJoCo Warp: every world stepped by the same kernels, captured once and replayed as one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import mujoco
+import torch
+import warp as wp
+
+wp.config.log_level = wp.LOG_ERROR  # before Warp initializes: it reports every kernel module that it builds
+
+import mujoco_warp as mjw  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from envs_gpu import bridge  # noqa: E402
+from envs_gpu.physics import backend  # noqa: E402
+from envs_gpu.physics._capacity import capacity, overflowed  # noqa: E402
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState  # noqa: E402
+
+_CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
+
+
+@backend("warp")
+class WarpPhysics(Physics):
+    """Worlds in Warp's float32 arrays, which torch views.
+
+    The whole control step and the masked restart are each one captured graph: a CUDA graph on torch's
+    stream, and on the CPU Warp's own recording, which spares the launches' Python.
+
+    Args:
+        model: the compiled scene.
+        num_worlds: N.
+        device: `cpu` or `cuda`.
+        options: nothing here.
+    """
+
+    name = "warp"
+
+    def __init__(
+        self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions
+    ) -> None:
+        super().__init__(model, num_worlds, device, options)
+        wp.init()
+        self._wp_device = wp.device_from_torch(device)
+        with wp.ScopedDevice(self._wp_device):
+            self._model = mjw.put_model(model)
+            self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same
+            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
+            self._data = mjw.put_data(
+                model, mujoco.MjData(model), num_worlds, nconmax=room.contacts, njmax=room.constraints
+            )
+            self._sensordata_before = wp.empty_like(self._data.sensordata)
+        self._tensors = {name: bridge.warp_to_torch(getattr(self._data, name)) for name in _CONTINUATION}
+        self._overflow = bridge.warp_to_torch(self._data.overflow)
+        self.state = PhysicsState(**{name: self._tensors[name] for name in PhysicsState._fields})
+
+        self._mask = torch.ones(num_worlds, dtype=torch.bool, device=device)
+        self._qpos = self.state.qpos.clone()
+        self._qvel = self.state.qvel.clone()
+        self._restart_inputs = [
+            bridge.torch_to_warp(self._mask, wp.bool),
+            bridge.torch_to_warp(self._qpos, wp.float32),
+            bridge.torch_to_warp(self._qvel, wp.float32),
+        ]
+        self._restart_graph = self._capture(self._restart)
+        self._step_graphs: dict[int, wp.Graph] = {}
+        self._launch(self._restart_graph)
+
+    def step(self, ctrl: Tensor, substeps: int) -> None:
+        if substeps not in self._step_graphs:
+            self._step_graphs[substeps] = self._capture(lambda: self._advance(substeps))
+        self.state.ctrl.copy_(ctrl)
+        self._launch(self._step_graphs[substeps])
+
+    def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        self._mask.copy_(mask)
+        self._qpos.copy_(qpos)
+        self._qvel.copy_(qvel)
+        self._launch(self._restart_graph)
+
+    def overflow(self) -> Tensor:
+        """`[N]` bool on the device: contacts or constraints of this world ever found no room.
+
+        Such a world has lost contacts, and is not the model's world any more.
+        """
+        return overflowed(self._overflow)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self._tensors.items()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for name, tensor in self._tensors.items():
+            tensor.copy_(state[name])
+
+    def _advance(self, substeps: int) -> None:
+        for _ in range(substeps):
+            mjw.step(self._model, self._data)
+        self._evaluate_sensors()
+
+    def _restart(self) -> None:
+        data = self._data
+        wp.copy(self._sensordata_before, data.sensordata)
+        worlds = self.num_worlds
+        targets = [data.qpos, data.qvel, data.act, data.ctrl, data.time, data.qacc_warmstart]
+        wp.launch(_restart_worlds, worlds, inputs=self._restart_inputs, outputs=targets)
+        self._evaluate_sensors()
+        # On a GPU contacts are summed in another order every time: the last bit of a force may differ.
+        inputs = [self._restart_inputs[0], self._sensordata_before]
+        wp.launch(_keep_unmasked, data.sensordata.shape, inputs=inputs, outputs=[data.sensordata])
+
+    def _evaluate_sensors(self) -> None:
+        """Sensors of the state as it is; derived quantities only, so the warm start survives."""
+        if self.model.nsensordata:
+            mjw.forward(self._model, self._data)
+
+    def _capture(self, function: Callable[[], None]) -> wp.Graph:
+        with wp.ScopedDevice(self._wp_device), wp.ScopedCapture() as capture:
+            function()
+        return capture.graph
+
+    def _launch(self, graph: wp.Graph) -> None:
+        on_cuda = self.device.type == "cuda"
+        wp.capture_launch(graph, stream=wp.stream_from_torch(self.device) if on_cuda else None)
+
+
+@wp.kernel
+def _restart_worlds(
+    mask: wp.array[wp.bool],
+    new_qpos: wp.array2d[wp.float32],
+    new_qvel: wp.array2d[wp.float32],
+    qpos: wp.array2d[wp.float32],
+    qvel: wp.array2d[wp.float32],
+    act: wp.array2d[wp.float32],
+    ctrl: wp.array2d[wp.float32],
+    time: wp.array[wp.float32],
+    qacc_warmstart: wp.array2d[wp.float32],
+):
+    world = wp.tid()
+    if not mask[world]:
+        return
+    for i in range(qpos.shape[1]):
+        qpos[world, i] = new_qpos[world, i]
+    for i in range(qvel.shape[1]):
+        qvel[world, i] = new_qvel[world, i]
+        qacc_warmstart[world, i] = 0.0
+    for i in range(act.shape[1]):
+        act[world, i] = 0.0
+    for i in range(ctrl.shape[1]):
+        ctrl[world, i] = 0.0
+    time[world] = 0.0
+
+
+@wp.kernel
+def _keep_unmasked(
+    mask: wp.array[wp.bool], before: wp.array2d[wp.float32], sensordata: wp.array2d[wp.float32]
+):
+    world, i = wp.tid()
+    if not mask[world]:
+        sensordata[world, i] = before[world, i]

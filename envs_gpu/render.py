@@ -1,0 +1,156 @@
+"""Pictures of a world, without a screen."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from typing import Any
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+FOLLOW = "follow"
+# Seen from behind and the side, looking down a little: the ground shows the speed, the legs their gait.
+AZIMUTH_DEG, ELEVATION_DEG = 130.0, -20.0
+DISTANCE_IN_RADII = 3.5
+# Side of the ground's repeated pattern; a checker's square is half of it, so that pictures have a scale.
+TILE_M = 1.0
+GROUND_M = 40.0
+GROUND_CONTRAST = 0.4
+
+
+class RenderError(RuntimeError):
+    """Nothing can be drawn here; the message is one line that says why."""
+
+
+class Renderer:
+    """Draws one world of a compiled model into memory.
+
+    Args:
+        model: the scene; it is copied, not changed.
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        camera: a camera of the model by name, or `follow`, which keeps the robot in the middle. None follows
+            what moves freely, and takes the model's own first camera (if any) for a robot that is mounted.
+
+    Raises:
+        RenderError: there is no OpenGL driver that works without a screen.
+        ValueError: the model has no such camera.
+    """
+
+    def __init__(
+        self, model: mujoco.MjModel, width: int = 640, height: int = 480, camera: str | None = None
+    ) -> None:
+        self._model = _presentable(model, width, height)
+        self._data = mujoco.MjData(self._model)
+        self._root, self._radius = _robot(self._model)
+        self._ground = _ground(self._model)
+        self._camera = self._choose_camera(camera)
+        self._scene = mujoco.MjvScene(self._model, maxgeom=10_000)
+        self._option = mujoco.MjvOption()
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._gl = _make_gl_context(width, height)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+
+    def render(self, qpos: NDArray[np.floating]) -> NDArray[np.uint8]:
+        """The world in position `qpos` `[nq]` as `[H, W, 3]` red, green, blue.
+
+        A position that is not finite is drawn as the model's initial one.
+        """
+        model, data = self._model, self._data
+        data.qpos[:] = qpos if np.isfinite(qpos).all() else model.qpos0
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)
+        mujoco.mj_camlight(model, data)
+        # The ground that is drawn ends and a light's shadows do too: both come along with the robot.
+        here = data.subtree_com[self._root, :2]
+        data.light_xpos[:, :2] += here
+        data.geom_xpos[self._ground, :2] += TILE_M * np.round(here / TILE_M)
+        self._gl.make_current()
+        everything = mujoco.mjtCatBit.mjCAT_ALL.value
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, everything, self._scene)
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        picture = np.empty((self._viewport.height, self._viewport.width, 3), dtype=np.uint8)
+        mujoco.mjr_readPixels(picture, None, self._viewport, self._context)
+        return np.flipud(picture)  # OpenGL's first row is the lowest
+
+    def close(self) -> None:
+        """Release the driver's memory; the object is not used afterwards."""
+        self._context.free()
+        self._gl.free()
+
+    def _choose_camera(self, name: str | None) -> mujoco.MjvCamera:
+        model, camera = self._model, mujoco.MjvCamera()
+        moves_freely = (model.jnt_type == mujoco.mjtJoint.mjJNT_FREE).any()
+        if name == FOLLOW or (name is None and (moves_freely or not model.ncam)):
+            camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING
+            camera.trackbodyid = self._root
+            camera.azimuth, camera.elevation = AZIMUTH_DEG, ELEVATION_DEG
+            camera.distance = DISTANCE_IN_RADII * self._radius
+            return camera
+        names = [model.camera(index).name for index in range(model.ncam)]
+        if name is not None and name not in names:
+            raise ValueError(f"camera {name!r}: the model has {', '.join([FOLLOW, *names])}")
+        camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        camera.fixedcamid = 0 if name is None else names.index(name)
+        return camera
+
+
+def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjModel:
+    """A copy to draw: room for the picture, and a calm ground with a scale on it."""
+    model = copy.copy(model)
+    model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+    model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+    ground = _ground(model)
+    model.geom_size[ground, :2] = GROUND_M
+    materials = set(model.geom_matid[ground]) - {-1}
+    for material in materials:
+        model.mat_texuniform[material] = True
+        model.mat_texrepeat[material] = 1.0 / TILE_M
+        model.mat_reflectance[material] = 0.0
+        for texture in set(model.mat_texid[material]) - {-1}:
+            size = model.tex_height[texture] * model.tex_width[texture] * model.tex_nchannel[texture]
+            texels = model.tex_data[model.tex_adr[texture] :][:size]
+            texels[:] = texels.mean() + GROUND_CONTRAST * (texels - texels.mean())
+    return model
+
+
+def _ground(model: mujoco.MjModel) -> NDArray[np.intp]:
+    """The geoms that are level planes."""
+    is_plane = model.geom_type == mujoco.mjtGeom.mjGEOM_PLANE
+    return np.flatnonzero(is_plane & (model.geom_quat[:, 0] == 1.0) & (model.geom_bodyid == 0))
+
+
+def _robot(model: mujoco.MjModel) -> tuple[int, float]:
+    """The body at the root of the first joint, and the radius in m of a ball around all that hangs on it."""
+    if not model.njnt:
+        return 0, model.stat.extent
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    root = model.body_rootid[model.jnt_bodyid[0]]
+    geoms = model.body_rootid[model.geom_bodyid] == root
+    away = np.linalg.norm(data.geom_xpos[geoms] - data.subtree_com[root], axis=1)
+    return int(root), float((away + model.geom_rbound[geoms]).max(initial=0.1))
+
+
+def _make_gl_context(width: int, height: int) -> Any:
+    """MuJoCo's choice of OpenGL (`MUJOCO_GL`), or EGL where nobody chose and there is no screen.
+
+    MuJoCo itself reads the variable once, when it is imported, and would not be imported at all where EGL
+    was asked for and is missing: training must not need a driver, so EGL is only looked for here.
+    """
+    headless = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    try:
+        if headless and not os.environ.get("MUJOCO_GL"):
+            from mujoco.egl import GLContext
+        else:
+            from mujoco.gl_context import GLContext
+        return GLContext(width, height)
+    # Bindings fail in many ways without a driver: AttributeError, OSError, ImportError, their own errors.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RenderError(f"no OpenGL driver works here ({reason}); install EGL, or set MUJOCO_GL") from error

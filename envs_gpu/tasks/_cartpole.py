@@ -1,0 +1,82 @@
+"""The cart, the pole and the smooth reward that both cartpole tasks share.
+
+Source: Tassa et al. 2018, "DeepMind Control Suite", domain cartpole; dimensions, damping, reset and reward
+are those of its `balance` and `swingup` tasks.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.tasks.base import Outcome, Task
+from envs_gpu.terms.tolerance import gaussian_tolerance, quadratic_tolerance
+
+RAIL_M = 1.8
+
+
+class Cartpole(Task):
+    """Observation `policy` `[N, 5]`: cart x (m), cos and sin of the pole's angle, both velocities."""
+
+    substeps = 1
+    max_episode_steps = 1000
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = mujoco.MjSpec()
+        spec.modelname = "cartpole"
+        spec.option.timestep = 0.01
+        spec.option.integrator = mujoco.mjtIntegrator.mjINT_RK4
+        spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
+        world = spec.worldbody
+        world.add_light(pos=(0, -2, 4), dir=(0, 1, -2))
+        world.add_camera(name="track", pos=(0, -4, 1), xyaxes=(1, 0, 0, 0, 0, 1))
+        world.add_geom(
+            name="rail",
+            type=mujoco.mjtGeom.mjGEOM_CAPSULE,
+            fromto=(-RAIL_M - 0.2, 0.07, 1, RAIL_M + 0.2, 0.07, 1),
+            size=(0.02, 0, 0),
+            rgba=(0.5, 0.5, 0.6, 1),
+        )
+        cart = world.add_body(name="cart", pos=(0, 0, 1))
+        cart.add_joint(
+            name="slider",
+            type=mujoco.mjtJoint.mjJNT_SLIDE,
+            axis=(1, 0, 0),
+            limited=True,
+            range=(-RAIL_M, RAIL_M),
+            solref_limit=(0.08, 1),
+            damping=5e-4,
+        )
+        box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
+        cart.add_geom(name="cart", type=box, size=(0.2, 0.15, 0.1), mass=1, rgba=(0.2, 0.4, 0.7, 1))
+        pole = cart.add_body(name="pole")
+        hinge = mujoco.mjtJoint.mjJNT_HINGE
+        pole.add_joint(name="hinge", type=hinge, axis=(0, 1, 0), damping=2e-6)
+        pole.add_geom(
+            name="pole",
+            type=capsule,
+            fromto=(0, 0, 0, 0, 0, 1),
+            size=(0.045, 0, 0),
+            mass=0.1,
+            rgba=(0.8, 0.5, 0.2, 1),
+        )
+        motor = spec.add_actuator(name="slide", target="slider", trntype=mujoco.mjtTrn.mjTRN_JOINT)
+        motor.set_to_motor()
+        motor.gear[0] = 10
+        motor.ctrllimited, motor.ctrlrange = True, (-1, 1)
+        return spec
+
+    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+        position, angle = state.qpos.split(1, dim=-1)
+        return {"policy": torch.cat((position, angle.cos(), angle.sin(), state.qvel), dim=-1)}
+
+    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+        upright = (state.qpos[:, 1].cos() + 1) / 2
+        centered = (1 + gaussian_tolerance(state.qpos[:, 0], margin=2)) / 2
+        small_control = (4 + quadratic_tolerance(action[:, 0], margin=1)) / 5
+        small_velocity = (1 + gaussian_tolerance(state.qvel[:, 1], margin=5)) / 2
+        reward = upright * small_control * small_velocity * centered
+        never = torch.zeros_like(reward, dtype=torch.bool)
+        return Outcome({"smooth": reward}, never, {"upright": upright})

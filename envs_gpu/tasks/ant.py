@@ -1,0 +1,91 @@
+"""Run forward as a four-legged ant: Gymnasium's Ant-v5.
+
+Source: Schulman et al. 2016, "High-Dimensional Continuous Control Using Generalized Advantage Estimation";
+the observation, reward, termination and model are those of Gymnasium 1.x's Ant-v5 with default arguments.
+
+One difference, on purpose: Gymnasium reads torso position and contact forces as the last Runge-Kutta stage
+left them, which belongs to none of the states that the agent sees. Here they belong to the state returned.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.random import WorldRandom
+from envs_gpu.robots import gymnasium_model
+from envs_gpu.tasks import task
+from envs_gpu.tasks.base import Outcome, Task
+from envs_gpu.terms.contact import add_contact_sensor, contact_wrench
+
+CTRL_COST_WEIGHT = 0.5
+CONTACT_COST_WEIGHT = 5e-4
+CONTACT_FORCE_RANGE = (-1.0, 1.0)
+HEALTHY_REWARD = 1.0
+HEALTHY_Z_RANGE_M = (0.2, 1.0)
+RESET_NOISE_SCALE = 0.1
+NUM_BODIES = 13
+CONTACTS_PER_BODY = 2  # a capsule touches the floor with its two ends, the torso's sphere once
+
+
+@task("ant")
+class Ant(Task):
+    """Observation `policy` `[N, 105]`: qpos without x and y (13), qvel (14), cfrc_ext of 13 bodies (78)."""
+
+    substeps = 5
+    max_episode_steps = 1000
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = gymnasium_model("ant")
+        for body in spec.worldbody.find_all("body"):
+            (geom,) = body.geoms
+            add_contact_sensor(spec, geom.name, "floor", CONTACTS_PER_BODY)
+        spec.add_sensor(
+            name="torso_com",
+            type=mujoco.mjtSensor.mjSENS_SUBTREECOM,
+            objtype=mujoco.mjtObj.mjOBJ_BODY,
+            objname="torso",
+        )
+        return spec
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        self._initial_qpos = torch.tensor(model.qpos0, device=device)
+        contacts = [where for name, where in self.sensor.items() if name.startswith("contact_")]
+        self._contacts = slice(contacts[0].start, contacts[-1].stop)  # sensors lie one behind the other
+
+    def remember(self, state: PhysicsState) -> Tensor:
+        return state.qpos[:, :1].clone()
+
+    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+        forces = self._contact_forces(state).flatten(1)
+        # Gymnasium has not computed contact forces yet when it observes a fresh episode.
+        forces = torch.where((episode_step == 0).unsqueeze(-1), torch.zeros_like(forces), forces)
+        return {"policy": torch.cat((state.qpos[:, 2:], state.qvel, forces), dim=-1)}
+
+    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+        forward_velocity = (state.qpos[:, 0] - before[:, 0]) / self.control_dt
+        height = state.qpos[:, 2]
+        finite = state.qpos.isfinite().all(-1) & state.qvel.isfinite().all(-1)
+        healthy = finite & (height >= HEALTHY_Z_RANGE_M[0]) & (height <= HEALTHY_Z_RANGE_M[1])
+        reward = {
+            "forward": forward_velocity,
+            "healthy": HEALTHY_REWARD * healthy,
+            "control": -CTRL_COST_WEIGHT * action.square().sum(-1),
+            "contact": -CONTACT_COST_WEIGHT * self._contact_forces(state).square().sum((-1, -2)),
+        }
+        return Outcome(reward, ~healthy, {"forward_velocity_m_s": forward_velocity})
+
+    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
+        nq, nv = 15, 14
+        noise = random.uniform(0, nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
+        return self._initial_qpos + noise, RESET_NOISE_SCALE * random.normal(1, nv)
+
+    def _contact_forces(self, state: PhysicsState) -> Tensor:
+        """Clipped external wrench on every body about the ant's centre of mass `[N, 13, 6]`."""
+        com = state.sensordata[:, self.sensor["torso_com"]]
+        contacts = contact_wrench(state.sensordata[:, self._contacts], com)
+        bodies = contacts.unflatten(1, (NUM_BODIES, CONTACTS_PER_BODY)).sum(2)
+        return bodies.clamp(*CONTACT_FORCE_RANGE)

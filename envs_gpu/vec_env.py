@@ -1,0 +1,109 @@
+"""The env contract: what a trainer may expect from any batch of worlds.
+
+Letters: N worlds, A actions, D observation width of one group. Everything is batch first, torch only, and
+on `env.device`.
+
+    reset(seed)          -> obs          TensorDict of groups, each `[N, D]` float32: `policy`, and `critic`
+                                         where the critic sees more than the policy
+    step(action [N, A])  -> StepResult   obs           after auto-reset: what the policy acts on next
+                                         reward        `[N]` float32
+                                         terminated    `[N]` bool, the task ended: nothing to bootstrap
+                                         truncated     `[N]` bool, only the time is up: bootstrap `final_obs`
+                                         final_obs     the last observation of the episode, before any reset
+                                         metrics       name -> `[N]`, the reward's terms and the task's measures
+    obs                  -> obs          the observation that `reset` or `step` gave last
+
+`done = terminated | truncated` cuts the trace. Worlds that are done are reset inside the step, by mask, on
+the device: no host sync on CUDA, no Python loop over worlds. Actions are in task units and are clipped to
+`spec.action_low/high`. One world's trajectory depends on neither N, nor its index, nor its neighbours.
+
+Tensors that `reset` and `step` return are the env's own buffers: valid until the next call, clone to keep.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What the world looks like from outside: enough to build networks, buffers and an exported policy."""
+
+    name: str
+    """The task's name in the registry."""
+    num_envs: int
+    """N, the number of worlds."""
+    obs_dims: dict[str, int]
+    """Width D of every observation group."""
+    action_dim: int
+    """A."""
+    action_low: tuple[float, ...]
+    action_high: tuple[float, ...]
+    """Limits of the action, one number each; the env clips to them."""
+    joint_names: tuple[str, ...]
+    """The actuated joints, in the order of the action."""
+    control_hz: float
+    """Actions per simulated second."""
+    max_episode_steps: int
+    """Control steps after which an episode is truncated."""
+    device: torch.device
+
+    @property
+    def episode_length_s(self) -> float:
+        """Simulated seconds after which an episode is truncated."""
+        return self.max_episode_steps / self.control_hz
+
+
+class StepResult(NamedTuple):
+    """What one control step gave; shapes as in the module's docstring."""
+
+    obs: TensorDict
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    final_obs: TensorDict
+    metrics: dict[str, Tensor]
+
+
+class VecEnv(ABC):
+    """A batch of worlds that keeps the contract in the module's docstring."""
+
+    spec: EnvSpec
+    obs: TensorDict
+
+    @abstractmethod
+    def reset(self, seed: int) -> TensorDict:
+        """Start every world anew; the same seed gives the same worlds bit for bit."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> StepResult:
+        """Advance every world by one control step under `action` `[N, A]`."""
+
+    @abstractmethod
+    def pop_metrics(self) -> dict[str, float]:
+        """Means over what happened since the last call (`episode/...`, `reward/...`): one host sync."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a bit-exact continuation needs: physics, random numbers, episode counters."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from `state_dict`; the next `step` gives what it would have given then."""
+
+    def close(self) -> None:
+        """Release threads and device memory."""
+
+    @property
+    def device(self) -> torch.device:
+        return self.spec.device
+
+    @property
+    def num_envs(self) -> int:
+        return self.spec.num_envs
