@@ -17,6 +17,7 @@ AZIMUTH_DEG, ELEVATION_DEG = 130.0, -20.0
 DISTANCE_IN_RADII = 3.5
 # Side of the ground's repeated pattern; a checker's square is half of it, so that pictures have a scale.
 TILE_M = 1.0
+LIGHT_DIRECTION = (0.32, 0.23, -0.92)
 GROUND_M = 40.0
 GROUND_CONTRAST = 0.4
 
@@ -101,10 +102,14 @@ class Renderer:
 
 
 def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjModel:
-    """A copy to draw: room for the picture, and a calm ground with a scale on it."""
+    """A copy to draw: room for the picture, and light from the side, and a calm ground with a scale."""
     model = copy.copy(model)
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+    # From straight above, the ground's own shadow flickers on it where drivers round coarsely.
+    straight_down = np.flatnonzero(model.light_dir[:, 2] < -0.999)
+    model.light_dir[straight_down] = LIGHT_DIRECTION
+    model.light_dir0[straight_down] = LIGHT_DIRECTION
     ground = _ground(model)
     model.geom_size[ground, :2] = GROUND_M
     materials = set(model.geom_matid[ground]) - {-1}

@@ -60,6 +60,12 @@ class SimEnv(VecEnv):
         self.obs = self._observe()
         return self.obs
 
+    def restart(self, mask: Tensor) -> TensorDict:
+        """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
+        self._restart(mask)
+        self.obs = self._observe()
+        return self.obs
+
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         action = action.clamp(self.task.action_low, self.task.action_high)

@@ -1,0 +1,61 @@
+"""Normalization on the CPU: a Warp kernel of two passes in float64 and one that writes.
+
+NUMBERS
+"""
+
+import torch
+import warp as wp
+from torch import Tensor
+
+from kernels.warp_cpu import CpuLaunch
+
+
+@wp.func_native("""
+    const float *x = (const float *)advantage;
+    const bool *m = (const bool *)mask;
+    float *y = (float *)out;
+
+    // Instantiated once with a mask and once without: a test in the loop would keep it from vectorizing.
+    const auto normalize = [=](auto kept) {
+        double count = 0.0, sum = 0.0, squares = 0.0;
+        #pragma clang loop vectorize(assume_safety)
+        for (long long i = 0; i < size; ++i) {
+            const float a = x[i];
+            count += kept(i) ? 1.0 : 0.0;
+            sum += kept(i) ? a : 0.0;
+        }
+        const double mean = sum / (count > 1.0 ? count : 1.0);
+        #pragma clang loop vectorize(assume_safety)
+        for (long long i = 0; i < size; ++i) {
+            const double deviation = x[i] - mean;
+            squares += kept(i) ? deviation * deviation : 0.0;
+        }
+        const double scale = 1.0 / (sqrt(squares / (count > 2.0 ? count - 1.0 : 1.0)) + eps);
+        #pragma clang loop vectorize(assume_safety)
+        for (long long i = 0; i < size; ++i) {
+            const float normalized = (float)((x[i] - mean) * scale);
+            y[i] = kept(i) ? normalized : 0.0f;
+        }
+    };
+    if (m)
+        normalize([=](long long i) { return m[i]; });
+    else
+        normalize([](long long) { return true; });
+""")
+def _normalize(advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float): ...
+
+
+@wp.kernel(enable_backward=False, module="unique")
+def _normalize_kernel(advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float):
+    _normalize(advantage, mask, out, size, eps)
+
+
+_launch = CpuLaunch(_normalize_kernel)
+
+
+def normalize_advantage(advantage: Tensor, eps: float, mask: Tensor | None) -> Tensor:
+    """See `kernels.normalize.normalize_advantage`; contiguous float32 tensors on the CPU, one thread."""
+    out = torch.empty_like(advantage)
+    mask_pointer = 0 if mask is None else mask.data_ptr()
+    _launch(1, advantage.data_ptr(), mask_pointer, out.data_ptr(), advantage.numel(), eps)
+    return out

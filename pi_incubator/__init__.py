@@ -1,0 +1,3 @@
+"""Reinforcement learning for robots, from simulator to robot."""
+
+__version__ = "0.1.0"

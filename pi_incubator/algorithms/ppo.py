@@ -1,0 +1,148 @@
+"""Proximal policy optimization with a clipped surrogate (Schulman et al. 2017), on TorchRL's loss."""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor
+from torchrl.modules import IndependentNormal
+from torchrl.objectives import ClipPPOLoss
+
+from kernels.normalize import normalize_advantage
+from pi_incubator.algorithms._learner import Learner
+from pi_incubator.algorithms.advantage import KernelGAE
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.registry import algorithm
+
+# Adaptive learning rate: how much to change it by, how far the KL divergence may be from the desired one
+# before that, and the bounds it stays in (rsl_rl's rule, Schwarke et al. 2025).
+LR_FACTOR, KL_TOLERANCE, LR_RANGE = 1.5, 2.0, (1e-5, 1e-2)
+LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
+
+
+@algorithm("ppo")
+class PPO(Learner):
+    """Clipped PPO with minibatches, gradient clipping, entropy bonus and a scheduled learning rate.
+
+    Args:
+        cfg: reads the `algorithm` section and the number of iterations.
+        policy: optimized in place.
+        compiled: run loss and gradient through `torch.compile`.
+    """
+
+    def __init__(self, cfg: ExperimentConfig, policy: ActorCritic, compiled: bool = False) -> None:
+        self.cfg = cfg.algorithm
+        self.num_iterations = cfg.num_iterations
+        self.policy = policy
+        self.loss = _make_loss(cfg, policy)
+        self.parameters = list(policy.parameters())
+        self.device = self.parameters[0].device
+        # A tensor, so that schedules change it on the device and a captured graph sees the change.
+        self.lr = torch.tensor(self.cfg.lr, device=self.device)
+        self.iteration = torch.zeros((), dtype=torch.int64)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, eps=1e-5, fused=True)
+        self._evaluate = torch.compile(self._losses, dynamic=False) if compiled else self._losses
+
+    def advantage(self, data: TensorDict) -> None:
+        data["next", "reward"].mul_(self.cfg.reward_scale)
+        self.loss.value_estimator(data)
+        if self.cfg.normalize_advantage:
+            data["advantage"] = normalize_advantage(data["advantage"])
+
+    def update(self, data: TensorDict) -> dict[str, Tensor]:
+        if self.cfg.lr_schedule == "linear":
+            self.lr.fill_(self.cfg.lr * (1.0 - self.iteration.item() / self.num_iterations))
+        keys = [*self.policy.groups, "action", "action_log_prob", "advantage", "value_target", "state_value"]
+        flat = data.select(*keys).flatten()  # [T * N]
+        totals = torch.zeros(5, device=self.device)
+        num_minibatches = len(flat) // self.cfg.minibatch_size
+        for _ in range(self.cfg.num_epochs):
+            order = torch.randperm(len(flat), device=self.device)
+            epoch = torch.zeros(5, device=self.device)
+            for minibatch in flat[order].split(self.cfg.minibatch_size):
+                epoch += self._step(minibatch)
+            totals += epoch
+            self._adapt_lr(epoch[3] / num_minibatches)
+        self.policy.commit()
+        self.iteration += 1
+        means = totals / (self.cfg.num_epochs * num_minibatches)
+        names = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction")
+        metrics = dict(zip(names, means.unbind(), strict=True))
+        return metrics | {"policy/lr": self.lr.clone(), "policy/std": self.policy.log_std.detach().exp().mean()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        state = {"lr": self.lr.clone(), "iteration": self.iteration.clone()}
+        for index, parameter in enumerate(self.parameters):
+            for name, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{index}.{name}"] = value.clone()
+        return state
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.lr.copy_(state["lr"])
+        self.iteration.copy_(state["iteration"])
+        for name, value in state.items():
+            if name.startswith("optimizer."):
+                _, index, key = name.split(".")
+                self.optimizer.state[self.parameters[int(index)]][key] = value.clone()
+
+    def _step(self, minibatch: TensorDict) -> Tensor:
+        """One optimizer step; returns `[5]`: policy loss, value loss, entropy, KL divergence, clip fraction."""
+        loss, report = self._evaluate(minibatch)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.max_grad_norm, foreach=True)
+        self.optimizer.step()
+        return report
+
+    def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
+        losses = self.loss(minibatch)
+        loss = sum(losses[name] for name in LOSSES)
+        # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
+        kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
+        report = (losses["loss_objective"], losses["loss_critic"], losses["entropy"], kl, losses["clip_fraction"])
+        return loss, torch.stack([value.detach() for value in report])
+
+    def _adapt_lr(self, kl: Tensor) -> None:
+        if self.cfg.lr_schedule != "adaptive":
+            return
+        too_far = kl > self.cfg.desired_kl * KL_TOLERANCE
+        too_near = kl < self.cfg.desired_kl / KL_TOLERANCE
+        factor = torch.where(too_far, 1.0 / LR_FACTOR, torch.where(too_near, LR_FACTOR, 1.0))
+        self.lr.mul_(factor).clamp_(*LR_RANGE)
+
+
+def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
+    actor = ProbabilisticTensorDictSequential(
+        TensorDictModule(_Distribution(policy), in_keys=[policy.actor_group], out_keys=["loc", "scale"]),
+        ProbabilisticTensorDictModule(
+            in_keys=["loc", "scale"], out_keys=["action"], distribution_class=IndependentNormal, return_log_prob=True
+        ),
+    )
+    critic = TensorDictModule(policy.critic, in_keys=[policy.critic_group], out_keys=["state_value"])
+    settings = cfg.algorithm
+    loss = ClipPPOLoss(
+        actor,
+        critic,
+        clip_epsilon=settings.clip_ratio,
+        entropy_coeff=settings.entropy_coef,
+        critic_coeff=settings.value_coef,
+        loss_critic_type="l2",
+        functional=False,
+    )
+    loss.make_value_estimator(
+        KernelGAE, value_network=critic, gamma=settings.gamma, lmbda=settings.gae_lambda
+    )
+    return loss
+
+
+class _Distribution(torch.nn.Module):
+    """The policy's mean and standard deviation as a module, for TensorDictModule."""
+
+    def __init__(self, policy: ActorCritic) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
+        return self.policy.distribution(normalized)

@@ -1,0 +1,42 @@
+"""`pi-train`: train what an experiment file describes, then evaluate, film and export the policy."""
+
+from __future__ import annotations
+
+import argparse
+
+from pi_incubator.cli._main import run
+from pi_incubator.config import load_checked
+from pi_incubator.run_folder import RunFolder, begin
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and run the experiment; see `pi-train --help`."""
+    parser = argparse.ArgumentParser(prog="pi-train", description=__doc__)
+    parser.add_argument("--config", required=True, help="experiment file, YAML or JSON")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
+    arguments = parser.parse_args(argv)
+    cfg = load_checked(arguments.config, arguments.overrides)
+    with RunFolder(cfg) as folder:
+        begin(cfg, folder)
+        # Slow imports come after every check that does not need them.
+        from pi_incubator import checkpoint
+        from pi_incubator.compute import plan_compute
+        from pi_incubator.finish import finish_run
+        from pi_incubator.tracking import make_tracker
+        from pi_incubator.trainers.on_policy import train
+
+        plan = plan_compute(cfg)
+        print("\n".join(plan.reasons))
+        with make_tracker(cfg, folder, checkpoint.next_iteration(folder)) as tracker:
+            env, policy = train(cfg, folder, plan, tracker)
+            finish_run(cfg, folder, env, policy, tracker)
+            env.close()
+
+
+def cli() -> None:
+    """Entry point of the console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

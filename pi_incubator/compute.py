@@ -1,0 +1,76 @@
+"""Which hardware a run uses: chosen once, each choice with its reason in a sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from envs_gpu.make import choose_backend
+from envs_gpu.physics.mujoco import available_cores
+from pi_incubator.config import ConfigError, ExperimentConfig
+
+# Below this many environment steps compilation costs more than it saves on a CPU (about half a minute).
+MIN_STEPS_TO_COMPILE = 500_000
+
+
+@dataclass(frozen=True)
+class ComputePlan:
+    """Device, threads and compilation of one run."""
+
+    device: torch.device
+    num_threads: int
+    """CPU threads of one torch operation."""
+    physics_threads: int
+    """CPU threads that step worlds in the C backend."""
+    compiled: bool
+    """Whether act, the task's judgement and the loss go through `torch.compile`."""
+    reasons: tuple[str, ...]
+    """Why, one sentence a choice."""
+
+
+def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
+    """Choose what `cfg.compute` leaves open, and make torch use it.
+
+    Raises:
+        ConfigError: several processes were launched, or compilation was asked for without a compiler.
+    """
+    if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        problem = "training over several processes is not implemented"
+        raise ConfigError("launcher", "WORLD_SIZE", world_size, problem=problem, fix="use --nproc-per-node=1")
+    device, device_reason = _choose_device(cfg.compute.device)
+    compiled, compile_reason = _choose_compile(cfg, device)
+    physics_threads = cfg.compute.physics_threads or available_cores()
+    # One thread: minibatches of PPO are too small to split, and barriers stall beside the physics threads.
+    num_threads = cfg.compute.num_threads or 1
+    torch.set_num_threads(num_threads)
+    torch.set_float32_matmul_precision("high")
+    threads_reason = f"threads: {num_threads} for torch, {physics_threads} for C physics"
+    _, backend_reason = choose_backend(cfg.env.backend, device)
+    reasons = (device_reason, backend_reason, threads_reason, compile_reason)
+    return ComputePlan(device, num_threads, physics_threads, compiled, reasons)
+
+
+def _choose_device(asked: str) -> tuple[torch.device, str]:
+    if asked != "auto":
+        return torch.device(asked), f"device {asked}: as asked for"
+    if torch.cuda.is_available():
+        return torch.device("cuda"), f"device cuda: found {torch.cuda.get_device_name()}"
+    return torch.device("cpu"), "device cpu: torch finds no CUDA device"
+
+
+def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, str]:
+    asked, compiler = cfg.compute.compile, shutil.which("g++") or shutil.which("clang++")
+    can = device.type == "cuda" or compiler is not None
+    if asked == "on" and not can:
+        problem, fix = "torch.compile needs a C++ compiler, and there is none", "install g++, or set it to auto"
+        raise ConfigError("compute", "compute.compile", asked, problem=problem, fix=fix)
+    if asked != "auto":
+        return asked == "on", f"torch.compile {asked}: as asked for"
+    if not can:
+        return False, "torch.compile off: there is no C++ compiler (g++ makes updates about 3 times faster)"
+    if device.type == "cpu" and cfg.training.total_steps < MIN_STEPS_TO_COMPILE:
+        return False, f"torch.compile off: fewer than {MIN_STEPS_TO_COMPILE:,} steps do not repay it"
+    return True, "torch.compile on: act, judgement and loss run as compiled functions"

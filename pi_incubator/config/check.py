@@ -1,0 +1,117 @@
+"""Checks of a config against what is installed here; no simulator and no network is imported for them."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from envs_gpu.physics import BACKENDS
+from envs_gpu.registry import Registry, UnknownNameError
+from envs_gpu.tasks import TASKS
+from pi_incubator.config.errors import ConfigError
+from pi_incubator.config.loader import load_with_sources
+from pi_incubator.config.models import ExperimentConfig
+from pi_incubator.registry import algorithms, networks, trackers
+
+REGISTRIES: dict[str, Registry] = {
+    "env.name": TASKS,
+    "env.backend": BACKENDS,
+    "network.name": networks,
+    "algorithm.name": algorithms,
+    "tracking.backend": trackers,
+}
+BACKEND_MODULES = {
+    "mujoco": ("mujoco",),
+    "warp": ("warp", "mujoco_warp"),
+    "mjx": ("jax", "mujoco.mjx"),
+}
+
+
+def load_checked(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The config of a run: loaded, its names checked, its output folder made.
+
+    Raises:
+        ConfigError: the first mistake found.
+    """
+    cfg, sources = load_with_sources(path, overrides)
+    check_names(cfg, sources)
+    validate_run(cfg, sources)
+    return cfg
+
+
+def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
+    """Check that everything the config names exists on this machine.
+
+    Args:
+        cfg: the config.
+        sources: where each value came from, for the message; see `load_with_sources`.
+
+    Raises:
+        ConfigError: an unknown name, a backend whose package is missing, or cuda without a GPU.
+    """
+    for field, registry in REGISTRIES.items():
+        name, known = _value(cfg, field), registry.names()
+        if name not in known and (field, name) != ("env.backend", "auto"):
+            unknown = UnknownNameError(registry.kind, name, known)
+            raise _error(cfg, sources, field, f"unknown {registry.kind}", unknown.fix)
+    for backend, field in _backends(cfg):
+        missing = [module for module in BACKEND_MODULES[backend] if not _installed(module)]
+        if missing:
+            fix = f"pip install 'pi_incubator[{backend}]', or set env.backend to auto"
+            raise _error(cfg, sources, field, f"needs {' and '.join(missing)}, not installed here", fix)
+    if cfg.compute.device == "cuda":
+        import torch  # slow to import, and only this check needs it
+
+        if not torch.cuda.is_available():
+            fix = "set it to auto or cpu, or check the driver"
+            raise _error(cfg, sources, "compute.device", "torch finds no CUDA device", fix)
+
+
+def validate_run(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
+    """Make the run's folder and check that files can be written there.
+
+    Raises:
+        ConfigError: it cannot be made or written.
+    """
+    try:
+        cfg.run_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cfg.run_dir):
+            pass
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = f"cannot write to {cfg.run_dir} ({reason})"
+        fix = "name a folder you can write to"
+        raise _error(cfg, sources, "experiment.output_dir", problem, fix) from None
+
+
+def _value(cfg: ExperimentConfig, field: str) -> str:
+    section, key = field.split(".")
+    return str(getattr(getattr(cfg, section), key))
+
+
+def _error(
+    cfg: ExperimentConfig, sources: Mapping[str, str], field: str, problem: str, fix: str
+) -> ConfigError:
+    return ConfigError(sources.get(field, "default"), field, _value(cfg, field), problem=problem, fix=fix)
+
+
+def _backends(cfg: ExperimentConfig) -> Iterator[tuple[str, str]]:
+    """Yield each backend whose packages the run needs, with the field that asks for it."""
+    if cfg.env.backend != "auto":
+        yield cfg.env.backend, "env.backend"
+    if cfg.env.backend == "mjx" and cfg.env.mjx_impl == "warp":
+        yield "warp", "env.mjx_impl"
+
+
+def _installed(module: str) -> bool:
+    """Whether `module` can be imported, found without importing its parents."""
+    top, *rest = module.split(".")
+    spec = importlib.util.find_spec(top)
+    for part in rest:
+        if spec is None:
+            return False
+        spec = PathFinder.find_spec(f"{spec.name}.{part}", spec.submodule_search_locations)
+    return spec is not None

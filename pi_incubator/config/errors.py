@@ -1,0 +1,120 @@
+"""ConfigError, and how a pydantic report becomes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from reprlib import Repr
+from typing import Any
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from envs_gpu.registry import nearest
+from pi_incubator.config.models import ExperimentConfig
+from pi_incubator.errors import UserError
+
+DEFAULTS = ExperimentConfig()
+SECTIONS = {name: list(type(section).model_fields) for name, section in DEFAULTS}
+FIELDS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
+
+NO_VALUE: Any = object()
+_short = Repr()
+_short.maxlevel, _short.maxstring, _short.maxother = 2, 250, 250  # long enough for a path
+
+
+class ConfigError(UserError):
+    """A mistake in a configuration, printed as `file: field = value: problem; fix`.
+
+    Args:
+        file: where the value came from: `file`, `file:line` or `command line`.
+        field: `section.key`; empty when the mistake is about the file as a whole.
+        value: the offending value; NO_VALUE leaves it out.
+        problem: what is wrong with it.
+        fix: what to write instead.
+    """
+
+    def __init__(self, file: str, field: str = "", value: Any = NO_VALUE, *, problem: str, fix: str) -> None:
+        self.file, self.field, self.value, self.problem, self.fix = file, field, value, problem, fix
+        subject = field if value is NO_VALUE else f"{field} = {show(value)}"
+        super().__init__(": ".join(part for part in (file, subject, f"{problem}; {fix}") if part))
+
+
+def show(value: Any) -> str:
+    """`value` as a file would write it, cut to a readable length."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else _short.repr(value)
+
+
+def field_called(key: str) -> str | None:
+    """The first "section.key" whose key is `key`, for a key that lost its section."""
+    return next((field for field in FIELDS if field.endswith(f".{key}")), None)
+
+
+def unknown_section(source: str, section: str, value: Any) -> ConfigError:
+    """The error for a top-level key that is no section; a field that lost its section is recognized."""
+    field = field_called(section)
+    if field and not isinstance(value, Mapping):
+        fix = f"did you mean {field}?"
+        return ConfigError(source, section, value, problem="is not a section", fix=fix)
+    guess = nearest(section, SECTIONS)
+    fix = f"did you mean {guess}?" if guess else f"the sections are: {', '.join(SECTIONS)}"
+    return ConfigError(source, section, problem="unknown section", fix=fix)
+
+
+def unknown_key(source: str, section: str, key: str, value: Any) -> ConfigError:
+    """The error for a key that its section does not have, naming the nearest that exists."""
+    near = nearest(key, SECTIONS[section])
+    guess = field_called(key) or (f"{section}.{near}" if near else nearest(f"{section}.{key}", FIELDS))
+    fix = f"did you mean {guess}?" if guess else f"{section} has: {', '.join(SECTIONS[section])}"
+    return ConfigError(source, f"{section}.{key}", value, problem="unknown field", fix=fix)
+
+
+def from_validation(error: ValidationError, sources: Mapping[str, str], file: str) -> ConfigError:
+    """The first mistake that pydantic reports; `file` stands in for values that are defaults."""
+    details = error.errors(include_url=False)
+    first, others = details[0], len(details) - 1
+    more = f" (and {others} more)" if others else ""
+    if first["type"] == "cross_field":
+        field, value, problem, fix = (first["ctx"][key] for key in ("field", "value", "problem", "fix"))
+        problem = problem if field in sources else f"{problem} (this value is the default)"
+        return ConfigError(sources.get(field, file), field, value, problem=problem, fix=fix + more)
+    section, key, *index = map(str, first["loc"])
+    field = f"{section}.{key}"
+    source = sources.get(field, file)
+    problem, fix = _explain(first, default=getattr(getattr(DEFAULTS, section), key))
+    where = "".join(f"[{i}]" for i in index)
+    return ConfigError(source, field + where, first["input"], problem=problem, fix=fix + more)
+
+
+def _explain(details: ErrorDetails, default: Any) -> tuple[str, str]:
+    """The problem and the fix for one bad value of a field whose default is `default`."""
+    kind, value = details["type"], details["input"]
+    problem = details["msg"].replace("Input should be", "must be")
+    shown = show(list(default) if isinstance(default, tuple) else default)
+    example = "" if default is None else f", for example {shown}"
+    match kind:
+        case "int_type" if isinstance(value, float) and value.is_integer():
+            return "must be an integer", f"write {int(value)}, without a point or an exponent"
+        case "int_type" | "int_from_float" if isinstance(value, float):
+            return "must be an integer", f"write a whole number{example}"
+        case "int_type":
+            return "must be an integer", f"write a plain number without quotes{example}"
+        case "float_type":
+            return "must be a number", f"write a plain number without quotes{example}"
+        case "bool_type":
+            return "must be true or false", f"write true or false without quotes{example}"
+        case "string_type":
+            return "must be text", f"write it in quotes{example}"
+        case "tuple_type":
+            return "must be a list", f"write it in brackets{example}"
+        case "literal_error":
+            choices = details["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+            guess = nearest(value, choices) if isinstance(value, str) else None
+            return problem, f"did you mean {guess}?" if guess else f"write one of them{example}"
+        case "string_pattern_mismatch":
+            return "must be a safe file name", f"use letters, digits, '.', '_' and '-'{example}"
+        case "too_short" | "string_too_short":
+            return "must not be empty", f"set a value{example}"
+        case "greater_than" if details["ctx"]["gt"] == 0:
+            return problem, f"set a positive number{example}"
+    return problem, f"set another value{example}"

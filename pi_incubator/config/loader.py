@@ -1,0 +1,268 @@
+"""Read an experiment file, the files it inherits from and the command line into one ExperimentConfig."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
+from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+
+from envs_gpu.registry import nearest
+from pi_incubator.config.errors import (
+    SECTIONS,
+    ConfigError,
+    field_called,
+    from_validation,
+    show,
+    unknown_key,
+    unknown_section,
+)
+from pi_incubator.config.models import ExperimentConfig
+
+COMMAND_LINE = "command line"
+BASE = "base"  # top-level key: the file to inherit from
+SCHEMA = "$schema"  # top-level key by which editors find the schema of a JSON file; not read
+SUFFIXES = (".yaml", ".yml", ".json")
+MAX_BYTES = 65_536  # larger is some other file, and would take long to parse
+MAX_DEPTH = 20  # open brackets and indentations; an experiment needs 3
+# What ruamel's parser and the constructors behind YAML tags raise on malformed text.
+YAML_ERRORS = (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+Sources = dict[str, str]  # "section.key" -> "file:line" or "command line"
+
+
+class Setting(NamedTuple):
+    value: Any
+    source: str
+
+
+Settings = dict[str, Setting]  # by "section.key"
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
+    """The experiment in `path` (YAML or JSON by suffix) with `section.key=value` overrides applied.
+
+    Raises:
+        ConfigError: anything wrong with the file, a file it inherits from or an override.
+    """
+    return load_with_sources(path, overrides)[0]
+
+
+def load_with_sources(path: str | Path, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, Sources]:
+    """`load_config`, and where each value that is not a default came from.
+
+    Raises:
+        ConfigError: as `load_config`.
+    """
+    settings = _read(Path(path), asked_by=None, above=())
+    for text in overrides:
+        settings |= _parse_override(text)
+    sources = {field: setting.source for field, setting in settings.items()}
+    values: dict[str, dict[str, Any]] = {}
+    for field, setting in settings.items():
+        section, key = field.split(".")
+        values.setdefault(section, {})[key] = setting.value
+    try:
+        return ExperimentConfig.model_validate(values), sources
+    except ValidationError as error:
+        raise from_validation(error, sources, file=str(path)) from None
+
+
+def save_config(cfg: ExperimentConfig, path: str | Path) -> None:
+    """Write every value of `cfg` as YAML that `load_config` reads back equal.
+
+    Raises:
+        OSError: `path` cannot be written.
+    """
+    yaml = _yaml()
+    yaml.default_flow_style = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
+    with Path(path).open("w", encoding="utf-8") as file:
+        yaml.dump(cfg.model_dump(mode="json"), file)
+
+
+def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Settings:
+    """The settings of `path` over those of its base; `above` are the files that led here."""
+    text = _read_text(path, asked_by)
+    if asked_by is not None and path.resolve() in above:
+        chain = " -> ".join(file.name for file in (*above, path))
+        problem, fix = f"inherits from itself ({chain})", "remove one of these base lines"
+        raise ConfigError(asked_by.source, BASE, asked_by.value, problem=problem, fix=fix)
+    parse = _parse_json if path.suffix.lower() == ".json" else _parse_yaml
+    data, lines = parse(text, str(path))
+    if not isinstance(data, Mapping):
+        fix = "write sections such as 'env:' with their fields below"
+        raise ConfigError(str(path), problem="the top level is not a mapping", fix=fix)
+    sections = {key: value for key, value in data.items() if key not in (BASE, SCHEMA)}
+    settings = _flatten(sections, lines, str(path))
+    if BASE not in data:
+        return settings
+    base = Setting(data[BASE], lines.get(BASE, str(path)))
+    if not isinstance(base.value, str) or not base.value:
+        fix = "name one file, relative to this one"
+        raise ConfigError(base.source, BASE, base.value, problem="must be a file name", fix=fix)
+    return _read(path.parent / base.value, base, (*above, path.resolve())) | settings
+
+
+def _read_text(path: Path, asked_by: Setting | None) -> str:
+    """The text of `path`; an error names the `base` setting that asked for it, if one did."""
+
+    def error(problem: str, fix: str) -> ConfigError:
+        if asked_by is None:
+            return ConfigError(str(path), problem=problem, fix=fix)
+        return ConfigError(asked_by.source, BASE, asked_by.value, problem=f"{path}: {problem}", fix=fix)
+
+    try:
+        if path.is_dir():
+            raise error("is a directory", "name a file in it")
+        if not path.exists():
+            siblings = _siblings(path)
+            guess = nearest(path.stem, siblings)
+            fix = f"did you mean {siblings[guess]}?" if guess else "check the path"
+            raise error("file not found", fix)
+        if path.suffix.lower() not in SUFFIXES:
+            raise error("is neither YAML nor JSON", f"rename it to end in {', '.join(SUFFIXES)}")
+        if path.stat().st_size > MAX_BYTES:
+            raise error(f"is larger than {MAX_BYTES} bytes", "name an experiment file")
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as problem:
+        raise error(f"is not UTF-8 text (byte {problem.start})", "save it as UTF-8") from None
+    except (OSError, ValueError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise error(f"cannot be read ({reason})", "check the path and its permissions") from None
+
+
+def _siblings(path: Path) -> dict[str, Path]:
+    """The experiment files in the folder of `path`, by stem."""
+    files = path.parent.iterdir() if path.parent.is_dir() else ()
+    return {file.stem: file for file in files if file.suffix in SUFFIXES}
+
+
+def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:
+    """The document and the source of each key of its first two levels.
+
+    Raises:
+        ConfigError: a key appears twice, or the text is not one YAML document.
+    """
+    try:
+        _check_depth(text)
+        yaml = _yaml()
+        node = yaml.compose(text)
+        lines = dict(_key_lines(node, file))
+        return yaml.constructor.construct_document(node) if node else None, lines
+    except YAML_ERRORS as error:
+        if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
+            file, reason = f"{file}:{error.problem_mark.line + 1}", error.problem
+        else:
+            reason = str(error)
+        fix = "check the indentation, quotes and brackets there"
+        raise ConfigError(file, problem=f"is not valid YAML ({reason})", fix=fix) from None
+
+
+def _yaml() -> YAML:
+    """A parser of YAML 1.2: 1e-3 is a number, on and off are words. The C parser would read YAML 1.1."""
+    return YAML(typ="safe", pure=True)
+
+
+def _check_depth(text: str) -> None:
+    """Refuse deep nesting early: the scanner's time grows with the square of the depth.
+
+    Raises:
+        YAMLError: deeper than MAX_DEPTH, or the text is malformed.
+    """
+    depth = 0
+    for event in _yaml().parse(text):
+        depth += isinstance(event, CollectionStartEvent) - isinstance(event, CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+
+
+def _key_lines(node: Node | None, file: str, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield (path, "file:line") for the keys of a mapping and of the mappings one level below."""
+    first_line: dict[str, int] = {}
+    for key, value in node.value if isinstance(node, MappingNode) else []:
+        if not isinstance(key, ScalarNode):
+            continue
+        path, line = f"{prefix}{key.value}", key.start_mark.line + 1
+        source = f"{file}:{line}"
+        if path in first_line:
+            problem = f"appears twice, on lines {first_line[path]} and {line}"
+            raise ConfigError(source, path, problem=problem, fix="keep one of the two")
+        first_line[path] = line
+        yield path, source
+        if not prefix:
+            yield from _key_lines(value, file, f"{path}.")
+
+
+def _parse_json(text: str, file: str) -> tuple[Any, Sources]:
+    """The document; JSON keeps no line numbers, so the sources are empty.
+
+    Raises:
+        ConfigError: a key appears twice, or the text is not JSON.
+    """
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        mapping: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in mapping:
+                raise ConfigError(file, key, value, problem="appears twice", fix="keep one of the two")
+            mapping[key] = value
+        return mapping
+
+    fix = "check the quotes, commas and brackets there"
+    try:
+        return json.loads(text, object_pairs_hook=unique), {}
+    except json.JSONDecodeError as error:
+        problem = f"is not valid JSON ({error.msg})"
+        raise ConfigError(f"{file}:{error.lineno}", problem=problem, fix=fix) from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(file, problem=f"is not valid JSON ({error})", fix=fix) from None
+
+
+def _flatten(data: Mapping[Any, Any], lines: Sources, file: str) -> Settings:
+    """The settings of one document by "section.key".
+
+    Raises:
+        ConfigError: an unknown section or key, or a section that is no mapping.
+    """
+    settings: Settings = {}
+    for section, fields in data.items():
+        source = lines.get(section, file)
+        if section not in SECTIONS:
+            raise unknown_section(source, str(section), fields)
+        if not isinstance(fields, Mapping):
+            fix = f"write fields below it, for example '{SECTIONS[section][0]}:', or remove it"
+            raise ConfigError(source, section, fields, problem="must be a section of fields", fix=fix)
+        for key, value in fields.items():
+            source = lines.get(f"{section}.{key}", file)
+            if key not in SECTIONS[section]:
+                raise unknown_key(source, section, str(key), value)
+            settings[f"{section}.{key}"] = Setting(value, source)
+    return settings
+
+
+def _parse_override(text: str) -> Settings:
+    """The setting in `section.key=value`, its value read as YAML.
+
+    Raises:
+        ConfigError: there is no '=', no such field, or the value is not valid YAML.
+    """
+    field, equals, value = (part.strip() for part in text.partition("="))
+    section, dot, key = field.partition(".")
+    if not (equals and section and dot and key):
+        guess = field_called(field)
+        fix = f"did you mean {guess}={value}?" if guess else "for example algorithm.lr=3e-4"
+        raise ConfigError(COMMAND_LINE, show(text), problem="is not section.key=value", fix=fix)
+    try:
+        _check_depth(value)
+        data = _yaml().load(value)
+    except YAML_ERRORS:
+        fix = "check its quotes and brackets, and quote it for the shell"
+        raise ConfigError(COMMAND_LINE, field, value, problem="is not valid YAML", fix=fix) from None
+    return _flatten({section: {key: data}}, {}, COMMAND_LINE)

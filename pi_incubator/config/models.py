@@ -1,0 +1,259 @@
+"""What an experiment file may say: one frozen model a section, one docstring a field.
+
+Field names are the file's keys; units are in the names. A value of another type is an error,
+never a conversion: "64" is no integer and true is no number.
+"""
+
+from __future__ import annotations
+
+from math import gcd, isqrt
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# Files give a list, which is no tuple: the outer type is lenient, each size stays a strict integer.
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(strict=False, min_length=1)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """Rules shared by every section."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class ExperimentSection(Section):
+    """What the run is called and where it writes."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "ant_ppo"
+    """Name of the run and of its folder: letters, digits, '.', '_' and '-'."""
+    output_dir: Name = "runs"
+    """Folder that holds one folder a run, relative to the working directory."""
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1
+    """Seed of every random number generator of the run."""
+
+
+class EnvSection(Section):
+    """The simulated worlds."""
+
+    name: Name = "ant"
+    """Task: the name of a file in envs_gpu/tasks."""
+    backend: Literal["auto", "mujoco", "warp", "mjx"] = "auto"
+    """Physics backend; auto takes warp on a GPU and mujoco on a CPU."""
+    num_envs: Annotated[int, Field(ge=1, le=2**20)] = 64
+    """Worlds stepped together as one batch."""
+    mjx_impl: Literal["jax", "warp"] = "jax"
+    """Implementation that the mjx backend runs on; other backends do not read it."""
+
+
+class NetworkSection(Section):
+    """The policy and value networks."""
+
+    name: Name = "mlp"
+    """Network: the name of a file in pi_incubator/networks."""
+    hidden_sizes: Sizes = (64, 64)
+    """Width of each hidden layer, in units."""
+    activation: Literal["tanh", "elu", "relu", "silu"] = "tanh"
+    """Activation after each hidden layer."""
+    init_log_std: Annotated[float, Field(ge=-20, le=5)] = 0.0
+    """Initial natural logarithm of the action's standard deviation."""
+    normalize_observations: bool = True
+    """Whether observations are shifted and scaled by their running mean and standard deviation."""
+    observation_clip: Positive = 10.0
+    """Bound on normalized observations, in standard deviations."""
+
+
+class AlgorithmSection(Section):
+    """The learner: what it collects for an iteration and how it updates on it."""
+
+    name: Name = "ppo"
+    """Algorithm: the name of a file in pi_incubator/algorithms."""
+    horizon: Annotated[int, Field(ge=1, le=2**16)] = 64
+    """Steps of each world collected for one iteration."""
+    num_epochs: Count = 5
+    """Passes over the collected batch in one iteration."""
+    minibatch_size: Count = 512
+    """Samples of one optimizer step; divides env.num_envs * algorithm.horizon."""
+    lr: Positive = 3e-4
+    """Learning rate of the optimizer, the initial one if it is scheduled."""
+    lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"
+    """constant, linear decay to zero over the run, or adaptive: steered towards desired_kl."""
+    desired_kl: Positive = 0.01
+    """KL divergence between successive policies that the adaptive schedule aims at, in nats."""
+    gamma: Fraction = 0.99
+    """Discount of the reward, per step."""
+    gae_lambda: Fraction = 0.95
+    """Decay of generalized advantage estimation: 0 is one-step TD, 1 is Monte Carlo."""
+    clip_ratio: Positive = 0.2
+    """How far the probability ratio may leave 1 before its gradient is cut."""
+    value_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger global L2 norm are scaled down to it."""
+    normalize_advantage: bool = True
+    """Whether advantages are shifted and scaled to zero mean and unit standard deviation."""
+    reward_scale: Positive = 1.0
+    """Factor on the reward that the learner sees; reported returns are not scaled."""
+
+
+class TrainingSection(Section):
+    """How long to train and how often to report."""
+
+    total_steps: Annotated[int, Field(ge=1, le=2**53)] = 3_000_000
+    """Environment steps of the run, summed over all worlds."""
+    log_every: Count = 10
+    """Iterations between two reports of the metrics."""
+
+
+class ComputeSection(Section):
+    """Which hardware to use and how much of it."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Device of physics, policy and learner; auto takes a GPU when there is one."""
+    num_threads: Threads = 0
+    """CPU threads of one torch operation; 0 chooses for the machine."""
+    physics_threads: Threads = 0
+    """CPU threads of the mujoco backend; 0 takes all cores."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether act, advantage and update go through torch.compile; auto where it measured faster."""
+
+
+class TrackingSection(Section):
+    """Where metrics go."""
+
+    backend: Name = "mlflow"
+    """Tracker: the name of a file in pi_incubator/tracking; none records nothing."""
+    uri: Name | None = None
+    """Address of the tracking store; null is an SQLite file in the output folder."""
+
+
+class EvaluationSection(Section):
+    """How a policy is judged."""
+
+    num_episodes: Count = 32
+    """Episodes that the reported return is averaged over."""
+    video: bool = False
+    """Whether a video of the policy is recorded."""
+    video_length_s: Positive = 10.0
+    """Length of the video, in simulated seconds."""
+
+
+class CheckpointSection(Section):
+    """When the run is saved and whether it continues from what is there."""
+
+    save_every: Count = 50
+    """Iterations between two checkpoints; the last iteration is always saved."""
+    keep: Count = 3
+    """Newest checkpoints that stay on disk."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto continues from a checkpoint if there is one, never starts afresh, must fails without one."""
+
+
+class DeploymentSection(Section):
+    """What the trained policy is exported to, and how the export is checked."""
+
+    export: Literal["onnx", "none"] = "onnx"
+    """Format of the exported policy."""
+    opset: Annotated[int, Field(ge=18, le=100)] = 18
+    """ONNX operator set of the export."""
+    num_check_observations: Count = 1000
+    """Observations on which the export is compared with the policy."""
+    tolerance: Positive = 1e-5
+    """Largest absolute difference of an action that the comparison allows."""
+
+
+class ExperimentConfig(Section):
+    """A whole experiment. Every section and every field is optional; the defaults train Ant with PPO."""
+
+    experiment: ExperimentSection = ExperimentSection()
+    """What the run is called and where it writes."""
+    env: EnvSection = EnvSection()
+    """The simulated worlds."""
+    network: NetworkSection = NetworkSection()
+    """The policy and value networks."""
+    algorithm: AlgorithmSection = AlgorithmSection()
+    """The learner."""
+    training: TrainingSection = TrainingSection()
+    """How long to train and how often to report."""
+    compute: ComputeSection = ComputeSection()
+    """Which hardware to use and how much of it."""
+    tracking: TrackingSection = TrackingSection()
+    """Where metrics go."""
+    evaluation: EvaluationSection = EvaluationSection()
+    """How a policy is judged."""
+    checkpoint: CheckpointSection = CheckpointSection()
+    """When the run is saved and whether it continues from what is there."""
+    deployment: DeploymentSection = DeploymentSection()
+    """What the trained policy is exported to."""
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of one iteration, over all worlds."""
+        return self.env.num_envs * self.algorithm.horizon
+
+    @property
+    def num_iterations(self) -> int:
+        """Whole iterations that fit in training.total_steps."""
+        return self.training.total_steps // self.batch_size
+
+    @property
+    def run_dir(self) -> Path:
+        """Folder of this run."""
+        return Path(self.experiment.output_dir).expanduser() / self.experiment.name
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> ExperimentConfig:
+        num_envs, horizon = self.env.num_envs, self.algorithm.horizon
+        minibatch_size = self.algorithm.minibatch_size
+        batch = f"env.num_envs * algorithm.horizon = {num_envs} * {horizon} = {self.batch_size}"
+        if self.batch_size % minibatch_size:
+            sizes = _nearest_divisors(self.batch_size, minibatch_size)
+            envs = _nearest_multiples(minibatch_size // gcd(minibatch_size, horizon), num_envs)
+            raise _cross_field_error(
+                field="algorithm.minibatch_size",
+                value=minibatch_size,
+                problem=f"must divide {batch}",
+                fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
+            )
+        if self.training.total_steps < self.batch_size:
+            raise _cross_field_error(
+                field="training.total_steps",
+                value=self.training.total_steps,
+                problem=f"must be at least one iteration, {batch}",
+                fix=f"set it to {self.batch_size} or more, or lower env.num_envs or algorithm.horizon",
+            )
+        return self
+
+
+def _cross_field_error(**context: Any) -> PydanticCustomError:
+    return PydanticCustomError("cross_field", "{field} = {value}: {problem}; {fix}", context)
+
+
+def _nearest_divisors(number: int, near: int) -> list[int]:
+    """The divisors of `number` next below and next above `near`, those that exist."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    divisors = sorted({*small, *(number // d for d in small)})
+    below = [d for d in divisors if d < near]
+    above = [d for d in divisors if d > near]
+    return below[-1:] + above[:1]
+
+
+def _nearest_multiples(factor: int, near: int) -> list[int]:
+    """The positive multiples of `factor` next below and next above `near`."""
+    below = near // factor * factor
+    return [multiple for multiple in (below, below + factor) if multiple > 0]
+
+
+def _either(values: list[int]) -> str:
+    return " or ".join(map(str, values))

@@ -1,0 +1,28 @@
+"""The JSON schema by which editors complete and check experiment files.
+
+`python -m pi_incubator.config.schema` writes it to configs/schema.json.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from pi_incubator.config.loader import BASE, SCHEMA
+from pi_incubator.config.models import ExperimentConfig
+
+SCHEMA_PATH = Path(__file__).parents[2] / "configs" / "schema.json"
+
+
+def schema_text() -> str:
+    """The schema of an experiment file, as JSON text."""
+    schema = ExperimentConfig.model_json_schema()
+    schema["properties"] |= {
+        BASE: {"type": "string", "description": "File to inherit from, relative to this one."},
+        SCHEMA: {"type": "string", "description": "This schema, for editors."},
+    }
+    return json.dumps(schema, indent=2) + "\n"
+
+
+if __name__ == "__main__":
+    SCHEMA_PATH.write_text(schema_text(), encoding="utf-8")

@@ -1,0 +1,11 @@
+"""Errors a user can cause and mend."""
+
+
+class UserError(Exception):
+    """One clear line for the user: what is wrong and what to do. Commands print it without a traceback."""
+
+    exit_code = 2
+
+    def __str__(self) -> str:
+        # File names, keys and parser messages may carry line breaks; the report stays one line.
+        return " ".join(super().__str__().split())

@@ -1,0 +1,1 @@
+"""How good a policy is, measured and shown: statistics over whole episodes, tables, curves, videos."""

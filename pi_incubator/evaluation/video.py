@@ -1,0 +1,83 @@
+"""A film of the policy at work."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import imageio.v2 as imageio
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from envs_gpu.render import Renderer, RenderError
+from pi_incubator.evaluation.evaluate import Act, Policy, as_function
+
+if TYPE_CHECKING:
+    from envs_gpu.sim_env import SimEnv
+
+MAX_FRAMES_PER_S = 50.0
+
+
+def record_video(
+    env: SimEnv,
+    policy: Policy | Act,
+    path: Path,
+    *,
+    length_s: float,
+    seed: int,
+    num_worlds: int = 1,
+    width: int = 640,
+    height: int = 480,
+    camera: str | None = None,
+) -> None:
+    """Write an mp4, in real time, of the deterministic policy in freshly reset worlds.
+
+    Args:
+        env: is reset, and left in the middle of something.
+        policy: as `evaluate` takes it.
+        path: of the video; its folder must exist.
+        length_s: simulated seconds; episodes that end sooner are followed by the next.
+        seed: of the worlds.
+        num_worlds: how many of the env's worlds to show, side by side.
+        width: of one world's picture, in pixels.
+        height: of one world's picture, in pixels.
+        camera: as `envs_gpu.render.Renderer` takes it.
+
+    Raises:
+        RenderError: nothing can be drawn or encoded here; one line says why.
+    """
+    every = max(1, round(env.spec.control_hz / MAX_FRAMES_PER_S))
+    num_steps = max(1, round(length_s * env.spec.control_hz))
+    renderer = Renderer(env.physics.model, width, height, camera)
+    try:
+        positions = _roll_out(env, policy, seed, num_steps, min(num_worlds, env.num_envs))[::every]
+        with imageio.get_writer(path, fps=env.spec.control_hz / every, codec="libx264", quality=8) as writer:
+            for qpos in positions:
+                writer.append_data(_side_by_side([renderer.render(world) for world in qpos]))
+    except (OSError, ImportError) as error:
+        raise RenderError(f"{path}: cannot be encoded ({error}); check imageio-ffmpeg and the disk") from error
+    finally:
+        renderer.close()
+
+
+@torch.no_grad()
+def _roll_out(env: SimEnv, policy: Policy | Act, seed: int, num_steps: int, num_worlds: int) -> NDArray[np.floating]:
+    """Positions of the first worlds before every step, `[num_steps, num_worlds, nq]`, in one transfer."""
+    act = as_function(policy)
+    obs = env.reset(seed)
+    positions = []
+    for _ in range(num_steps):
+        positions.append(env.physics.state.qpos[:num_worlds].clone())
+        obs = env.step(act(obs)).obs
+    return torch.stack(positions).cpu().numpy()
+
+
+def _side_by_side(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """`[H, W, 3]` pictures in rows, as near to a square as they go; what stays empty is black."""
+    columns = math.ceil(math.sqrt(len(pictures)))
+    blank = np.zeros_like(pictures[0])
+    padded = pictures + [blank] * (-len(pictures) % columns)
+    rows = [np.concatenate(padded[i : i + columns], axis=1) for i in range(0, len(padded), columns)]
+    return np.concatenate(rows)

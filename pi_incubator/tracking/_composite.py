@@ -1,0 +1,60 @@
+"""The tracker that the loop holds: it times, derives throughput and hands on to all others."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pi_incubator.tracking._base import Status, Tracker
+
+
+class CompositeTracker(Tracker):
+    """Adds to every log, over the time since the log before it:
+
+    - `env_steps_per_s`: environment steps per wall second, everything included;
+    - `time/<span>_s`: wall seconds spent in each span. On CUDA that is when work was queued, not when it ran,
+      unless the span itself waits for the device.
+
+    Args:
+        trackers: where the logs go.
+        env_steps: environment steps that the run has already taken.
+    """
+
+    def __init__(self, trackers: Sequence[Tracker], env_steps: int = 0) -> None:
+        self._trackers = trackers
+        self._span_s: defaultdict[str, float] = defaultdict(float)
+        self._last_s, self._last_env_steps = time.perf_counter(), env_steps
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        began_s = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._span_s[name] += time.perf_counter() - began_s
+
+    def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
+        now_s = time.perf_counter()
+        throughput = (env_steps - self._last_env_steps) / (now_s - self._last_s)
+        times = {f"time/{name}_s": seconds for name, seconds in self._span_s.items()}
+        everything = {**metrics, **times, "env_steps_per_s": throughput}
+        self._last_s, self._last_env_steps = now_s, env_steps
+        self._span_s.clear()
+        for tracker in self._trackers:
+            tracker.log(iteration, env_steps, everything)
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        for tracker in self._trackers:
+            tracker.log_params(params)
+
+    def log_artifact(self, path: Path) -> None:
+        for tracker in self._trackers:
+            tracker.log_artifact(path)
+
+    def close(self, status: Status = "finished") -> None:
+        for tracker in self._trackers:
+            tracker.close(status)

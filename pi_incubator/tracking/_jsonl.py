@@ -1,0 +1,55 @@
+"""One JSON object a log in the run's `metrics.jsonl`, whatever the tracking store."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.run_folder import RunFolder
+from pi_incubator.tracking._base import Status, Tracker
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The logs in `path`, oldest first: `iteration`, `env_steps`, `wall_s` and the metrics by name.
+
+    A metric that was NaN or infinite is None. A last line that a kill cut short is left out.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # every complete line ends in a newline
+
+
+class JsonlTracker(Tracker):
+    """Appends to the metrics file; a continued run first drops what was logged after its checkpoint."""
+
+    def __init__(self, cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> None:
+        kept = [row for row in read_metrics(folder.metrics) if row["iteration"] < start_iteration]
+        partial = folder.metrics.with_suffix(".partial")
+        partial.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+        partial.replace(folder.metrics)
+        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._began_s = time.perf_counter() - (kept[-1]["wall_s"] if kept else 0.0)
+
+    def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
+        wall_s = round(time.perf_counter() - self._began_s, 3)
+        row = {"iteration": iteration, "env_steps": env_steps, "wall_s": wall_s}
+        self._file.write(_line(row | {name: _finite(value) for name, value in metrics.items()}))
+        self._file.flush()
+
+    def close(self, status: Status = "finished") -> None:
+        self._file.close()
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    return json.dumps(row) + "\n"
+
+
+def _finite(value: float) -> float | None:
+    """JSON has neither NaN nor infinity."""
+    return value if math.isfinite(value) else None

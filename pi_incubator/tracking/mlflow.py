@@ -1,0 +1,153 @@
+"""MLflow: an SQLite file beside the runs unless `tracking.uri` names a server or another store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sqlite3
+import textwrap
+import time
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+# MLflow reads these at import. It would report usage to its makers, and wait minutes for a wrong address.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+
+from mlflow import MlflowClient
+from mlflow.entities import Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.provenance import git_state
+from pi_incubator.registry import tracker
+from pi_incubator.run_folder import RunFolder
+from pi_incubator.tracking._base import Status, Tracker
+
+EXPERIMENT = "pi_incubator"
+MAX_METRICS_PER_REQUEST = 1000  # MLflow's own limits
+MAX_PARAMS_PER_REQUEST = 100
+SECONDS_BETWEEN_REQUESTS = 5.0
+MAX_REASON = 300  # characters of MLflow's own words in an error
+SQLITE = "sqlite:///"
+STATUSES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
+
+log = logging.getLogger(__name__)
+
+
+@tracker("mlflow")
+class MlflowTracker(Tracker):
+    """One MLflow run a run folder; a continued run continues its MLflow run.
+
+    Metrics are sent in batches every few seconds. If the store fails in mid-run they are kept and sent with
+    the next batch: training does not depend on it.
+
+    Raises:
+        ConfigError: the store cannot be opened.
+    """
+
+    def __init__(self, cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> None:
+        # Table creation and upgrades are of no interest here.
+        for name in ("mlflow", "alembic"):
+            logging.getLogger(name).setLevel(logging.WARNING)
+        output_dir = folder.path.parent.absolute()
+        uri = cfg.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
+        try:
+            _check_sqlite(uri)
+            self._client = MlflowClient(tracking_uri=uri)
+            run = self._continued_run(folder) if start_iteration else None
+            run = run or self._new_run(cfg, None if cfg.tracking.uri else output_dir / "mlartifacts")
+        except (MlflowException, sqlite3.Error, OSError) as error:
+            problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
+            fix = "check the address, or set tracking.backend to none"
+            raise ConfigError(str(folder.config), "tracking.uri", uri, problem=problem, fix=fix) from None
+        self._run_id = run.info.run_id
+        self._params = dict(run.data.params)
+        folder.mlflow_run_id.write_text(self._run_id, encoding="utf-8")
+        self._pending: list[Metric] = []
+        self._sent_s = time.perf_counter()
+
+    def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        for name, value in {**metrics, "env_steps": env_steps}.items():
+            self._pending.append(Metric(name, value, now_ms, iteration))
+        if time.perf_counter() - self._sent_s >= SECONDS_BETWEEN_REQUESTS:
+            self._send()
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        new = [Param(name, str(value)) for name, value in params.items() if name not in self._params]
+        # MLflow does not let a parameter change: what a continued run does differently becomes a tag.
+        changed = [
+            RunTag(f"continued.{name}", str(value))
+            for name, value in params.items()
+            if self._params.get(name, str(value)) != str(value)
+        ]
+        for start in range(0, len(new), MAX_PARAMS_PER_REQUEST):
+            self._client.log_batch(self._run_id, params=new[start : start + MAX_PARAMS_PER_REQUEST])
+        self._client.log_batch(self._run_id, tags=changed)
+
+    def log_artifact(self, path: Path) -> None:
+        try:
+            self._client.log_artifact(self._run_id, str(path))
+        except (MlflowException, OSError) as error:
+            log.warning("MLflow did not take %s (%s); it stays in the run folder", path, error)
+
+    def close(self, status: Status = "finished") -> None:
+        self._send()
+        try:
+            self._client.set_terminated(self._run_id, STATUSES[status])
+        except MlflowException as error:
+            log.warning("MLflow did not take the end of the run (%s)", error)
+
+    def _continued_run(self, folder: RunFolder) -> Run | None:
+        """The MLflow run of this folder, set running again; None when the store does not have it."""
+        if not folder.mlflow_run_id.exists():
+            return None
+        run_id = folder.mlflow_run_id.read_text(encoding="utf-8").strip()
+        try:
+            self._client.update_run(run_id, status="RUNNING")
+            return self._client.get_run(run_id)
+        except MlflowException:
+            log.warning("MLflow has no run %s here; the continued run starts a new one", run_id)
+            return None
+
+    def _new_run(self, cfg: ExperimentConfig, artifacts: Path | None) -> Run:
+        git = git_state()
+        tags = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty)} if git else {}
+        experiment = self._experiment_id(artifacts)
+        return self._client.create_run(experiment, run_name=cfg.experiment.name, tags=tags)
+
+    def _experiment_id(self, artifacts: Path | None) -> str:
+        """The id of our MLflow experiment, made at first use; `artifacts` is where its files go."""
+        if found := self._client.get_experiment_by_name(EXPERIMENT):
+            return str(found.experiment_id)
+        try:
+            return self._client.create_experiment(EXPERIMENT, artifacts.as_uri() if artifacts else None)
+        except MlflowException:
+            # A run that started at the same moment may have made it first.
+            found = self._client.get_experiment_by_name(EXPERIMENT)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def _send(self) -> None:
+        self._sent_s = time.perf_counter()
+        try:
+            while self._pending:
+                self._client.log_batch(self._run_id, metrics=self._pending[:MAX_METRICS_PER_REQUEST])
+                del self._pending[:MAX_METRICS_PER_REQUEST]
+        except MlflowException as error:
+            log.warning("MLflow did not take the metrics (%s); they are kept for the next batch", error)
+
+
+def _check_sqlite(uri: str) -> None:
+    """Open the file of an SQLite address for writing, if it is one; MLflow would retry for minutes.
+
+    Raises:
+        sqlite3.Error, OSError: it cannot be opened, or is no database.
+    """
+    if uri.startswith(SQLITE):
+        with closing(sqlite3.connect(uri.removeprefix(SQLITE))) as database:
+            database.execute("BEGIN IMMEDIATE")

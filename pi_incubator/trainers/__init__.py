@@ -1,0 +1,1 @@
+"""The loops: one file a family of algorithms."""

@@ -1,0 +1,81 @@
+"""What one iteration of on-policy collection remembers, allocated once.
+
+Letters: T horizon (steps per world), N worlds, A actions, D observation width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs_gpu.vec_env import EnvSpec, StepResult
+from pi_incubator.networks._actor_critic import Act
+
+
+class Rollout:
+    """`data` is a TensorDict of batch `[T, N]` with the keys that TorchRL's losses and estimators read.
+
+    Args:
+        horizon: T.
+        spec: the env's.
+        groups: the observation groups to store (normalized).
+    """
+
+    def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...]) -> None:
+        def buffer(*width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.zeros(horizon, spec.num_envs, *width, dtype=dtype, device=spec.device)
+
+        self.horizon = horizon
+        transition = {
+            "reward": buffer(1),
+            "terminated": buffer(1, dtype=torch.bool),
+            "done": buffer(1, dtype=torch.bool),
+            "state_value": buffer(1),
+        }
+        self.data = TensorDict(
+            {
+                **{group: buffer(spec.obs_dims[group]) for group in groups},
+                "action": buffer(spec.action_dim),
+                "action_log_prob": buffer(),
+                "state_value": buffer(1),
+                "next": TensorDict(transition, batch_size=[horizon, spec.num_envs]),
+            },
+            batch_size=[horizon, spec.num_envs],
+            device=spec.device,
+        )
+        self.noise = buffer(spec.action_dim)
+        # Indexing a TensorDict costs more than the write: the rows' views are made once.
+        self._rows = [dict(row.items(True, True)) for row in self.data.unbind(0)]
+
+    def store_act(self, t: int, act: Act) -> None:
+        """Write what the policy saw and did at step `t`; its value completes step `t - 1`."""
+        row = self._rows[t]
+        for group, observation in act.observation.items():
+            row[group].copy_(observation)
+        row["action"].copy_(act.action)
+        row["action_log_prob"].copy_(act.log_prob)
+        row["state_value"].copy_(act.value.unsqueeze(-1))
+
+    def store_result(self, t: int, result: StepResult, bootstrap: Callable[[TensorDict], Tensor]) -> None:
+        """Write what the env answered at step `t`.
+
+        `bootstrap` gives the value `[N]` of raw observations. It is only asked about `final_obs`, for
+        episodes that the clock cut off; the other next values are those of the following step.
+        """
+        row = self._rows[t]
+        row["next", "reward"].copy_(result.reward.unsqueeze(-1))
+        row["next", "terminated"].copy_(result.terminated.unsqueeze(-1))
+        row["next", "done"].copy_((result.terminated | result.truncated).unsqueeze(-1))
+        # Looking is free on the CPU, and there truncations are rare; on a GPU it would stall the stream.
+        if result.truncated.device.type != "cpu" or result.truncated.any():
+            row["next", "state_value"].copy_(bootstrap(result.final_obs).unsqueeze(-1))
+
+    def close(self, last_value: Tensor) -> None:
+        """Fill in the next values of all steps that did not end an episode; `last_value` `[N]` is V(obs[T])."""
+        value, done = self.data["state_value"], self.data["next", "done"]
+        following = torch.cat((value[1:], last_value[None, :, None]))
+        next_value = self.data["next", "state_value"]
+        next_value.copy_(torch.where(done, next_value, following))

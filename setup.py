@@ -1,0 +1,62 @@
+"""Packages, commands and extras; the pinned set that is tested together is in requirements.txt."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="pi_incubator",
+    version="0.1.0",
+    description="Reinforcement learning for robots: simulator in the loop, from simulator to robot",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11,<3.13",
+    packages=find_packages(include=["pi_incubator*", "kernels*", "envs_gpu*", "bench*"]),
+    package_data={"pi_incubator": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "torchrl==0.14.1",
+        "tensordict>=0.14.3,<0.15",  # 0.15 breaks torchrl 0.14
+        "triton>=3.6; platform_system == 'Linux'",
+        "mujoco==3.17.0",
+        "mujoco-warp==3.17.0",
+        "warp-lang==1.18.0",
+        "gymnasium>=1.2,<2",  # its MuJoCo models
+        "pydantic>=2.14,<3",
+        "ruamel.yaml>=0.19,<0.20",  # YAML 1.2: 1e-3 is a number, a duplicate key an error
+        "safetensors>=0.7",
+        "rich>=14",
+        "mlflow>=3.17,<3.18",
+        "matplotlib>=3.10",
+        "imageio>=2.37",
+        "imageio-ffmpeg>=0.6",
+        "onnx>=1.23,<2",
+        "onnxscript>=0.7.2,<0.8",
+        "onnxruntime>=1.32,<2",
+        "psutil>=7",
+    ],
+    extras_require={
+        "mjx": ["mujoco-mjx==3.17.0", "jax>=0.10.2"],
+        "cuda": ["mujoco-mjx==3.17.0", "jax[cuda13]>=0.10.2"],
+        "zoo": ["brax==0.14.2"],
+        "launch": ["ray[default]==2.60.0"],
+        "peers": ["stable-baselines3==2.9.2"],  # what pi-bench compares with
+        "test": [
+            "pytest>=9",
+            "pytest-timeout>=2.4",  # a hang is a failure, not a stuck run
+            "hypothesis>=6.150",
+            "ruff==0.17.6",
+            "mypy==2.4.1",
+            "dm_control==1.0.50",  # the cartpole that ours is checked against
+            "types-psutil",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "pi-train=pi_incubator.cli.train:cli",
+            "pi-eval=pi_incubator.cli.eval:cli",
+            "pi-export=pi_incubator.cli.export:cli",
+            "pi-bench=bench.cli:cli",
+            "pi-doctor=pi_incubator.cli.doctor:cli",
+        ]
+    },
+)

@@ -1,0 +1,166 @@
+"""What every task keeps, run over the registry."""
+
+import pytest
+import torch
+from torchrl.envs.utils import check_env_specs
+
+from envs_gpu.make import make_env
+from envs_gpu.tasks import TASKS
+from envs_gpu.torchrl_env import TorchRLEnv
+
+CPU = torch.device("cpu")
+every_task = pytest.mark.parametrize("task", TASKS.names())
+
+
+def actions(env, num_steps, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return 2 * torch.rand(num_steps, env.num_envs, env.spec.action_dim, generator=generator) - 1
+
+
+def play(env, action_sequence):
+    """Everything that the steps gave, stacked `[T, N, ...]`."""
+    results = [env.step(action) for action in action_sequence]
+    return {
+        "obs": torch.stack([result.obs["policy"] for result in results]),
+        "final_obs": torch.stack([result.final_obs["policy"] for result in results]),
+        "reward": torch.stack([result.reward for result in results]),
+        "terminated": torch.stack([result.terminated for result in results]),
+        "truncated": torch.stack([result.truncated for result in results]),
+    }
+
+
+def assert_same(one, other):
+    for name, value in one.items():
+        assert torch.equal(value, other[name]), name
+
+
+@every_task
+def test_shapes_and_dtypes(task):
+    env = make_env(task, num_envs=5, device=CPU)
+    result = env.step(actions(env, 1)[0])
+    for obs in (env.obs, result.obs, result.final_obs):
+        assert {group: tuple(value.shape) for group, value in obs.items()} == {
+            group: (5, width) for group, width in env.spec.obs_dims.items()
+        }
+        assert all(value.dtype == torch.float32 for value in obs.values())
+    assert (result.reward.shape, result.reward.dtype) == ((5,), torch.float32)
+    for flag in (result.terminated, result.truncated):
+        assert (flag.shape, flag.dtype) == ((5,), torch.bool)
+    assert len(env.spec.joint_names) == env.spec.action_dim
+
+
+@every_task
+def test_same_seed_same_trajectory(task):
+    played = []
+    for _ in range(2):
+        env = make_env(task, num_envs=4, device=CPU, seed=7)
+        played.append(play(env, actions(env, 60)))
+        env.reset(7)
+        played.append(play(env, actions(env, 60)))
+    for other in played[1:]:
+        assert_same(played[0], other)
+
+
+@every_task
+def test_other_seed_other_start(task):
+    env = make_env(task, num_envs=4, device=CPU, seed=7)
+    assert not torch.equal(env.obs["policy"].clone(), env.reset(8)["policy"])
+
+
+@every_task
+def test_a_world_does_not_see_its_neighbours(task):
+    alone, crowd = (make_env(task, num_envs=n, device=CPU, seed=3) for n in (1, 9))
+    moves = actions(crowd, 80)
+    ours, theirs = play(alone, moves[:, :1]), play(crowd, moves)
+    assert_same(ours, {name: value[:, :1] for name, value in theirs.items()})
+
+
+@every_task
+def test_continues_bit_for_bit(task):
+    env = make_env(task, num_envs=4, device=CPU, seed=2)
+    moves = actions(env, 90)
+    play(env, moves[:45])
+    saved = {name: value.clone() for name, value in env.state_dict().items()}
+    expected = play(env, moves[45:])
+    other = make_env(task, num_envs=4, device=CPU, seed=99)
+    other.load_state_dict(saved)
+    assert_same(expected, play(other, moves[45:]))
+
+
+@every_task
+def test_final_obs_is_the_state_before_the_reset(task):
+    """At the time limit every world is reset: `obs` is a fresh start, `final_obs` is not."""
+    env = make_env(task, num_envs=3, device=CPU)
+    still = torch.zeros(3, env.spec.action_dim)
+    env._episode_step.fill_(env.spec.max_episode_steps - 1)
+    before = env.physics.state_dict()
+    result = env.step(still)
+    assert (result.truncated | result.terminated).all()
+    assert not torch.equal(result.obs["policy"], result.final_obs["policy"])
+    assert (env._episode_step == 0).all()
+    env.physics.load_state_dict(before)
+    env._episode_step.fill_(1)
+    assert torch.equal(env.step(still).final_obs["policy"], result.final_obs["policy"])
+
+
+def test_terminated_is_not_truncated():
+    env = make_env("ant", num_envs=3, device=CPU)
+    qpos = env.physics.state.qpos.clone()
+    qpos[0, 2] = 5.0  # far above the healthy height
+    env.physics.set_state(torch.tensor([True, False, False]), qpos, env.physics.state.qvel.clone())
+    env._episode_step[0] = env._episode_step[1] = env.spec.max_episode_steps - 1
+    result = env.step(torch.zeros(3, 8))
+    assert result.terminated.tolist() == [True, False, False]
+    assert result.truncated.tolist() == [False, True, False]
+
+
+@every_task
+def test_actions_are_clipped(task):
+    env = make_env(task, num_envs=2, device=CPU)
+    saved = env.state_dict()
+    huge = play(env, 100 * torch.ones(3, 2, env.spec.action_dim))
+    env.load_state_dict(saved)
+    assert_same(huge, play(env, torch.ones(3, 2, env.spec.action_dim)))
+
+
+@every_task
+def test_metrics_are_means_over_what_happened(task):
+    env = make_env(task, num_envs=6, device=CPU)
+    env.pop_metrics()
+    played = play(env, actions(env, 120))
+    metrics = env.pop_metrics()
+    terms = sum(value for name, value in metrics.items() if name.startswith("reward/"))
+    assert terms == pytest.approx(played["reward"].mean().item(), rel=1e-4, abs=1e-5)
+    done = played["terminated"] | played["truncated"]
+    assert metrics["episode/count"] == done.sum().item()
+    assert env.pop_metrics() == {}
+
+
+@every_task
+def test_compiled_equals_eager(task):
+    eager, compiled = (make_env(task, num_envs=4, device=CPU, compiled=flag) for flag in (False, True))
+    moves = actions(eager, 20)
+    ours, theirs = play(eager, moves), play(compiled, moves)
+    for name, value in ours.items():
+        torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5)
+
+
+@every_task
+def test_torchrl_accepts_it(task):
+    env = TorchRLEnv(make_env(task, num_envs=4, device=CPU))
+    check_env_specs(env)
+
+
+def test_torchrl_sees_true_last_observations():
+    """A TorchRL rollout over resets equals our own steps, `next` holding the observation before the reset."""
+    ours, wrapped = (make_env("ant", num_envs=4, device=CPU, seed=5) for _ in range(2))
+    moves = actions(ours, 60)
+    played = play(ours, moves)
+    steps = iter(moves)
+    rollout = TorchRLEnv(wrapped).rollout(
+        60, lambda td: td.set("action", next(steps)), break_when_any_done=False, auto_reset=True
+    )
+    assert (played["terminated"]).any()
+    assert torch.equal(rollout["next", "policy"].transpose(0, 1), played["final_obs"])
+    assert torch.equal(rollout["policy"][:, 1:].transpose(0, 1), played["obs"][:-1])
+    assert torch.equal(rollout["next", "reward"].squeeze(-1).T, played["reward"])

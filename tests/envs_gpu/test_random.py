@@ -1,0 +1,52 @@
+"""Random numbers belong to a world: their distribution, and what they depend on."""
+
+import pytest
+import torch
+from scipy import stats
+
+from envs_gpu.random import WorldRandom
+
+CPU = torch.device("cpu")
+
+
+def test_uniform_is_uniform():
+    numbers = WorldRandom(0, 2000, CPU).uniform(0, 10, -2.0, 3.0).flatten()
+    assert stats.kstest(numbers.numpy(), "uniform", args=(-2, 5)).pvalue > 0.01
+
+
+def test_normal_is_normal():
+    numbers = WorldRandom(0, 2000, CPU).normal(1, 10).flatten()
+    assert stats.kstest(numbers.numpy(), "norm").pvalue > 0.01
+
+
+def test_lanes_draws_worlds_and_resets_are_uncorrelated():
+    random = WorldRandom(3, 20000, CPU)
+    first, second = random.uniform(0, 2), random.uniform(1, 2)
+    random.advance(torch.ones(20000, dtype=torch.bool))
+    third = random.uniform(0, 2)
+    columns = torch.cat((first, second, third), dim=1)
+    shifted = torch.cat((columns, columns.roll(1, 0)), dim=1)
+    off_diagonal = torch.corrcoef(shifted.T) - torch.eye(12)
+    assert off_diagonal.abs().max() < 5 / 20000**0.5
+
+
+def test_a_world_keeps_its_numbers_wherever_it_stands():
+    crowd = WorldRandom(5, 64, CPU)
+    assert torch.equal(WorldRandom(5, 1, CPU).normal(0, 3), crowd.normal(0, 3)[:1])
+    assert torch.equal(WorldRandom(5, 8, CPU, first_world=32).normal(0, 3), crowd.normal(0, 3)[32:40])
+
+
+def test_only_masked_worlds_advance():
+    random = WorldRandom(5, 4, CPU)
+    before = random.uniform(0, 3)
+    random.advance(torch.tensor([True, False, False, True]))
+    same = (random.uniform(0, 3) == before).all(-1)
+    assert same.tolist() == [False, True, True, False]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**31])
+def test_state_dict_continues(seed):
+    random, other = WorldRandom(seed, 4, CPU), WorldRandom(77, 4, CPU)
+    random.advance(torch.tensor([True, False, True, False]))
+    other.load_state_dict(random.state_dict())
+    assert torch.equal(random.normal(2, 5), other.normal(2, 5))

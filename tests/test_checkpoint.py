@@ -1,0 +1,254 @@
+"""Checkpoints: bit-exact, whole or not there at all, and checked when they are read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from envs_gpu.make import make_env
+from pi_incubator import checkpoint
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.errors import UserError
+from pi_incubator.run_folder import RunFolder
+
+CONFIG = ExperimentConfig()
+
+# Saves iteration 1, then dies in the middle of saving iteration 2, at a given call of the operating system.
+DIE_WHILE_SAVING = """
+import os, signal, sys
+import torch
+from pi_incubator import checkpoint
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.run_folder import RunFolder
+
+def save(iteration):
+    parts = {"policy": torch.nn.Linear(2, 2), "env": torch.nn.Linear(3, 3)}
+    checkpoint.save(RunFolder(sys.argv[1]), iteration, iteration * 10, parts, ExperimentConfig(), keep=1)
+
+save(1)
+setattr(os, sys.argv[2], lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL))
+save(2)
+"""
+
+
+class Holder:
+    """A part that holds the tensors it is given."""
+
+    def __init__(self, **tensors: Tensor) -> None:
+        self.tensors = tensors
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.tensors
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.tensors = state
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(tmp_path / "run")
+
+
+def save(folder: RunFolder, iteration: int, keep: int = 3, **tensors: Tensor) -> Path:
+    """Save a policy that holds `tensors`, or the iteration's number."""
+    policy = Holder(**(tensors or {"x": torch.tensor(float(iteration))}))
+    return checkpoint.save(folder, iteration, iteration * 100, {"policy": policy}, CONFIG, keep)
+
+
+def restored(folder: RunFolder) -> tuple[int, float]:
+    """The iteration to continue with, and what the policy of `save` held."""
+    policy = Holder(x=torch.tensor(0.0))
+    return checkpoint.restore(folder, {"policy": policy}), policy.tensors["x"].item()
+
+
+def damage(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.tensor(1.5),
+        torch.tensor(2**62 + 1),
+        torch.tensor([True, False]),
+        torch.tensor([0.1, float("nan"), float("-inf")], dtype=torch.float64),
+        torch.randn(3, 5).t(),
+        torch.randn(8)[::2],
+        torch.arange(3).expand(2, 3),
+        torch.zeros(4, 0),
+        torch.randn(4).share_memory_(),
+        torch.randn(4, dtype=torch.bfloat16),
+        nn.Parameter(torch.randn(2)),
+    ],
+    ids=lambda tensor: f"{tensor.dtype}-{list(tensor.shape)}-{list(tensor.stride())}".replace("torch.", ""),
+)
+def test_every_kind_of_tensor_comes_back_bit_exact(folder: RunFolder, tensor: Tensor) -> None:
+    save(folder, 0, x=tensor)
+    policy = Holder(x=torch.empty_like(tensor))
+    checkpoint.restore(folder, {"policy": policy})
+    back = policy.tensors["x"]
+    assert back.dtype == tensor.dtype
+    assert back.shape == tensor.shape
+    torch.testing.assert_close(back, tensor.detach(), rtol=0, atol=0, equal_nan=True)
+
+
+def test_tensors_that_share_memory_are_saved(folder: RunFolder) -> None:
+    whole = torch.arange(6.0)
+    save(folder, 0, whole=whole, part=whole[2:4])
+    policy = Holder()
+    checkpoint.restore(folder, {"policy": policy})
+    assert policy.tensors["part"].tolist() == [2.0, 3.0]
+
+
+def test_random_numbers_continue(folder: RunFolder) -> None:
+    save(folder, 0)
+    expected = torch.randn(5)
+    torch.manual_seed(123)
+    restored(folder)
+    assert torch.equal(torch.randn(5), expected)
+
+
+def test_env_continues_bit_exact(folder: RunFolder) -> None:
+    def make(seed: int):  # noqa: ANN202
+        return make_env("cartpole_balance", num_envs=3, device=torch.device("cpu"), seed=seed)
+
+    env, other = make(1), make(2)
+    actions = torch.rand(8, 3, env.spec.action_dim) * 2 - 1
+    for action in actions[:4]:
+        env.step(action)
+    checkpoint.save(folder, 0, 12, {"env": env}, CONFIG, keep=1)
+    checkpoint.restore(folder, {"env": other})
+    for action in actions[4:]:
+        expected, result = env.step(action), other.step(action)
+        assert torch.equal(result.obs["policy"], expected.obs["policy"])
+        assert torch.equal(result.reward, expected.reward)
+
+
+def test_without_a_checkpoint_the_run_starts_at_zero(folder: RunFolder) -> None:
+    policy = Holder(x=torch.tensor(7.0))
+    assert checkpoint.restore(folder, {"policy": policy}) == 0
+    assert policy.tensors["x"] == 7.0
+
+
+def test_run_continues_after_the_newest(folder: RunFolder) -> None:
+    save(folder, 9)
+    save(folder, 10)
+    assert restored(folder) == (11, 10.0)
+
+
+def test_oldest_are_deleted(folder: RunFolder) -> None:
+    for iteration in (99_999_998, 99_999_999, 100_000_000, 100_000_001):
+        save(folder, iteration, keep=2)
+    assert [path.name for path in folder.saved()] == ["iter_100000000", "iter_100000001"]
+
+
+def test_saving_an_iteration_again_replaces_it(folder: RunFolder) -> None:
+    save(folder, 5, x=torch.tensor(1.0))
+    save(folder, 5, x=torch.tensor(2.0))
+    assert restored(folder) == (6, 2.0)
+    assert len(list(folder.checkpoints.iterdir())) == 1
+
+
+def test_manifest_says_what_it_is(folder: RunFolder) -> None:
+    manifest = json.loads((save(folder, 5) / "manifest.json").read_text())
+    assert (manifest["iteration"], manifest["env_steps"]) == (5, 500)
+    assert manifest["libraries"]["torch"] == torch.__version__
+    assert set(manifest["files"]) == {"policy.safetensors", "random.safetensors"}
+    assert len(manifest["config_sha256"]) == 64
+
+
+@pytest.mark.parametrize("call", ["fsync", "rename"])
+def test_a_kill_while_saving_leaves_the_one_before(folder: RunFolder, call: str) -> None:
+    command = [sys.executable, "-c", DIE_WHILE_SAVING, str(folder.path), call]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    assert len(list(folder.checkpoints.iterdir())) == 2  # the one before, and what was being written
+    parts = {"policy": nn.Linear(2, 2), "env": nn.Linear(3, 3)}
+    assert checkpoint.restore(folder, parts) == 2
+    checkpoint.save(folder, 2, 20, parts, CONFIG, keep=1)
+    assert [path.name for path in folder.checkpoints.iterdir()] == ["iter_00000002"]
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "random.safetensors", "manifest.json"])
+def test_a_damaged_one_falls_back_with_a_warning(
+    folder: RunFolder, file: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(folder, 1)
+    broken = save(folder, 2) / file
+    if file == "manifest.json":
+        broken.write_text(broken.read_text()[:50])
+    else:
+        damage(broken)
+    with caplog.at_level(logging.WARNING):
+        assert restored(folder) == (2, 1.0)
+    assert "iter_00000002 is damaged" in caplog.text
+
+
+def test_a_missing_file_is_damage(folder: RunFolder) -> None:
+    save(folder, 1)
+    (save(folder, 2) / "policy.safetensors").unlink()
+    assert restored(folder) == (2, 1.0)
+
+
+def test_a_damaged_one_does_not_outlive_the_good(folder: RunFolder) -> None:
+    save(folder, 1)
+    damage(save(folder, 100) / "policy.safetensors")
+    restored(folder)
+    save(folder, 50, keep=1)
+    assert restored(folder) == (51, 50.0)
+
+
+def test_all_damaged_is_an_error_that_deletes_nothing(folder: RunFolder) -> None:
+    damage(save(folder, 1) / "policy.safetensors")
+    for _ in range(2):
+        with pytest.raises(UserError, match="resume=never"):
+            restored(folder)
+    assert folder.saved()
+
+
+@pytest.mark.parametrize(
+    "here", [torch.zeros(3), torch.tensor(0, dtype=torch.int64)], ids=["shape", "dtype"]
+)
+def test_what_does_not_fit_is_named(folder: RunFolder, here: Tensor) -> None:
+    save(folder, 1)
+    with pytest.raises(UserError, match=r"policy\.safetensors: has float32 \[\] for 'x'") as error:
+        checkpoint.restore(folder, {"policy": Holder(x=here)})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("parts", [{"policy": Holder(other=torch.zeros(1))}, {"env": Holder()}])
+def test_what_is_missing_is_an_error(folder: RunFolder, parts: dict[str, Holder]) -> None:
+    save(folder, 1)
+    with pytest.raises(UserError):
+        checkpoint.restore(folder, parts)
+
+
+def test_a_place_that_cannot_be_written_is_one_line(folder: RunFolder) -> None:
+    folder.path.mkdir()
+    folder.checkpoints.touch()
+    with pytest.raises(UserError, match="cannot be written") as error:
+        save(folder, 1)
+    assert "\n" not in str(error.value)
+
+
+def test_policy_is_loaded_by_path(folder: RunFolder) -> None:
+    network = nn.Linear(2, 3)
+    checkpoint.save(folder, 4, 400, {"policy": network, "env": Holder()}, CONFIG, keep=1)
+    loaded = nn.Linear(2, 3)
+    found = checkpoint.load_policy(folder.path, loaded)
+    assert (found.iteration, found.env_steps) == (4, 400)
+    assert torch.equal(loaded.weight, network.weight)
+
+
+def test_policy_of_a_run_without_checkpoint_is_an_error(folder: RunFolder) -> None:
+    with pytest.raises(UserError, match="has no checkpoint"):
+        checkpoint.load_policy(folder, nn.Linear(1, 1))

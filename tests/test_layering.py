@@ -1,0 +1,117 @@
+"""Arrows go down only: which room may import which, read from the source with `ast`."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# From the top floor to the ground. A module may import from its own line and from any line below.
+FLOORS = [
+    ["bench"],
+    ["train_ppo"],
+    ["pi_incubator.cli"],
+    ["pi_incubator.finish"],
+    ["pi_incubator.deploy"],
+    ["pi_incubator.trainers"],
+    ["pi_incubator.algorithms"],
+    ["pi_incubator.networks"],
+    ["pi_incubator.evaluation"],
+    ["pi_incubator.compute"],
+    ["pi_incubator.tracking"],
+    ["pi_incubator.checkpoint"],
+    ["pi_incubator.run_folder", "pi_incubator.provenance"],
+    ["pi_incubator.config"],
+    ["pi_incubator.registry"],
+    ["pi_incubator.errors"],
+    ["pi_incubator"],
+    ["envs_gpu"],
+    ["kernels"],
+]
+# Packages that only one room may import.
+ONLY_IN = {
+    "jax": "envs_gpu",
+    "jaxlib": "envs_gpu",
+    "mujoco": "envs_gpu",
+    "mujoco_warp": "envs_gpu",
+    "newton": "envs_gpu",
+    "ray": "pi_incubator.launch",
+}
+ALSO_ALLOWED = {"warp": ("envs_gpu", "kernels"), "triton": ("kernels",)}
+MAY_IMPORT_EVERYTHING = "bench"
+
+
+def modules():
+    files = [path for folder in ("bench", "pi_incubator", "envs_gpu", "kernels") for path in (ROOT / folder).rglob("*.py")]
+    return sorted([*files, *ROOT.glob("*.py")])
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(path):
+    """Names that a file imports, wherever in it; relative imports are resolved."""
+    module = name_of(path)
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                base = ".".join([*package.split(".")[: len(package.split(".")) - node.level + 1], base]).strip(".")
+            yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def is_below(name, room):
+    return name == room or name.startswith(f"{room}.")
+
+
+def floor_of(name):
+    """Index of the most specific room that holds `name`, or None for other people's packages."""
+    rooms = [(len(room), index) for index, floor in enumerate(FLOORS) for room in floor if is_below(name, room)]
+    return max(rooms)[1] if rooms else None
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_arrows_go_down(path):
+    name = name_of(path)
+    here = floor_of(name)
+    if name == "setup":
+        return
+    assert here is not None, f"{name} has no room: add it to FLOORS"
+    for imported, line in imports_of(path):
+        there = floor_of(imported)
+        # Type hints inside `if TYPE_CHECKING` point at rooms above only from __init__ factories; none is exempt.
+        assert there is None or there >= here, f"{path.relative_to(ROOT)}:{line} imports {imported} from above"
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_simulators_stay_in_their_room(path):
+    name = name_of(path)
+    if is_below(name, MAY_IMPORT_EVERYTHING):
+        return
+    for imported, line in imports_of(path):
+        package = imported.split(".")[0]
+        rooms = ALSO_ALLOWED.get(package) or ((ONLY_IN[package],) if package in ONLY_IN else None)
+        if rooms:
+            assert any(is_below(name, room) for room in rooms), (
+                f"{path.relative_to(ROOT)}:{line} imports {imported}, which belongs to {' and '.join(rooms)}"
+            )
+
+
+def test_kernels_import_nothing_of_ours():
+    for path in (ROOT / "kernels").rglob("*.py"):
+        for imported, line in imports_of(path):
+            assert not imported.startswith(("envs_gpu", "pi_incubator", "bench")), f"{path}:{line} imports {imported}"
+
+
+def test_an_arrow_that_points_up_is_seen(tmp_path):
+    assert floor_of("envs_gpu.tasks.ant") > floor_of("pi_incubator.networks.mlp") > floor_of("bench.cli")
+    source = tmp_path / "x.py"
+    source.write_text("from pi_incubator.trainers.on_policy import train\n")
+    tree_imports = [name for node in ast.walk(ast.parse(source.read_text())) for name in [getattr(node, "module", None)] if name]
+    assert floor_of(tree_imports[0]) < floor_of("envs_gpu.tasks.ant")

@@ -1,0 +1,245 @@
+"""Trackers: what is recorded can be read back, also after the run was cut off and continued."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envs_gpu.registry import UnknownNameError
+from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.provenance import git_state
+from pi_incubator.run_folder import RunFolder, begin
+from pi_incubator.tracking import Tracker, make_tracker, read_metrics
+
+WITHOUT_MLFLOW = """
+import sys
+sys.modules["mlflow"] = None
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.run_folder import RunFolder
+from pi_incubator.tracking import make_tracker
+cfg = ExperimentConfig()
+try:
+    make_tracker(cfg, RunFolder(cfg))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+TWO_AT_ONCE = """
+import sys
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.run_folder import RunFolder, begin
+from pi_incubator.tracking import make_tracker
+experiment = {"name": sys.argv[2], "output_dir": sys.argv[1]}
+cfg = ExperimentConfig.model_validate({"experiment": experiment})
+with RunFolder(cfg) as folder:
+    begin(cfg, folder)
+    with make_tracker(cfg, folder) as tracker:
+        tracker.log(0, 1, {"x": 1.0})
+"""
+
+
+def make_config(output_dir: Path, backend: str = "none", **training: Any) -> ExperimentConfig:
+    experiment = {"name": "run", "output_dir": str(output_dir)}
+    return ExperimentConfig.model_validate(
+        {"experiment": experiment, "tracking": {"backend": backend}, "training": training}
+    )
+
+
+def start(cfg: ExperimentConfig, start_iteration: int = 0) -> tuple[Tracker, RunFolder]:
+    folder = RunFolder(cfg)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return make_tracker(cfg, folder, start_iteration), folder
+
+
+def test_each_log_is_one_json_object(tmp_path: Path) -> None:
+    tracker, folder = start(make_config(tmp_path))
+    with tracker:
+        tracker.log(0, 4096, {"episode/return": 1.5})
+        tracker.log(9, 40960, {"episode/return": float("nan")})
+        rows = read_metrics(folder.metrics)  # on disk at once, not only at the end
+    assert [row["iteration"] for row in rows] == [0, 9]
+    assert [row["env_steps"] for row in rows] == [4096, 40960]
+    assert [row["episode/return"] for row in rows] == [1.5, None]
+    assert 0 < rows[0]["wall_s"] <= rows[1]["wall_s"]
+    assert all(json.loads(line) for line in folder.metrics.read_text().splitlines())
+
+
+def test_spans_and_throughput_are_added(tmp_path: Path) -> None:
+    tracker, folder = start(make_config(tmp_path))
+    with tracker:
+        for _ in range(3):
+            with tracker.span("collect"):
+                time.sleep(0.02)
+        began_s = time.perf_counter()
+        tracker.log(0, 1000, {})
+        time.sleep(0.05)
+        tracker.log(1, 3000, {})
+        elapsed_s = time.perf_counter() - began_s
+    first, second = read_metrics(folder.metrics)
+    assert first["time/collect_s"] >= 0.06
+    assert "time/collect_s" not in second
+    assert 2000 / elapsed_s <= second["env_steps_per_s"] * 1.01
+    assert second["env_steps_per_s"] <= 2000 / 0.05
+
+
+def test_continued_run_drops_what_its_checkpoint_does_not_know(tmp_path: Path) -> None:
+    cfg = make_config(tmp_path)
+    tracker, folder = start(cfg)
+    for iteration in range(4):
+        tracker.log(iteration, iteration + 1, {})
+    with folder.metrics.open("a") as file:
+        file.write('{"iteration": 4, "env_st')  # killed while writing
+    kept_s = read_metrics(folder.metrics)[1]["wall_s"]
+    tracker, folder = start(cfg, start_iteration=2)
+    with tracker:
+        tracker.log(2, 2 * cfg.batch_size + 10, {})
+    rows = read_metrics(folder.metrics)
+    assert [row["iteration"] for row in rows] == [0, 1, 2]
+    assert rows[2]["wall_s"] >= kept_s
+    assert rows[2]["env_steps_per_s"] * (rows[2]["wall_s"] - kept_s) < 1000  # only the new steps count
+
+
+def test_console_says_what_runs_and_how_far_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cfg = make_config(tmp_path, total_steps=40960)
+    tracker, folder = start(cfg, start_iteration=3)
+    with tracker:
+        tracker.log(4, 5 * 4096, {"episode/return": 123.4})
+        tracker.log(5, 6 * 4096, {"episode/return": 200.0})
+    printed = capsys.readouterr().out
+    assert "ppo + mlp on ant" in printed
+    assert "training.total_steps=40960" in printed
+    assert str(folder.path) in printed
+    assert "continuing at iteration 3" in printed
+    assert "iteration 5/10" in printed
+    assert "return 123.4" in printed
+    assert "iteration 6/10" in printed  # the last one, though it came soon after
+    assert "finished" in printed
+
+
+def test_none_records_nothing_elsewhere(tmp_path: Path) -> None:
+    tracker, folder = start(make_config(tmp_path))
+    with tracker:
+        tracker.log_artifact(folder.metrics)
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
+
+
+def test_null_object_accepts_everything(tmp_path: Path) -> None:
+    with Tracker() as tracker, tracker.span("collect"):
+        tracker.log(0, 0, {"x": 1.0})
+        tracker.log_params({"x": 1})
+        tracker.log_artifact(tmp_path)
+
+
+def test_unknown_store_suggests_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UnknownNameError, match="'mlflow'"):
+        start(make_config(tmp_path, backend="mlfow"))
+
+
+def test_missing_package_is_one_line_with_the_fix() -> None:
+    script = [sys.executable, "-c", WITHOUT_MLFLOW]
+    printed = subprocess.run(script, check=True, capture_output=True, text=True).stdout
+    assert printed.startswith("ConfigError")
+    assert "pip install mlflow" in printed
+    assert printed.count("\n") == 1
+
+
+def open_store(output_dir: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=f"sqlite:///{output_dir / 'mlflow.db'}")
+
+
+def runs_of(client: Any) -> list[Any]:
+    experiment = client.get_experiment_by_name("pi_incubator")
+    return list(client.search_runs([experiment.experiment_id]))
+
+
+def test_mlflow_holds_params_metrics_artifacts_and_commit(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    cfg = make_config(tmp_path, backend="mlflow")
+    with RunFolder(cfg) as folder:
+        begin(cfg, folder)
+        with make_tracker(cfg, folder) as tracker:
+            for iteration in range(5):
+                tracker.log(iteration, iteration * 4096, {f"m{i}": float(i) for i in range(300)})
+            tracker.log_artifact(folder.config)
+    assert capfd.readouterr().err == ""
+    client = open_store(tmp_path)
+    (run,) = runs_of(client)
+    assert run.info.status == "FINISHED"
+    assert run.info.run_name == "run"
+    assert run.data.params["algorithm.lr"] == "0.0003"
+    assert run.data.params["network.hidden_sizes"] == "[64, 64]"
+    assert run.data.tags.get("mlflow.source.git.commit") == (git_state().commit if git_state() else None)
+    history = client.get_metric_history(run.info.run_id, "m299")
+    assert [(metric.step, metric.value) for metric in history] == [(step, 299.0) for step in range(5)]
+    assert run.data.metrics["env_steps"] == 4 * 4096
+    assert "env_steps_per_s" in run.data.metrics
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml"]
+    assert list((tmp_path / "mlartifacts").rglob("config.yaml"))
+
+
+def test_mlflow_run_is_continued(tmp_path: Path) -> None:
+    tracker, _ = start(make_config(tmp_path, backend="mlflow"))
+    with pytest.raises(KeyboardInterrupt), tracker:
+        tracker.log(0, 1, {"x": 1.0})
+        raise KeyboardInterrupt
+    client = open_store(tmp_path)
+    assert runs_of(client)[0].info.status == "KILLED"
+    tracker, _ = start(make_config(tmp_path, backend="mlflow", total_steps=5_000_000), start_iteration=1)
+    assert runs_of(client)[0].info.status == "RUNNING"
+    with tracker:
+        tracker.log(1, 2, {"x": 2.0})
+    (run,) = runs_of(client)
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "x")] == [1.0, 2.0]
+    assert run.data.params["training.total_steps"] == "3000000"
+    assert run.data.tags["continued.training.total_steps"] == "5000000"
+
+
+def test_training_survives_a_store_that_is_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    from pi_incubator.tracking import mlflow as store
+
+    def away(*arguments: Any, **options: Any) -> None:
+        raise MlflowException("the server is away")
+
+    monkeypatch.setattr(store, "SECONDS_BETWEEN_REQUESTS", 0.0)
+    tracker, folder = start(make_config(tmp_path, backend="mlflow"))
+    with tracker:
+        with monkeypatch.context() as patch:
+            patch.setattr(MlflowClient, "log_batch", away)
+            tracker.log(0, 1, {"x": 1.0})
+        assert "the server is away" in caplog.text
+        tracker.log(1, 2, {"x": 2.0})
+    client = open_store(tmp_path)
+    (run,) = runs_of(client)
+    assert [metric.value for metric in client.get_metric_history(run.info.run_id, "x")] == [1.0, 2.0]
+    assert len(read_metrics(folder.metrics)) == 2
+
+
+@pytest.mark.parametrize("uri", ["foo://bar", "sqlite:////proc/no/mlflow.db", "file:/tmp/mlruns"])
+def test_store_that_cannot_be_opened_is_one_line(tmp_path: Path, uri: str) -> None:
+    experiment = {"name": "run", "output_dir": str(tmp_path)}
+    cfg = ExperimentConfig.model_validate({"experiment": experiment, "tracking": {"uri": uri}})
+    with pytest.raises(ConfigError, match=r"tracking\.uri") as error:
+        start(cfg)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_share_a_new_store(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TWO_AT_ONCE, str(tmp_path)]
+    processes = [subprocess.Popen([*command, name]) for name in ("first", "second")]
+    assert [process.wait() for process in processes] == [0, 0]
+    assert {run.info.run_name for run in runs_of(open_store(tmp_path))} == {"first", "second"}
