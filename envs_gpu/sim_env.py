@@ -46,7 +46,10 @@ class SimEnv(VecEnv):
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
-        self._judge = torch.compile(self._judge_eager, dynamic=False) if compiled else self._judge_eager
+        self._judge, self._look = self._judge_outcome, task.observe
+        if compiled:
+            self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
+            self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
         self._random = WorldRandom(seed, num_envs, device, first_world)
         observation = task.observe(self.physics.state, self._episode_step)
         self.spec = _make_spec(name, task, model, num_envs, device, observation)
@@ -115,7 +118,7 @@ class SimEnv(VecEnv):
     def close(self) -> None:
         self.physics.close()
 
-    def _judge_eager(
+    def _judge_outcome(
         self,
         state: PhysicsState,
         before: Tensor,
@@ -143,7 +146,7 @@ class SimEnv(VecEnv):
         self._episode_return.masked_fill_(done, 0.0)
 
     def _observe(self) -> TensorDict:
-        groups = self.task.observe(self.physics.state, self._episode_step)
+        groups = self._look(self.physics.state, self._episode_step)
         return self._pack({name: value.float() for name, value in groups.items()})
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:

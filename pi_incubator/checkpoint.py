@@ -130,6 +130,12 @@ def latest(folder: RunFolder) -> Checkpoint | None:
     return None
 
 
+def next_iteration(folder: RunFolder) -> int:
+    """The iteration that `restore` will say to continue with; 0 when there is no checkpoint."""
+    found = latest(folder)
+    return found.iteration + 1 if found else 0
+
+
 def restore(folder: RunFolder, parts: Mapping[str, HasState]) -> int:
     """Load the newest undamaged checkpoint into `parts` and torch's generators.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from envs_gpu.make import make_env
+from envs_gpu.vec_env import VecEnv
 from pi_incubator import checkpoint
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
@@ -119,7 +120,7 @@ def test_random_numbers_continue(folder: RunFolder) -> None:
 
 
 def test_env_continues_bit_exact(folder: RunFolder) -> None:
-    def make(seed: int):  # noqa: ANN202
+    def make(seed: int) -> VecEnv:
         return make_env("cartpole_balance", num_envs=3, device=torch.device("cpu"), seed=seed)
 
     env, other = make(1), make(2)
@@ -215,9 +216,7 @@ def test_all_damaged_is_an_error_that_deletes_nothing(folder: RunFolder) -> None
     assert folder.saved()
 
 
-@pytest.mark.parametrize(
-    "here", [torch.zeros(3), torch.tensor(0, dtype=torch.int64)], ids=["shape", "dtype"]
-)
+@pytest.mark.parametrize("here", [torch.zeros(3), torch.tensor(0, dtype=torch.int64)], ids=["shape", "dtype"])
 def test_what_does_not_fit_is_named(folder: RunFolder, here: Tensor) -> None:
     save(folder, 1)
     with pytest.raises(UserError, match=r"policy\.safetensors: has float32 \[\] for 'x'") as error:

@@ -132,7 +132,7 @@ def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
         functional=False,
     )
     loss.make_value_estimator(
-        KernelGAE, value_network=critic, gamma=settings.gamma, lmbda=settings.gae_lambda
+        KernelGAE, gamma=settings.gamma, lmbda=settings.gae_lambda, time_dim=0
     )
     return loss
 

@@ -31,9 +31,10 @@ TIMEOUT_S = 180.0  # on a busy machine the first build of a backend's kernels ta
 NUM_WORKERS = 2
 SOURCE_ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
-    "pi_incubator torch tensordict torchrl triton numpy safetensors pydantic mujoco mujoco-mjx mujoco-warp "
-    "warp-lang newton jax jaxlib mlflow ray metaflow onnx onnxruntime onnxscript tensorrt"
-).split()
+    *("pi_incubator", "torch", "tensordict", "torchrl", "triton", "numpy", "safetensors", "pydantic"),
+    *("mujoco", "mujoco-mjx", "mujoco-warp", "warp-lang", "newton", "jax", "jaxlib"),
+    *("mlflow", "ray", "metaflow", "onnx", "onnxruntime", "onnxscript", "tensorrt"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ class Report:
 
 def probes() -> list[Probe]:
     """What is tried."""
-    has_gpu = _gpu_names() is not None
-    gpu_fix = "install torch for CUDA: https://pytorch.org/get-started" if has_gpu else "nothing: the CPU serves"
+    torch_fix = "install torch for CUDA: https://pytorch.org/get-started"
+    gpu_fix = torch_fix if _gpu_names() else "nothing: the CPU serves"
     backends = [
         Probe(f"physics {name}", f"physics({name!r})", f"pip install 'pi_incubator[{name}]'")
         for name in BACKENDS.names()

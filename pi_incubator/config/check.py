@@ -23,10 +23,11 @@ REGISTRIES: dict[str, Registry] = {
     "algorithm.name": algorithms,
     "tracking.backend": trackers,
 }
-BACKEND_MODULES = {
-    "mujoco": ("mujoco",),
-    "warp": ("warp", "mujoco_warp"),
-    "mjx": ("jax", "mujoco.mjx"),
+# What each backend imports, and what installs it.
+REQUIREMENTS = {
+    "mujoco": (("mujoco",), "pi_incubator"),
+    "warp": (("warp", "mujoco_warp"), "pi_incubator"),
+    "mjx": (("jax", "mujoco.mjx"), "'pi_incubator[mjx]'"),
 }
 
 
@@ -58,9 +59,10 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
             unknown = UnknownNameError(registry.kind, name, known)
             raise _error(cfg, sources, field, f"unknown {registry.kind}", unknown.fix)
     for backend, field in _backends(cfg):
-        missing = [module for module in BACKEND_MODULES[backend] if not _installed(module)]
+        modules, package = REQUIREMENTS[backend]
+        missing = [module for module in modules if not _installed(module)]
         if missing:
-            fix = f"pip install 'pi_incubator[{backend}]', or set env.backend to auto"
+            fix = f"pip install {package}, or set env.backend to auto"
             raise _error(cfg, sources, field, f"needs {' and '.join(missing)}, not installed here", fix)
     if cfg.compute.device == "cuda":
         import torch  # slow to import, and only this check needs it

@@ -20,7 +20,10 @@ from tensordict import TensorDict
 from torch import Tensor, nn
 
 from envs_gpu.vec_env import EnvSpec
+from pi_incubator import __version__
+from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
+from pi_incubator.provenance import config_hash, git_state
 
 INPUT, OUTPUT, GROUP = "observation", "action", "policy"
 
@@ -62,10 +65,28 @@ def export_onnx(
             verbose=False,
         )
     program.model.metadata_props.update({**spec_metadata(spec), **metadata})
+    for node in program.model.graph:
+        node.metadata_props.clear()  # the exporter's stack traces, with the paths of this machine
     try:
         program.save(path, external_data=False)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+
+
+def export_checked(
+    cfg: ExperimentConfig, policy: Exportable, spec: EnvSpec, observations: Tensor, path: Path
+) -> float:
+    """Export what `cfg` trained as `cfg.deployment` says; returns the difference that `check_onnx` found.
+
+    Raises:
+        UserError: the file cannot be written, or does not act like the policy.
+    """
+    git = git_state()
+    metadata = {"config_sha256": config_hash(cfg), "pi_incubator_version": __version__}
+    if git:
+        metadata |= {"git_commit": git.commit, "git_dirty": str(git.dirty).lower()}
+    export_onnx(policy, spec, path, opset=cfg.deployment.opset, metadata=metadata)
+    return check_onnx(path, policy, observations, cfg.deployment.tolerance)
 
 
 def spec_metadata(spec: EnvSpec) -> dict[str, str]:

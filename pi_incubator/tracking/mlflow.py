@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import sqlite3
 import textwrap
 import time
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,10 @@ class MlflowTracker(Tracker):
         output_dir = folder.path.parent.absolute()
         uri = cfg.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
         try:
-            _check_sqlite(uri)
-            self._client = MlflowClient(tracking_uri=uri)
-            run = self._continued_run(folder) if start_iteration else None
-            run = run or self._new_run(cfg, None if cfg.tracking.uri else output_dir / "mlartifacts")
+            with _alone(uri):
+                self._client = MlflowClient(tracking_uri=uri)
+                run = self._continued_run(folder) if start_iteration else None
+                run = run or self._new_run(cfg, None if cfg.tracking.uri else output_dir / "mlartifacts")
         except (MlflowException, sqlite3.Error, OSError) as error:
             problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
             fix = "check the address, or set tracking.backend to none"
@@ -142,12 +143,19 @@ class MlflowTracker(Tracker):
             log.warning("MLflow did not take the metrics (%s); they are kept for the next batch", error)
 
 
-def _check_sqlite(uri: str) -> None:
-    """Open the file of an SQLite address for writing, if it is one; MLflow would retry for minutes.
+@contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Let nobody else open the same SQLite file: two runs that both make its tables would break them.
 
     Raises:
-        sqlite3.Error, OSError: it cannot be opened, or is no database.
+        sqlite3.Error, OSError: it cannot be opened, or is no database; MLflow would retry for minutes.
     """
-    if uri.startswith(SQLITE):
-        with closing(sqlite3.connect(uri.removeprefix(SQLITE))) as database:
-            database.execute("BEGIN IMMEDIATE")
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    path = Path(uri.removeprefix(SQLITE))
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA schema_version")
+    with path.with_name(f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

@@ -12,11 +12,12 @@ from pi_incubator.cli._main import run
 from pi_incubator.cli.doctor import Probe, attempt
 
 WORKS = Probe("works", "os.system('echo noise; echo the last line')", "")
-BROKEN = Probe("broken", "__import__('no_such_package')", "pip install 'pi_incubator[x]'")
+BROKEN = Probe("broken", "os; import no_such_package", "pip install 'pi_incubator[x]'")
 
 
 @pytest.fixture
 def _few_probes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(doctor, "probes", lambda: [WORKS, BROKEN])
 
 

@@ -62,7 +62,9 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
 def test_mjx_on_warp_needs_warp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_installed", lambda module: "warp" not in module)
     cfg = ExperimentConfig.model_validate({"env": {"backend": "mjx", "mjx_impl": "warp"}})
-    with pytest.raises(ConfigError, match=r"env\.mjx_impl = 'warp': needs warp and mujoco_warp"):
+    with pytest.raises(
+        ConfigError, match=r"env\.mjx_impl = 'warp': needs warp and mujoco_warp, .*pip install pi_incubator,"
+    ):
         check_names(cfg, {})
 
 

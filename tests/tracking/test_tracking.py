@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.provenance import git_state
 from pi_incubator.run_folder import RunFolder, begin
 from pi_incubator.tracking import Tracker, make_tracker, read_metrics
+from pi_incubator.tracking._base import Status
 
 WITHOUT_MLFLOW = """
 import sys
@@ -129,6 +131,22 @@ def test_none_records_nothing_elsewhere(tmp_path: Path) -> None:
     assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("error", "status"), [(None, "finished"), (ValueError, "failed"), (KeyboardInterrupt, "interrupted")]
+)
+def test_the_way_the_context_ends_is_the_status(error: type[BaseException] | None, status: str) -> None:
+    ended = []
+
+    class Recorder(Tracker):
+        def close(self, status: Status = "finished") -> None:
+            ended.append(status)
+
+    with suppress(ValueError, KeyboardInterrupt), Recorder():
+        if error:
+            raise error
+    assert ended == [status]
+
+
 def test_null_object_accepts_everything(tmp_path: Path) -> None:
     with Tracker() as tracker, tracker.span("collect"):
         tracker.log(0, 0, {"x": 1.0})
@@ -177,7 +195,8 @@ def test_mlflow_holds_params_metrics_artifacts_and_commit(
     assert run.info.run_name == "run"
     assert run.data.params["algorithm.lr"] == "0.0003"
     assert run.data.params["network.hidden_sizes"] == "[64, 64]"
-    assert run.data.tags.get("mlflow.source.git.commit") == (git_state().commit if git_state() else None)
+    git = git_state()
+    assert run.data.tags.get("mlflow.source.git.commit") == (git.commit if git else None)
     history = client.get_metric_history(run.info.run_id, "m299")
     assert [(metric.step, metric.value) for metric in history] == [(step, 299.0) for step in range(5)]
     assert run.data.metrics["env_steps"] == 4 * 4096
@@ -188,9 +207,8 @@ def test_mlflow_holds_params_metrics_artifacts_and_commit(
 
 def test_mlflow_run_is_continued(tmp_path: Path) -> None:
     tracker, _ = start(make_config(tmp_path, backend="mlflow"))
-    with pytest.raises(KeyboardInterrupt), tracker:
-        tracker.log(0, 1, {"x": 1.0})
-        raise KeyboardInterrupt
+    tracker.log(0, 1, {"x": 1.0})
+    tracker.close("interrupted")
     client = open_store(tmp_path)
     assert runs_of(client)[0].info.status == "KILLED"
     tracker, _ = start(make_config(tmp_path, backend="mlflow", total_steps=5_000_000), start_iteration=1)
@@ -237,7 +255,6 @@ def test_store_that_cannot_be_opened_is_one_line(tmp_path: Path, uri: str) -> No
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
 def test_runs_that_start_together_share_a_new_store(tmp_path: Path) -> None:
     command = [sys.executable, "-c", TWO_AT_ONCE, str(tmp_path)]
     processes = [subprocess.Popen([*command, name]) for name in ("first", "second")]

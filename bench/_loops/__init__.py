@@ -1,0 +1,28 @@
+"""What is measured side by side: one file a loop, each with `make(settings) -> Loop`.
+
+The files import what they measure inside `make` or the class, so that the parent process stays light and a
+loop's process holds nothing of another loop.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+
+class Loop(ABC):
+    """Something that takes environment steps, iteration by iteration."""
+
+    facts: dict[str, Any]
+    """What a reader must know to judge its speed, as JSON types."""
+
+    @abstractmethod
+    def iterate(self) -> int:
+        """Run one iteration; returns how many environment steps it took, over all worlds."""
+
+    def warm_up(self) -> None:
+        """Iterate until nothing is built or compiled any more."""
+        self.iterate()
+
+    def synchronize(self) -> None:
+        """Wait for work that the device has not finished."""

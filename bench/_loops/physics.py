@@ -1,0 +1,84 @@
+"""Bare physics: `mujoco.rollout` on all cores under random actions, the ceiling of any loop on this CPU.
+
+Letters: N worlds, T control steps of an iteration, S substeps of a control step.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import mujoco
+import numpy as np
+import torch
+from mujoco import rollout
+
+from bench._loops import Loop
+from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.physics.mujoco import MujocoPhysics, available_cores
+from envs_gpu.random import WorldRandom
+from envs_gpu.tasks import TASKS
+from pi_incubator.config import ExperimentConfig
+
+FULLPHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
+
+
+class PhysicsLoop(Loop):
+    """One iteration rolls N worlds through T control steps from the start of an episode, in one call.
+
+    Sensors are off: nothing is observed, rewarded or reset, so no loop can be faster on these cores.
+    """
+
+    def __init__(self, task: str, num_envs: int, horizon: int, seed: int) -> None:
+        rules = TASKS.get(task)()
+        model = rules.scene().compile()
+        rules.bind(model, torch.device("cpu"))
+        self.model = copy.copy(model)
+        self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
+        self.num_threads = min(available_cores(), num_envs)
+        self.scratch = [mujoco.MjData(model) for _ in range(self.num_threads)]
+        self.pool = rollout.Rollout(nthread=self.num_threads)
+        self.start = _initial_states(rules, model, num_envs, seed)  # [N, state]
+        self.ctrl = _random_controls(rules, num_envs, horizon, seed)  # [N, T * S, nu]
+        num_state = mujoco.mj_stateSize(model, FULLPHYSICS)
+        self.path = np.zeros((*self.ctrl.shape[:2], num_state))  # [N, T * S, state]
+        self.env_steps = num_envs * horizon
+        self.facts = {"threads": self.num_threads, "num_worlds": num_envs, "substeps": rules.substeps}
+
+    def iterate(self) -> int:
+        self.pool.rollout(
+            [self.model] * len(self.start),
+            self.scratch,
+            self.start,
+            self.ctrl,
+            skip_checks=True,
+            nstep=self.ctrl.shape[1],
+            state=self.path,
+        )
+        return self.env_steps
+
+
+def make(settings: dict[str, Any]) -> PhysicsLoop:
+    """The loop with the task and the sizes of a config given as JSON types."""
+    cfg = ExperimentConfig.model_validate(settings)
+    return PhysicsLoop(cfg.env.name, cfg.env.num_envs, cfg.algorithm.horizon, cfg.experiment.seed)
+
+
+def _initial_states(rules: Any, model: mujoco.MjModel, num_envs: int, seed: int) -> np.ndarray:
+    """States at the start of an episode `[N, state]`, as the task draws them."""
+    device = torch.device("cpu")
+    physics = MujocoPhysics(model, num_envs, device, PhysicsOptions())
+    everybody = torch.ones(num_envs, dtype=torch.bool)
+    physics.set_state(everybody, *rules.initial_state(WorldRandom(seed, num_envs, device)))
+    start = physics.state_dict()["full"].numpy()
+    physics.close()
+    return start
+
+
+def _random_controls(rules: Any, num_envs: int, horizon: int, seed: int) -> np.ndarray:
+    """Uniform actions through the task's own mapping, each held for a control step `[N, T * S, nu]`."""
+    random = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(horizon, num_envs, len(rules.action_low), generator=random)
+    actions = torch.lerp(rules.action_low, rules.action_high, uniform)
+    ctrl = torch.stack([rules.control(action) for action in actions], dim=1)  # [N, T, nu]
+    return ctrl.repeat_interleave(rules.substeps, dim=1).double().numpy()

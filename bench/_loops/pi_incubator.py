@@ -1,0 +1,74 @@
+"""Our own training loop: the parts that `train` builds, called in its order."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch._dynamo.utils import counters
+
+from bench._loops import Loop
+from pi_incubator.algorithms import make_algorithm
+from pi_incubator.compute import plan_compute
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.networks import make_network
+from pi_incubator.trainers.on_policy import collect, due, make_act, make_training_env, to_numbers
+from pi_incubator.trainers.rollout import Rollout
+
+MAX_TOTAL_STEPS = 2**53
+
+
+class OurLoop(Loop):
+    """Collect, advantage and update, and reading the metrics as often as training does.
+
+    Raises:
+        ConfigError: the config asks for hardware or a compiler that is not here.
+    """
+
+    def __init__(self, cfg: ExperimentConfig) -> None:
+        plan = plan_compute(cfg)
+        torch.manual_seed(cfg.experiment.seed)
+        self.cfg = _endless(cfg)
+        self.env = make_training_env(self.cfg, plan)
+        self.policy = make_network(cfg.network, self.env.spec)
+        self.learner = make_algorithm(self.cfg, self.policy, plan.compiled)
+        self.rollout = Rollout(cfg.algorithm.horizon, self.env.spec, self.policy.groups)
+        self.act = make_act(self.policy, plan.compiled)
+        self.iteration = 0
+        self.facts = {
+            "compute": plan.reasons,
+            "torch_threads": torch.get_num_threads(),
+            "num_parameters": sum(parameter.numel() for parameter in self.policy.parameters()),
+        }
+
+    def iterate(self) -> int:
+        collect(self.env, self.policy, self.act, self.rollout)
+        self.learner.advantage(self.rollout.data)
+        metrics = self.learner.update(self.rollout.data)
+        if due(self.iteration, self.cfg.training.log_every):
+            to_numbers(metrics)
+            self.env.pop_metrics()
+        self.iteration += 1
+        return self.cfg.batch_size
+
+    def warm_up(self) -> None:
+        num_graphs = None
+        while num_graphs != counters["stats"]["unique_graphs"]:
+            num_graphs = counters["stats"]["unique_graphs"]
+            self.iterate()
+        self.synchronize()
+
+    def synchronize(self) -> None:
+        if self.env.device.type == "cuda":
+            torch.cuda.synchronize(self.env.device)
+
+
+def make(settings: dict[str, Any]) -> OurLoop:
+    """The loop of a config given as JSON types."""
+    return OurLoop(ExperimentConfig.model_validate(settings))
+
+
+def _endless(cfg: ExperimentConfig) -> ExperimentConfig:
+    """`cfg` without its end, beyond which a measurement may last: a scheduled learning rate would pass zero."""
+    training = cfg.training.model_copy(update={"total_steps": MAX_TOTAL_STEPS})
+    return cfg.model_copy(update={"training": training})

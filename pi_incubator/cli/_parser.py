@@ -1,0 +1,22 @@
+"""A command line whose mistakes are one line, like every other mistake."""
+
+from __future__ import annotations
+
+import argparse
+from typing import NoReturn
+
+from pi_incubator.errors import UserError
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a mistake raises UserError instead of printing the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1, for `type=`."""
+    if not text.isdecimal() or not 1 <= (number := int(text)) < 2**31:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return number

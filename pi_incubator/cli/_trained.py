@@ -1,0 +1,64 @@
+"""Opening a trained run: the cheap checks first, then its worlds and its policy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from envs_gpu.registry import nearest
+from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
+from pi_incubator.errors import UserError
+from pi_incubator.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from envs_gpu.sim_env import SimEnv
+    from pi_incubator.networks._actor_critic import ActorCritic
+
+
+def open_run(run: str, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, RunFolder]:
+    """The saved config of the run folder `run`, with `section.key=value` overrides, before torch is imported.
+
+    Raises:
+        UserError: it is no run folder, has no checkpoint, or needs what is not installed here.
+    """
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        known = [path.parent.name for path in folder.path.parent.glob(f"*/{folder.config.name}")]
+        guess = nearest(folder.path.name, known)
+        hint = f"did you mean {folder.path.with_name(guess)}?" if guess else "name the folder of a run"
+        raise UserError(f"{run}: is no run folder (it has no {folder.config.name}); {hint}")
+    cfg, sources = load_with_sources(folder.config, overrides)
+    check_names(cfg, sources)
+    if not folder.saved():
+        raise UserError(f"{run}: has no checkpoint yet; train it first")
+    return cfg, folder
+
+
+def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tuple[SimEnv, ActorCritic]:
+    """Worlds to judge the run in, and its newest policy.
+
+    Raises:
+        UserError: no checkpoint is whole, or none fits the config.
+    """
+    from pi_incubator.checkpoint import load_policy
+    from pi_incubator.compute import plan_compute
+    from pi_incubator.evaluation.worlds import evaluation_env
+    from pi_incubator.networks import make_network
+
+    env = evaluation_env(cfg, num_envs, plan_compute(cfg).device)
+    policy = make_network(cfg.network, env.spec)
+    load_policy(folder, policy)
+    return env, policy
+
+
+def output_file(text: str) -> Path:
+    """A path to write to, for `type=`: its folder must exist.
+
+    Raises:
+        UserError: it does not.
+    """
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"{text}: is not a file in an existing folder; name another file")
+    return path

@@ -1,0 +1,34 @@
+"""The worlds that a run's policy is judged in."""
+
+from __future__ import annotations
+
+import torch
+
+from envs_gpu.make import make_env
+from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.sim_env import SimEnv
+from pi_incubator.config import ExperimentConfig
+
+MAX_WORLDS = 1024
+SEED_OFFSET = 1_000_000
+
+
+def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -> SimEnv:
+    """`num_envs` worlds of the run's task, at most `MAX_WORLDS`.
+
+    Not the training env: that may have many more worlds than there are episodes to run. Not compiled either:
+    a few thousand steps do not repay it.
+    """
+    return make_env(
+        cfg.env.name,
+        backend=cfg.env.backend,
+        num_envs=min(num_envs, MAX_WORLDS),
+        device=device,
+        seed=evaluation_seed(cfg),
+        options=PhysicsOptions(num_threads=cfg.compute.physics_threads, mjx_impl=cfg.env.mjx_impl),
+    )
+
+
+def evaluation_seed(cfg: ExperimentConfig) -> int:
+    """A seed of worlds that training with a seed near `experiment.seed` has not seen."""
+    return cfg.experiment.seed + SEED_OFFSET

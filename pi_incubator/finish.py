@@ -1,0 +1,81 @@
+"""What follows training: judge the policy, draw its curve, film it and export it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+from envs_gpu.render import RenderError
+from envs_gpu.sim_env import SimEnv
+from envs_gpu.vec_env import VecEnv
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy.onnx import export_checked
+from pi_incubator.evaluation.curve import draw_curve
+from pi_incubator.evaluation.evaluate import Evaluation, evaluate, record_observations
+from pi_incubator.evaluation.table import print_table, show, write_json
+from pi_incubator.evaluation.video import record_video
+from pi_incubator.evaluation.worlds import evaluation_env, evaluation_seed
+from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.run_folder import RunFolder
+from pi_incubator.tracking import Tracker, read_metrics
+
+log = logging.getLogger(__name__)
+
+
+def finish_run(
+    cfg: ExperimentConfig, folder: RunFolder, env: VecEnv, policy: ActorCritic, tracker: Tracker
+) -> Evaluation:
+    """Evaluate the trained policy and leave evaluation, curve, video and export in `folder` and `tracker`.
+
+    Args:
+        cfg: the experiment; reads `evaluation` and `deployment`.
+        folder: the run's.
+        env: the training env, whose device is used; the policy is judged in worlds of its own.
+        policy: trained.
+        tracker: takes every file as an artifact.
+
+    Raises:
+        UserError: a file cannot be written, or the export does not act like the policy.
+    """
+    worlds = evaluation_env(cfg, cfg.evaluation.num_episodes, env.device)
+    try:
+        evaluation = evaluate(worlds, policy, cfg.evaluation.num_episodes, evaluation_seed(cfg))
+        print_table(evaluation.summary(), title=f"{evaluation.num_episodes} episodes, deterministic policy")
+        for path in _write_files(cfg, folder, worlds, policy, evaluation):
+            tracker.log_artifact(path)
+    finally:
+        worlds.close()
+    _print_summary(folder, evaluation)
+    return evaluation
+
+
+def _write_files(
+    cfg: ExperimentConfig, folder: RunFolder, worlds: SimEnv, policy: ActorCritic, evaluation: Evaluation
+) -> Iterator[Path]:
+    """Yield each file of the run's end as soon as it is complete."""
+    yield folder.config
+    write_json(evaluation.summary(), folder.evaluation)
+    yield folder.evaluation
+    draw_curve(folder.metrics, folder.curve, title=f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}")
+    yield folder.curve
+    seed = evaluation_seed(cfg)
+    if cfg.evaluation.video:
+        try:
+            record_video(worlds, policy, folder.video, length_s=cfg.evaluation.video_length_s, seed=seed)
+            yield folder.video
+        except RenderError as error:
+            log.warning("no video: %s", error)
+    if cfg.deployment.export == "onnx":
+        observations = record_observations(worlds, policy, cfg.deployment.num_check_observations, seed)
+        difference = export_checked(cfg, policy, worlds.spec, observations, folder.onnx)
+        print(f"{folder.onnx.name}: acts like the policy to {difference:.1e} on {len(observations):,} observations")
+        yield folder.onnx
+
+
+def _print_summary(folder: RunFolder, evaluation: Evaluation) -> None:
+    result = evaluation.summary()["return"]
+    rows = read_metrics(folder.metrics)
+    wall = timedelta(seconds=round(rows[-1]["wall_s"])) if rows else "unknown time"
+    print(f"return {show(result['mean'])} ± {show(result['std'])} after {wall} of training; files in {folder.path}")
