@@ -28,7 +28,9 @@ def describe() -> dict[str, Any]:
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": _cpu_name(),
-            "cores": len(psutil.Process().cpu_affinity()) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "cores": len(psutil.Process().cpu_affinity())
+            if hasattr(os, "sched_getaffinity")
+            else os.cpu_count(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
             "platform": platform.platform(),
             "load_average_1min": round(psutil.getloadavg()[0], 2),

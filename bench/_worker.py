@@ -89,7 +89,9 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"the process of {self._loop} ended with {self._process.wait()}; its errors are above")
+            raise RuntimeError(
+                f"the process of {self._loop} ended with {self._process.wait()}; its errors are above"
+            )
         answer = json.loads(line)
         if "error" in answer:
             raise UserError(answer["error"])

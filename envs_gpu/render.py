@@ -148,9 +148,9 @@ def _make_gl_context(width: int, height: int) -> Any:
     MuJoCo itself reads the variable once, when it is imported, and would not be imported at all where EGL
     was asked for and is missing: training must not need a driver, so EGL is only looked for here.
     """
-    headless = sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    somebody_chose = any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"))
     try:
-        if headless and not os.environ.get("MUJOCO_GL"):
+        if sys.platform == "linux" and not somebody_chose:
             from mujoco.egl import GLContext
         else:
             from mujoco.gl_context import GLContext

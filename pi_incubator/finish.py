@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from envs_gpu.render import RenderError
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.onnx import export_checked
+from pi_incubator.errors import UserError
 from pi_incubator.evaluation.curve import draw_curve
 from pi_incubator.evaluation.evaluate import Evaluation, evaluate, record_observations
 from pi_incubator.evaluation.table import print_table, show, write_json
@@ -58,19 +58,21 @@ def _write_files(
     yield folder.config
     write_json(evaluation.summary(), folder.evaluation)
     yield folder.evaluation
-    draw_curve(folder.metrics, folder.curve, title=f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}")
+    title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
+    draw_curve(folder.metrics, folder.curve, title)
     yield folder.curve
     seed = evaluation_seed(cfg)
     if cfg.evaluation.video:
         try:
             record_video(worlds, policy, folder.video, length_s=cfg.evaluation.video_length_s, seed=seed)
             yield folder.video
-        except RenderError as error:
-            log.warning("no video: %s", error)
+        except UserError as error:
+            log.warning("no video: %s", error)  # a trained policy is worth more than its film
     if cfg.deployment.export == "onnx":
         observations = record_observations(worlds, policy, cfg.deployment.num_check_observations, seed)
         difference = export_checked(cfg, policy, worlds.spec, observations, folder.onnx)
-        print(f"{folder.onnx.name}: acts like the policy to {difference:.1e} on {len(observations):,} observations")
+        where = f"{len(observations):,} recorded observations"
+        print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
         yield folder.onnx
 
 
@@ -78,4 +80,4 @@ def _print_summary(folder: RunFolder, evaluation: Evaluation) -> None:
     result = evaluation.summary()["return"]
     rows = read_metrics(folder.metrics)
     wall = timedelta(seconds=round(rows[-1]["wall_s"])) if rows else "unknown time"
-    print(f"return {show(result['mean'])} ± {show(result['std'])} after {wall} of training; files in {folder.path}")
+    print(f"return {show(result['mean'])} ± {show(result['std'])}, trained in {wall}; see {folder.path}")

@@ -144,6 +144,7 @@ def test_without_a_checkpoint_the_run_starts_at_zero(folder: RunFolder) -> None:
 def test_run_continues_after_the_newest(folder: RunFolder) -> None:
     save(folder, 9)
     save(folder, 10)
+    assert checkpoint.next_iteration(folder) == 11
     assert restored(folder) == (11, 10.0)
 
 

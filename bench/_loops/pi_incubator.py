@@ -69,6 +69,6 @@ def make(settings: dict[str, Any]) -> OurLoop:
 
 
 def _endless(cfg: ExperimentConfig) -> ExperimentConfig:
-    """`cfg` without its end, beyond which a measurement may last: a scheduled learning rate would pass zero."""
+    """`cfg` without its end: in a longer measurement a scheduled learning rate would pass zero."""
     training = cfg.training.model_copy(update={"total_steps": MAX_TOTAL_STEPS})
     return cfg.model_copy(update={"training": training})

@@ -78,10 +78,18 @@ def same_settings(cfg: ExperimentConfig, vec_env: str) -> dict[str, Any]:
     return default_settings(cfg) | envs | {"ppo": ppo, "network": network}
 
 
+def describe(facts: dict[str, Any]) -> str:
+    """What the loop with these `facts` is, in a line."""
+    envs = f"{facts['num_envs']} env x {facts['n_steps']} steps in {facts['vec_env']}"
+    learning = f"{facts['n_epochs']} epochs, minibatches of {facts['batch_size']}"
+    return f"sb3: PPO {facts['version']}: {envs}, {learning}, {facts['torch_threads']} torch threads"
+
+
 class Sb3Loop(Loop):
     """One iteration is a `learn` call for one rollout: collection and the update on it."""
 
     def __init__(self, settings: dict[str, Any]) -> None:
+        import stable_baselines3
         import torch
         from stable_baselines3 import PPO
         from stable_baselines3.common import env_util, vec_env
@@ -105,6 +113,8 @@ class Sb3Loop(Loop):
         )
         self.env_steps = self.model.n_steps * self.env.num_envs
         self.facts = {
+            "version": stable_baselines3.__version__,
+            "vec_env": settings["vec_env"],
             "torch_threads": torch.get_num_threads(),
             "num_parameters": sum(parameter.numel() for parameter in self.model.policy.parameters()),
             "num_envs": self.env.num_envs,

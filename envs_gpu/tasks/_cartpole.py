@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks.base import Outcome, Task
+from envs_gpu.terms.stage import add_stage
 from envs_gpu.terms.tolerance import gaussian_tolerance, quadratic_tolerance
 
 RAIL_M = 1.8
@@ -30,8 +31,8 @@ class Cartpole(Task):
         spec.option.integrator = mujoco.mjtIntegrator.mjINT_RK4
         spec.option.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_CONTACT)
         world = spec.worldbody
-        world.add_light(pos=(0, -2, 4), dir=(0, 1, -2))
-        world.add_camera(name="track", pos=(0, -4, 1), xyaxes=(1, 0, 0, 0, 0, 1))
+        add_stage(spec, floor_z_m=-0.3)
+        world.add_camera(name="track", pos=(0, -5, 1.3), xyaxes=(1, 0, 0, 0, 0.1, 1))
         world.add_geom(
             name="rail",
             type=mujoco.mjtGeom.mjGEOM_CAPSULE,

@@ -26,7 +26,10 @@ def moments_kernel(advantage_ptr, mask_ptr, partial_ptr, size, BLOCK: tl.constex
             kept = kept & tl.load(mask_ptr + i, mask=kept, other=0).to(tl.int1)
         advantage = tl.load(advantage_ptr + i, mask=kept, other=0.0)
         block_count = tl.sum(kept.to(tl.float32))
-        block_mean = tl.sum(advantage) / tl.maximum(block_count, 1.0)
+        block_size = tl.maximum(block_count, 1.0)
+        block_mean = tl.sum(advantage) / block_size
+        # Taken twice: rounded once, the mean of equal entries is not their value, and noise is scaled up to 1.
+        block_mean += tl.sum(tl.where(kept, advantage - block_mean, 0.0)) / block_size
         deviation = tl.where(kept, advantage - block_mean, 0.0)
         # Chan et al. 1983, eq. 2.1: merge the block into what was seen before it.
         shift = block_mean - mean
@@ -56,7 +59,8 @@ def normalize_kernel(
     means = tl.load(partial_ptr + num_partials + p, mask=p < num_partials, other=0.0)
     squares = tl.load(partial_ptr + 2 * num_partials + p, mask=p < num_partials, other=0.0)
     count = tl.sum(counts)
-    mean = tl.sum(counts * means) / tl.maximum(count, 1.0)
+    pivot = tl.max(means)
+    mean = pivot + tl.sum(counts * (means - pivot)) / tl.maximum(count, 1.0)
     shift = means - mean
     variance = tl.sum(squares + counts * shift * shift) / tl.maximum(count - 1.0, 1.0)
     scale = 1.0 / (tl.sqrt(variance) + eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import NoReturn
 
 from pi_incubator.errors import UserError
@@ -20,3 +21,11 @@ def count(text: str) -> int:
     if not text.isdecimal() or not 1 <= (number := int(text)) < 2**31:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
+
+
+def output_file(text: str) -> Path:
+    """A path to write to, in a folder that exists, for `type=`."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a file in an existing folder")
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from envs_gpu.registry import nearest
@@ -50,15 +49,3 @@ def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tup
     policy = make_network(cfg.network, env.spec)
     load_policy(folder, policy)
     return env, policy
-
-
-def output_file(text: str) -> Path:
-    """A path to write to, for `type=`: its folder must exist.
-
-    Raises:
-        UserError: it does not.
-    """
-    path = Path(text)
-    if path.is_dir() or not path.parent.is_dir():
-        raise UserError(f"{text}: is not a file in an existing folder; name another file")
-    return path

@@ -194,5 +194,10 @@ def _show(report: Report, console: Console) -> None:
         console.print(f"[yellow]warning:[/] {warning}")
 
 
-if __name__ == "__main__":
+def cli() -> None:
+    """Entry point of the console script."""
     run(main)
+
+
+if __name__ == "__main__":
+    cli()

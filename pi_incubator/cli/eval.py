@@ -2,39 +2,66 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import argparse
 
 from pi_incubator.cli._main import run
-from pi_incubator.cli._parser import Parser, count
-from pi_incubator.cli._trained import load_trained, open_run, output_file
+from pi_incubator.cli._parser import Parser, count, output_file
+from pi_incubator.cli._trained import load_trained, open_run
 from pi_incubator.errors import UserError
-
-if TYPE_CHECKING:
-    import argparse
 
 
 def main(argv: list[str]) -> None:
     """Parse the command line and evaluate; see `pi-eval --help`."""
     arguments = _parse(argv)
-    overrides = ["compute.compile=off"]  # a few thousand steps do not repay it
-    if arguments.backend:
-        overrides.append(f"env.backend={arguments.backend}")
+    overrides = [f"env.backend={arguments.backend}"] if arguments.backend else []
     if arguments.backend == "mujoco":
         overrides.append("compute.device=cpu")
     cfg, folder = open_run(arguments.run, overrides)
     if arguments.onnx and not folder.onnx.is_file():
-        raise UserError(f"{folder.onnx}: is not there; write it with pi-export {arguments.run}")
+        raise UserError(f"{folder.onnx}: file not found; write it with pi-export {arguments.run}")
     # Slow imports come after every check that does not need them.
-    from pi_incubator.evaluation.evaluate import evaluate
+    from pi_incubator.evaluation.evaluate import Act, evaluate
     from pi_incubator.evaluation.table import print_table, write_json
     from pi_incubator.evaluation.worlds import evaluation_seed
 
-    episodes = arguments.episodes or cfg.evaluation.num_episodes
+    num_episodes = arguments.episodes or cfg.evaluation.num_episodes
     seed = evaluation_seed(cfg) if arguments.seed is None else arguments.seed
-    env, policy = load_trained(cfg, folder, arguments.num_envs or episodes)
-    evaluation = evaluate(env, _onnx(arguments, folder.onnx) or policy, episodes, seed)
-    summary = evaluation.summary()
-    print_table(summary, title=f"{folder.path.name}: {episodes} episodes of {cfg.env.name}")
+    env, policy = load_trained(cfg, folder, arguments.num_envs or num_episodes)
+    act: Act = policy.mean_action
+    if arguments.onnx:
+        from pi_incubator.deploy.onnx import load_onnx
+
+        act = load_onnx(folder.onnx)
+    summary = evaluate(env, act, num_episodes, seed).summary()
+    print_table(summary, title=f"{folder.path.name}: {num_episodes} episodes of {cfg.env.name}")
     if arguments.json:
         write_json(summary, arguments.json)
+    if arguments.video:
+        from pi_incubator.evaluation.video import record_video
+
+        record_video(env, act, arguments.video, length_s=cfg.evaluation.video_length_s, seed=seed)
     env.close()
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="pi-eval", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a trained run")
+    parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")
+    parser.add_argument(
+        "--num-envs", type=count, metavar="N", help="parallel worlds; default: one an episode"
+    )
+    parser.add_argument("--backend", metavar="NAME", help="physics backend; mujoco runs on the CPU")
+    parser.add_argument("--seed", type=int, help="of the worlds; default: the one after training")
+    parser.add_argument("--onnx", action="store_true", help="judge the exported policy.onnx instead")
+    parser.add_argument("--video", type=output_file, metavar="FILE", help="film the policy as an mp4")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's numbers as JSON")
+    return parser.parse_args(argv)
+
+
+def cli() -> None:
+    """Entry point of the console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

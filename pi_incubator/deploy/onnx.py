@@ -64,6 +64,7 @@ def export_onnx(
             external_data=False,
             verbose=False,
         )
+    assert program is not None  # it is only for the exporter of before, which returned nothing
     program.model.metadata_props.update({**spec_metadata(spec), **metadata})
     for node in program.model.graph:
         node.metadata_props.clear()  # the exporter's stack traces, with the paths of this machine
@@ -123,7 +124,7 @@ def check_onnx(path: Path, policy: Exportable, observations: Tensor, tolerance: 
 
 
 def load_onnx(path: Path) -> Callable[[TensorDict], Tensor]:
-    """The exported policy as a function from observation groups to actions, to be evaluated like any other."""
+    """The exported policy as a function from observation groups to actions, for `evaluate`."""
     session = _session(path)
 
     def act(obs: TensorDict) -> Tensor:

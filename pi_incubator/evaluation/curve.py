@@ -27,6 +27,7 @@ DETAILS = {
     "loss/value": "Value loss",
 }
 NUM_DETAILS, COLUMNS = 6, 3
+UNITS_S = {"h": 3600, "min": 60, "s": 1}
 SMOOTHED_OVER = 0.08  # of the run
 
 INK, MUTED, GRID = "#1f2933", "#7b8794", "#e4e7eb"
@@ -122,7 +123,7 @@ def _add_wall_time(axes: Axes, rows: list[dict[str, Any]]) -> None:
     """A second axis above with the wall time at which each number of steps was reached."""
     env_steps = np.array([row["env_steps"] for row in rows], dtype=np.float64)
     wall_s = np.array([row["wall_s"] for row in rows], dtype=np.float64)
-    unit, seconds = next((u, s) for u, s in (("h", 3600), ("min", 60), ("s", 1)) if wall_s[-1] >= 2 * s or s == 1)
+    unit, seconds = next((unit, s) for unit, s in UNITS_S.items() if wall_s[-1] >= 2 * s or s == 1)
     ticks = MaxNLocator(8, steps=[1, 2, 5, 10]).tick_values(0, wall_s[-1] / seconds)
     ticks = ticks[(ticks >= wall_s[0] / seconds) & (ticks <= wall_s[-1] / seconds)]
     above = axes.secondary_xaxis("top")
@@ -133,7 +134,7 @@ def _add_wall_time(axes: Axes, rows: list[dict[str, Any]]) -> None:
 
 
 def _smooth(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Mean over a window around each point, cut off at both ends: unlike a running average it does not lag."""
+    """Mean over a window around each point, cut off at the ends; a running average would lag."""
     half = int(SMOOTHED_OVER * len(values) / 2)
     sums = np.concatenate(([0.0], np.cumsum(values)))
     index = np.arange(len(values))

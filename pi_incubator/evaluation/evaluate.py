@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ Act = Callable[["TensorDict"], Tensor]
 Summary = dict[str, dict[str, float]]
 
 
+@runtime_checkable
 class Policy(Protocol):
     """What a policy must offer to be judged."""
 
@@ -98,7 +99,7 @@ def record_observations(env: VecEnv, policy: Policy | Act, count: int, seed: int
 
 def as_function(policy: Policy | Act) -> Act:
     """The function from observation groups to deterministic actions."""
-    return getattr(policy, "mean_action", policy)
+    return policy.mean_action if isinstance(policy, Policy) else policy
 
 
 class _Ledger:
@@ -139,7 +140,7 @@ class _Ledger:
     def close(self) -> Evaluation:
         """The episodes that counted, world by world: the only transfer to the host."""
         if self.filed is None or not self.complete:
-            raise RuntimeError("episodes go on for longer than spec.max_episode_steps: the env never ends them")
+            raise RuntimeError("the env does not end its episodes after spec.max_episode_steps")
         counted = torch.arange(self.max_episodes, device=self.quota.device) < self.quota[:, None]  # [N, K]
         episodes = dict(zip(self.names, self.filed[:, counted].cpu().unbind(), strict=True))
         length = episodes["length"]

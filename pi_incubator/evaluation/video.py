@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import imageio.v2 as imageio
+import imageio_ffmpeg
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from envs_gpu.render import Renderer, RenderError
+from pi_incubator.errors import UserError
 from pi_incubator.evaluation.evaluate import Act, Policy, as_function
 
 if TYPE_CHECKING:
@@ -46,24 +49,28 @@ def record_video(
         camera: as `envs_gpu.render.Renderer` takes it.
 
     Raises:
-        RenderError: nothing can be drawn or encoded here; one line says why.
+        UserError: nothing can be drawn or encoded here.
     """
     every = max(1, round(env.spec.control_hz / MAX_FRAMES_PER_S))
     num_steps = max(1, round(length_s * env.spec.control_hz))
-    renderer = Renderer(env.physics.model, width, height, camera)
     try:
-        positions = _roll_out(env, policy, seed, num_steps, min(num_worlds, env.num_envs))[::every]
-        with imageio.get_writer(path, fps=env.spec.control_hz / every, codec="libx264", quality=8) as writer:
-            for qpos in positions:
-                writer.append_data(_side_by_side([renderer.render(world) for world in qpos]))
-    except (OSError, ImportError) as error:
-        raise RenderError(f"{path}: cannot be encoded ({error}); check imageio-ffmpeg and the disk") from error
+        renderer = Renderer(env.physics.model, width, height, camera)
+    except RenderError as error:
+        raise UserError(f"{path}: cannot be drawn: {error}") from None
+    positions = _roll_out(env, policy, seed, num_steps, num_worlds)[::every]
+    pictures = (_side_by_side([renderer.render(world) for world in qpos]) for qpos in positions)
+    try:
+        _encode(path, pictures, frames_per_s=env.spec.control_hz / every)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: cannot be encoded ({error}); reinstall imageio-ffmpeg") from None
     finally:
         renderer.close()
 
 
 @torch.no_grad()
-def _roll_out(env: SimEnv, policy: Policy | Act, seed: int, num_steps: int, num_worlds: int) -> NDArray[np.floating]:
+def _roll_out(
+    env: SimEnv, policy: Policy | Act, seed: int, num_steps: int, num_worlds: int
+) -> NDArray[np.floating]:
     """Positions of the first worlds before every step, `[num_steps, num_worlds, nq]`, in one transfer."""
     act = as_function(policy)
     obs = env.reset(seed)
@@ -72,6 +79,19 @@ def _roll_out(env: SimEnv, policy: Policy | Act, seed: int, num_steps: int, num_
         positions.append(env.physics.state.qpos[:num_worlds].clone())
         obs = env.step(act(obs)).obs
     return torch.stack(positions).cpu().numpy()
+
+
+def _encode(path: Path, pictures: Iterator[NDArray[np.uint8]], frames_per_s: float) -> None:
+    first = next(pictures)
+    height, width, _ = first.shape
+    # H.264 with 4:2:0 colours needs even sizes, and no more than that.
+    writer = imageio_ffmpeg.write_frames(
+        str(path), (width, height), fps=frames_per_s, codec="libx264", quality=8, macro_block_size=2
+    )
+    writer.send(None)
+    for picture in chain((first,), pictures):
+        writer.send(np.ascontiguousarray(picture))
+    writer.close()
 
 
 def _side_by_side(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:

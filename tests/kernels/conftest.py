@@ -1,31 +1,31 @@
-"""The implementations that can run here, and memory that shows what a kernel left unwritten."""
+"""The implementations that this process can run, and memory that shows what a kernel left unwritten."""
 
 import os
 
 import pytest
 import torch
 
+# The interpreter replaces Triton's kernels as they are imported: a process has either them or the compiled
+# ones. test_triton.py runs the tests of this folder once more under it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-DEVICES = {
-    "reference": "cpu",
-    "cpu": "cpu",
-    "triton": "cpu" if INTERPRETED else "cuda",
-}
+ON_HARDWARE = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def pytest_collection_modifyitems(items):
-    """Triton's interpreter replaces the kernels at import: a process has either them or the compiled ones."""
-    for item in items:
-        if getattr(item, "callspec", None) and item.callspec.params.get("implementation") == "triton":
-            if not INTERPRETED:
-                item.add_marker(pytest.mark.gpu)
+@pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=[] if INTERPRETED else ON_HARDWARE)])
+def implementation(request):
+    return request.param
+
+
+@pytest.fixture
+def device(implementation):
+    return "cuda" if implementation == "triton" and not INTERPRETED else "cpu"
 
 
 @pytest.fixture
 def poisoned_memory():
-    """torch.empty is filled with NaN, so an output that was not written is one."""
+    """torch.empty is filled with NaN: an output that a kernel does not write stays one."""
+    before = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True)
-    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.empty(1).isnan()
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.use_deterministic_algorithms(before)

@@ -1,0 +1,138 @@
+"""Seconds from the start of a process to its first environment step, without and with compilation caches.
+
+Cold: every compilation cache is an empty folder. Warm: a second process, with the caches that the first one
+left. Python's bytecode and the operating system's file cache are warm in both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from statistics import median
+from typing import Any
+
+from pydantic import ValidationError
+
+from bench._machine import describe, fresh_environment
+from envs_gpu.physics import BACKENDS
+from pi_incubator.cli._parser import count, output_file
+from pi_incubator.config import ConfigError, ExperimentConfig, check_names
+from pi_incubator.config.errors import from_validation
+from pi_incubator.evaluation.table import Cell, print_table, write_json
+
+CACHES = (
+    *("WARP_CACHE_PATH", "JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
+    *("TRITON_CACHE_DIR", "CUDA_CACHE_PATH"),
+)
+# JAX would not keep what compiles in less than a second.
+KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+STAGES = ("imported", "built", "first_step", "second_step")
+SOURCES = {"env.name": "--task", "env.backend": "--backend"}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what `main` reads."""
+    parser.add_argument("--task", default="ant", help="task to step (default: ant)")
+    parser.add_argument("--backend", nargs="+", help="physics backends (default: all that are installed)")
+    parser.add_argument("--num-envs", type=count, default=64, help="worlds (default: 64)")
+    parser.add_argument(
+        "--compiled", action="store_true", help="torch.compile the task too, as training does"
+    )
+    parser.add_argument("--rounds", type=count, default=1, help="cold and warm pairs a backend (default: 1)")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Measure every backend in turn, print the table and write the JSON.
+
+    Raises:
+        UserError: no such task or backend, or its packages are not installed.
+    """
+    backends = _backends(arguments)
+    report = describe()
+    settings = {"task": arguments.task, "num_envs": arguments.num_envs, "compiled": arguments.compiled}
+    measured = {
+        backend: [measure(settings | {"backend": backend}) for _ in range(arguments.rounds)]
+        for backend in backends
+    }
+    title = f"startup of {arguments.num_envs} worlds of {arguments.task}"
+    print_table(
+        {backend: _row(rounds) for backend, rounds in measured.items()}, title=title, first_column="backend"
+    )
+    if "mjx" in backends:
+        print(
+            "mjx, warm: with JAX_COMPILATION_CACHE_DIR set; unset, JAX keeps nothing and every start is cold"
+        )
+    if arguments.json:
+        write_json(report | {"settings": settings, "rounds": measured}, arguments.json)
+
+
+def measure(settings: dict[str, Any]) -> dict[str, Any]:
+    """A cold process and a warm one after it; seconds are counted from the start of each."""
+    with tempfile.TemporaryDirectory() as folder:
+        caches = {name: os.path.join(folder, name.lower()) for name in CACHES}
+        return {name: _start(settings, caches) for name in ("cold", "warm")}
+
+
+def _start(settings: dict[str, Any], caches: dict[str, str]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "bench._first_steps", json.dumps(settings)]
+    environment = fresh_environment(**caches, **KEEP_ALL)
+    began_s = time.monotonic()
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise RuntimeError(f"the process that starts {settings['backend']} failed; its errors are above")
+    answer = json.loads(done.stdout.splitlines()[-1])
+    times_s, compilations = zip(*(answer["stages"][stage] for stage in STAGES), strict=True)
+    result = {f"{stage}_s": at_s - began_s for stage, at_s in zip(STAGES, times_s, strict=True)}
+    result["second_step_alone_s"] = times_s[-1] - times_s[-2]
+    if compilations[0] is not None:
+        result["jax_compilations_of_second_step"] = compilations[-1] - compilations[-2]
+    return result | {"device": answer["device"]}
+
+
+def _backends(arguments: argparse.Namespace) -> list[str]:
+    """The backends that were asked for; without a wish, those that can run."""
+    if arguments.backend:
+        for backend in arguments.backend:
+            _check(arguments.task, backend)
+        return list(dict.fromkeys(arguments.backend))
+    _check(arguments.task, "auto")
+    return [backend for backend in BACKENDS.names() if _is_installed(arguments.task, backend)]
+
+
+def _check(task: str, backend: str) -> None:
+    """Raises a ConfigError where `task` cannot run on `backend` here."""
+    try:
+        cfg = ExperimentConfig.model_validate({"env": {"name": task, "backend": backend}})
+    except ValidationError as error:
+        raise from_validation(error, SOURCES, file="command line") from None
+    check_names(cfg, SOURCES)
+
+
+def _is_installed(task: str, backend: str) -> bool:
+    try:
+        _check(task, backend)
+    except ConfigError:
+        return False
+    return True
+
+
+def _row(rounds: list[dict[str, Any]]) -> dict[str, Cell]:
+    def middle(process: str, key: str) -> float:
+        return median(one[process][key] for one in rounds)
+
+    row: dict[str, Cell] = {
+        "cold s": middle("cold", "first_step_s"),
+        "warm s": middle("warm", "first_step_s"),
+        "of it imports s": middle("warm", "imported_s"),
+        "2nd step ms": 1e3 * middle("warm", "second_step_alone_s"),
+        "device": rounds[0]["cold"]["device"],
+    }
+    compilations = [one[process].get("jax_compilations_of_second_step") for one in rounds for process in one]
+    known = [number for number in compilations if number is not None]
+    return row | ({"2nd step compiles": max(known)} if known else {})

@@ -1,0 +1,85 @@
+"""Every Triton kernel without a GPU: run by the interpreter, and compiled for the GPUs we care about."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton")
+from triton import knobs  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+HERE = Path(__file__).parent
+# A100, Jetson Orin, H100, B200.
+TARGETS = [80, 87, 90, 100]
+FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
+
+pytestmark = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here")
+
+
+def test_the_interpreter_passes_the_tests_of_this_folder():
+    files = [str(HERE / name) for name in ("test_gae.py", "test_normalize.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
+    run = subprocess.run(
+        command, cwd=HERE.parents[1], env={**os.environ, "TRITON_INTERPRET": "1"}, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert re.search(r"\d+ passed", run.stdout)
+    assert "skipped" not in run.stdout
+
+
+def gae_signature():
+    from kernels.gae import triton_kernel as module
+
+    types = [FLOAT, FLOAT, FLOAT, FLAG, FLAG, FLOAT, FLOAT, INT, INT, SCALAR, SCALAR]
+    constants = {"BLOCK": module.BLOCK, "NUM_STAGES": module.NUM_STAGES}
+    return module.gae_kernel, types, constants, module.NUM_WARPS
+
+
+def moments_signature():
+    from kernels.normalize import triton_kernel as module
+
+    return module.moments_kernel, [FLOAT, FLAG, FLOAT, INT], {"BLOCK": module.BLOCK}, module.NUM_WARPS
+
+
+def normalize_signature():
+    from kernels.normalize import triton_kernel as module
+
+    types = [FLOAT, FLAG, FLOAT, FLOAT, INT, INT, SCALAR]
+    constants = {"BLOCK": module.BLOCK, "PARTIALS": module.MAX_PARTIALS}
+    return module.normalize_kernel, types, constants, module.NUM_WARPS
+
+
+@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
+@pytest.mark.parametrize("capability", TARGETS)
+@pytest.mark.parametrize("signature", [gae_signature, moments_signature, normalize_signature])
+def test_compiles_without_spilling(signature, capability, aligned, tmp_path):
+    function, types, constants, num_warps = signature()
+    arguments = dict(zip(function.arg_names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
+    # What the launcher finds out about pointers and, here, sizes that are multiples of 16.
+    divisible = [i for i, kind in enumerate(types) if kind.startswith("*") or (aligned and kind == INT)]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
+    compiled = triton.compile(
+        ASTSource(function, arguments, constants, attributes),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": num_warps, "enable_fp_fusion": True},
+    )
+    assert spilled_bytes(compiled, capability, tmp_path) == 0
+    if function.arg_names[0] == "reward_ptr" and aligned:
+        assert compiled.asm["ptx"].count("cp.async.ca.shared.global") >= 5, "the loads are not asynchronous"
+
+
+def spilled_bytes(compiled, capability, tmp_path):
+    """Spilled registers live in the stack frame: its size and that of local memory, read from the cubin."""
+    cubin = tmp_path / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    command = [knobs.nvidia.cuobjdump.path, "--dump-resource-usage", str(cubin)]
+    report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert f"sm_{capability}" in report
+    usage = dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", report))
+    assert int(usage["REG"]) > 0
+    return int(usage["STACK"]) + int(usage["LOCAL"])

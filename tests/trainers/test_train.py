@@ -1,0 +1,117 @@
+"""The whole loop: it learns, it continues bit for bit, and it reads every setting."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from pi_incubator.cli.train import main
+from pi_incubator.config import ExperimentConfig, models
+from pi_incubator.run_folder import RunFolder
+
+ROOT = Path(__file__).parents[2]
+TINY = [
+    "env.num_envs=4",
+    "algorithm.horizon=16",
+    "algorithm.minibatch_size=32",
+    "algorithm.num_epochs=2",
+    "training.total_steps=256",
+    "training.log_every=1",
+    "checkpoint.save_every=2",
+    "tracking.backend=none",
+    "evaluation.num_episodes=2",
+    "evaluation.video=false",
+    "deployment.num_check_observations=50",
+]
+
+
+def run(tmp_path, name, *overrides, config="cartpole_balance.yaml"):
+    """Train in this process; returns the run's folder."""
+    place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]
+    main(["--config", str(ROOT / "configs" / config), *TINY, *place, *overrides])
+    return RunFolder(tmp_path / name)
+
+
+def last_tensors(folder):
+    from safetensors.torch import load_file
+
+    newest = folder.saved()[-1]
+    return {f"{file.stem}.{key}": value for file in newest.glob("*.safetensors") for key, value in load_file(file).items()}
+
+
+def test_run_folder_is_complete(tmp_path):
+    folder = run(tmp_path, "complete")
+    for file in (folder.config, folder.metrics, folder.curve, folder.onnx, folder.evaluation):
+        assert file.stat().st_size > 0
+    rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
+    assert [row["env_steps"] for row in rows] == [64, 128, 192, 256]
+    assert {"mean", "std", "min", "max"} == set(json.loads(folder.evaluation.read_text())["return"])
+
+
+@pytest.mark.parametrize("config", ["cartpole_balance.yaml", "experiment_config_baseline.yaml"])
+def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
+    whole = run(tmp_path, "whole", config=config)
+    run(tmp_path, "halves", "training.total_steps=128", config=config)
+    halves = run(tmp_path, "halves", config=config)
+    expected, continued = last_tensors(whole), last_tensors(halves)
+    assert expected.keys() == continued.keys()
+    for name, value in expected.items():
+        assert torch.equal(value, continued[name]), name
+
+
+def test_same_seed_same_weights(tmp_path):
+    one, other, third = (
+        last_tensors(run(tmp_path, name, f"experiment.seed={seed}")) for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    )
+    assert all(torch.equal(value, other[name]) for name, value in one.items())
+    assert not torch.equal(one["policy.actor.0.weight"], third["policy.actor.0.weight"])
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "adaptive"])
+def test_learning_rate_follows_its_schedule(tmp_path, schedule):
+    folder = run(tmp_path, schedule, f"algorithm.lr_schedule={schedule}", "algorithm.lr=1e-3")
+    rates = [json.loads(line)["policy/lr"] for line in folder.metrics.read_text().splitlines()]
+    if schedule == "constant":
+        assert rates == pytest.approx([1e-3] * 4)
+    elif schedule == "linear":
+        assert rates == pytest.approx([1e-3, 7.5e-4, 5e-4, 2.5e-4])
+    else:
+        assert len(set(rates)) > 1
+
+
+def test_every_setting_is_read(tmp_path, monkeypatch):
+    """A key that nothing reads would be a lie to the user who sets it."""
+    read = set()
+    plain = models.Section.__getattribute__
+
+    def recording(self, name):
+        if name in type(self).model_fields:
+            read.add((type(self).__name__, name))
+        return plain(self, name)
+
+    monkeypatch.setattr(models.Section, "__getattribute__", recording, raising=False)
+    video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
+    run(tmp_path, "reads", "tracking.backend=mlflow", *video)
+    sections = {field.annotation for field in ExperimentConfig.model_fields.values()}
+    declared = {(section.__name__, name) for section in sections for name in section.model_fields}
+    assert declared - read == set()
+
+
+def test_torchrun_trains(tmp_path):
+    place = [f"experiment.output_dir={tmp_path}", "experiment.name=launched"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=1"]
+    command = [*launcher, "train_ppo.py", "--config", "configs/cartpole_balance.yaml", *TINY, *place]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300, env=os.environ)
+    assert (tmp_path / "launched" / "policy.onnx").exists()
+
+
+@pytest.mark.slow
+def test_cartpole_balance_is_learned(tmp_path):
+    """95 % of the largest return, which is 1000."""
+    place = [f"experiment.output_dir={tmp_path}", "experiment.name=learned", "tracking.backend=none"]
+    main(["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), *place])
+    assert json.loads((tmp_path / "learned" / "evaluation.json").read_text())["return"]["mean"] >= 950
