@@ -21,7 +21,7 @@ class Compilations:
             self.count = 0
             jax.monitoring.register_event_duration_secs_listener(self._heard)
 
-    def _heard(self, event: str, duration_s: float, **_: Any) -> None:
+    def _heard(self, event: str, duration_secs: float, **_: str | int) -> None:
         if self.count is not None:
             self.count += event == COMPILATION_EVENT
 

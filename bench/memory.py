@@ -82,7 +82,7 @@ def watch_training(config: str, overrides: list[str], output: Path) -> dict[str,
 
 
 def _shortened(cfg: ExperimentConfig, iterations: int, folder: str) -> list[str]:
-    """Overrides that make a run short and leave nothing behind, but let it use memory as the long one does."""
+    """Overrides that make a run short and tidy, but let it use memory as the long one does."""
     from pi_incubator.compute import plan_compute
 
     # Left to itself, a short run would not compile.

@@ -29,8 +29,6 @@ CACHES = (
     *("WARP_CACHE_PATH", "JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
     *("TRITON_CACHE_DIR", "CUDA_CACHE_PATH"),
 )
-# JAX would not keep what compiles in less than a second.
-KEEP_ALL = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
 STAGES = ("imported", "built", "first_step", "second_step")
 SOURCES = {"env.name": "--task", "env.backend": "--backend"}
 
@@ -81,7 +79,7 @@ def measure(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _start(settings: dict[str, Any], caches: dict[str, str]) -> dict[str, Any]:
     command = [sys.executable, "-m", "bench._first_steps", json.dumps(settings)]
-    environment = fresh_environment(**caches, **KEEP_ALL)
+    environment = fresh_environment(**caches)
     began_s = time.monotonic()
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:

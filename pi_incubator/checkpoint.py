@@ -152,11 +152,11 @@ def restore(folder: RunFolder, parts: Mapping[str, HasState]) -> int:
         _load(found, name, part)
     # Last, because loading may itself draw random numbers.
     TorchRandom().load_state_dict(load_file(found.path / f"{RANDOM}.safetensors"))
-    for path in folder.saved():
-        if path.name > found.path.name:
-            # Out of the way, or its higher number would outlive the good ones when old ones are deleted.
-            shutil.rmtree(path.with_suffix(".damaged"), ignore_errors=True)
-            path.rename(path.with_suffix(".damaged"))
+    saved = folder.saved()
+    for damaged in saved[saved.index(found.path) + 1 :]:
+        # Out of the way, or its higher number would outlive the good ones when old ones are deleted.
+        shutil.rmtree(damaged.with_suffix(".damaged"), ignore_errors=True)
+        damaged.rename(damaged.with_suffix(".damaged"))
     return found.iteration + 1
 
 

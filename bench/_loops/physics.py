@@ -1,4 +1,4 @@
-"""Bare physics: `mujoco.rollout` on all cores under random actions, the ceiling of any loop on this CPU.
+"""Bare physics: `mujoco.rollout` on all cores under random actions, what a loop on this CPU can hope for.
 
 Letters: N worlds, T control steps of an iteration, S substeps of a control step.
 """
@@ -26,7 +26,8 @@ FULLPHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 class PhysicsLoop(Loop):
     """One iteration rolls N worlds through T control steps from the start of an episode, in one call.
 
-    Sensors are off: nothing is observed, rewarded or reset, so no loop can be faster on these cores.
+    Nothing is sensed, observed, rewarded or reset. A policy may lead into states with fewer or more contacts
+    than random actions do, so the share that its loop reaches is a guide, not a bound.
     """
 
     def __init__(self, task: str, num_envs: int, horizon: int, seed: int) -> None:

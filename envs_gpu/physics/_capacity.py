@@ -15,7 +15,7 @@ _CONTACTS_PER_GEOM = 4
 """Beyond it, so many contacts a geom: more than bodies in a heap have, fewer than all pairs at once."""
 
 _SOLVER_LIMITS = (1 << 9) | (1 << 10)
-"""`mujoco_warp.OverflowType` ITERATIONS and LS_ITERATIONS: the solver stopped, but no buffer was too small."""
+"""ITERATIONS and LS_ITERATIONS of `mujoco_warp.OverflowType`: the solver stopped, no buffer was too small."""
 
 
 class Capacity(NamedTuple):

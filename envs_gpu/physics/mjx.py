@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import NamedTuple
 
+import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
+
+# isort: split
 import jax
 import jax.numpy as jnp
 import mujoco
 import torch
 from mujoco import mjx
+from mujoco.mjx._src import collision_driver
 from torch import Tensor
 
 from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 
@@ -100,18 +106,29 @@ class MjxPhysics(Physics):
         return bridge.to_jax(bridge.aligned(tensor.to(dtype or tensor.dtype)))
 
 
-def _put(
-    model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device
-) -> tuple[mjx.Model, mjx.Data]:
+def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
     """The model, and one world's blank data with room for the contacts of all."""
-    mjx_model = mjx.put_model(model, impl=impl, device=device)
-    if impl != "warp":
-        return mjx_model, mjx.make_data(model, impl=impl, device=device)
+    if impl == "warp":
+        return _put_warp(model, num_worlds, device)
+    correct_mjx(collision_driver)
+    model = copy.copy(model)
+    # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are: take the
+    # deepest of its own instead, which are the same ones where it has a slot for each.
+    reduction = model.sensor_intprm[:, 1]
+    reduction[(model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (reduction == 0)] = 1
+    return mjx.put_model(model, impl=impl, device=device), mjx.make_data(model, impl=impl, device=device)
+
+
+def _put_warp(model: mujoco.MjModel, num_worlds: int, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
+    from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive
+
+    correct_warp(collision_primitive)
+    mjx_model = mjx.put_model(model, impl="warp", device=device)
     # Overflows are counted, not printed from the kernels.
     mjx_model = mjx_model.tree_replace({"opt._impl.warn_overflow": 0})
     room = capacity(model, mjx_model._impl.nxn_geom_pair_filtered)
     data = mjx.make_data(
-        model, impl=impl, device=device, naconmax=num_worlds * room.contacts, njmax=room.constraints
+        model, impl="warp", device=device, naconmax=num_worlds * room.contacts, njmax=room.constraints
     )
     return mjx_model, data
 
@@ -188,6 +205,8 @@ def _dynamics(
             data = data.tree_replace({"_impl.overflow": carry.overflow})
         data = function(model, data)
         overflow = data._impl.overflow if warp else carry.overflow
-        return Carry(**{name: getattr(data, name) for name in fields if name != "overflow"}, overflow=overflow)
+        return Carry(
+            **{name: getattr(data, name) for name in fields if name != "overflow"}, overflow=overflow
+        )
 
     return jax.vmap(world)(carry)

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
+
+# isort: split
 import mujoco
+import mujoco_warp as mjw
 import torch
 import warp as wp
+from mujoco_warp._src import collision_primitive
+from torch import Tensor
 
-wp.config.log_level = wp.LOG_ERROR  # before Warp initializes: it reports every kernel module that it builds
-
-import mujoco_warp as mjw  # noqa: E402
-from torch import Tensor  # noqa: E402
-
-from envs_gpu import bridge  # noqa: E402
-from envs_gpu.physics import backend  # noqa: E402
-from envs_gpu.physics._capacity import capacity, overflowed  # noqa: E402
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState  # noqa: E402
+from envs_gpu import bridge
+from envs_gpu.physics import backend
+from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capsule_frame import correct_warp
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 _CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
 
@@ -42,6 +44,7 @@ class WarpPhysics(Physics):
     ) -> None:
         super().__init__(model, num_worlds, device, options)
         wp.init()
+        correct_warp(collision_primitive)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
             self._model = mjw.put_model(model)

@@ -56,9 +56,12 @@ class ConsoleTracker(Tracker):
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
         now_s = time.perf_counter()
         text = self._describe(iteration + 1, env_steps, metrics, now_s)
+        last = iteration + 1 == self._num_iterations
         if self._console.is_terminal:
             self._bar.update(self._task, completed=iteration + 1, description=text)
-        elif now_s - self._shown_s >= SECONDS_BETWEEN_LINES:
+            if last:  # what is printed from here on stands below the bar
+                self._bar.stop()
+        elif last or now_s - self._shown_s >= SECONDS_BETWEEN_LINES:
             self._console.print(text, markup=False)
             self._shown_s, self._unshown = now_s, ""
         else:
