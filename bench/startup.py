@@ -29,7 +29,6 @@ CACHES = (
     *("WARP_CACHE_PATH", "JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
     *("TRITON_CACHE_DIR", "CUDA_CACHE_PATH"),
 )
-STAGES = ("imported", "built", "first_step", "second_step")
 SOURCES = {"env.name": "--task", "env.backend": "--backend"}
 
 
@@ -85,12 +84,13 @@ def _start(settings: dict[str, Any], caches: dict[str, str]) -> dict[str, Any]:
     if done.returncode:
         raise RuntimeError(f"the process that starts {settings['backend']} failed; its errors are above")
     answer = json.loads(done.stdout.splitlines()[-1])
-    times_s, compilations = zip(*(answer["stages"][stage] for stage in STAGES), strict=True)
-    result = {f"{stage}_s": at_s - began_s for stage, at_s in zip(STAGES, times_s, strict=True)}
-    result["second_step_alone_s"] = times_s[-1] - times_s[-2]
-    if compilations[0] is not None:
-        result["jax_compilations_of_second_step"] = compilations[-1] - compilations[-2]
-    return result | {"device": answer["device"]}
+    ended_s = answer["ended_s"]
+    return {
+        **{f"{stage}_s": at_s - began_s for stage, at_s in ended_s.items()},
+        "second_step_alone_s": ended_s["second_step"] - ended_s["first_step"],
+        "recompilations": answer["recompilations"],
+        "device": answer["device"],
+    }
 
 
 def _backends(arguments: argparse.Namespace) -> list[str]:
@@ -131,6 +131,5 @@ def _row(rounds: list[dict[str, Any]]) -> dict[str, Cell]:
         "2nd step ms": 1e3 * middle("warm", "second_step_alone_s"),
         "device": rounds[0]["cold"]["device"],
     }
-    compilations = [one[process].get("jax_compilations_of_second_step") for one in rounds for process in one]
-    known = [number for number in compilations if number is not None]
-    return row | ({"2nd step compiles": max(known)} if known else {})
+    recompilations = [one[process]["recompilations"] for one in rounds for process in one]
+    return row | ({"recompiled": max(recompilations)} if None not in recompilations else {})

@@ -8,7 +8,7 @@ the view lives.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -76,18 +76,16 @@ def warp_to_torch(array: wp.array[Any]) -> Tensor:
     """
     import warp as wp
 
-    tensor = wp.to_torch(array, requires_grad=False)
     stats.crossings += 1
-    return tensor
+    return wp.to_torch(array, requires_grad=False)
 
 
 def torch_to_warp(tensor: Tensor, dtype: type) -> wp.array[Any]:
     """The memory of `tensor` as a Warp array of `dtype`; any strides and alignment will do."""
     import warp as wp
 
-    array = wp.from_torch(tensor, dtype=dtype, requires_grad=False)
     stats.crossings += 1
-    return array
+    return cast("wp.array[Any]", wp.from_torch(tensor, dtype=dtype, requires_grad=False))
 
 
 def copy_reason(tensor: Tensor) -> str | None:

@@ -40,7 +40,7 @@ class WorldRandom:
         self.counter += mask
 
     def uniform(self, draw: int, width: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """`[N, width]` float64 numbers in [low, high); the same `draw` gives the same numbers until `advance`."""
+        """`[N, width]` float64 numbers in [low, high), the same for one `draw` until `advance`."""
         lane = torch.arange(width, device=self.key.device) + (draw << 16)  # [width]
         block = _splitmix(self.key + self.counter * _GOLDEN)  # [N]
         bits = _splitmix(block[:, None] + lane * _GOLDEN)  # [N, width]

@@ -106,6 +106,7 @@ def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjMod
     model = copy.copy(model)
     model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
     model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+    model.vis.headlight.ambient = np.maximum(model.vis.headlight.ambient, 0.3)  # or shadows are black
     # From straight above, the ground's own shadow flickers on it where drivers round coarsely.
     straight_down = np.flatnonzero(model.light_dir[:, 2] < -0.999)
     model.light_dir[straight_down] = LIGHT_DIRECTION

@@ -15,15 +15,18 @@ from envs_gpu.sim_env import SimEnv
 
 
 class TorchRLEnv(EnvBase):
-    """`env` behind TorchRL's interface: batch `[N]`, keys `policy` (and `critic`), `action`, `reward`, `done`,
-    `terminated`, `truncated`; reward and flags are `[N, 1]`.
+    """`env` behind TorchRL's interface.
+
+    Batch `[N]`; keys `policy` (and `critic`), `action`, `reward`, `done`, `terminated` and `truncated`, reward
+    and flags `[N, 1]`.
     """
 
     def __init__(self, env: SimEnv) -> None:
         super().__init__(device=env.device, batch_size=[env.num_envs])
         self.env = env
         spec, shape = env.spec, (env.num_envs, env.spec.action_dim)
-        low, high = (torch.tensor(limit, device=env.device).expand(shape) for limit in (spec.action_low, spec.action_high))
+        limits = (spec.action_low, spec.action_high)
+        low, high = (torch.tensor(limit, device=env.device).expand(shape) for limit in limits)
         self.action_spec = Bounded(low, high, shape=shape, dtype=torch.float32, device=env.device)
         groups = {
             group: Unbounded(shape=(env.num_envs, width), dtype=torch.float32, device=env.device)

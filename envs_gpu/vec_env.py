@@ -10,7 +10,7 @@ on `env.device`.
                                          terminated    `[N]` bool, the task ended: nothing to bootstrap
                                          truncated     `[N]` bool, only the time is up: bootstrap `final_obs`
                                          final_obs     the last observation of the episode, before any reset
-                                         metrics       name -> `[N]`, the reward's terms and the task's measures
+                                         metrics       name -> `[N]`, reward terms and measures of the task
     obs                  -> obs          the observation that `reset` or `step` gave last
 
 `done = terminated | truncated` cuts the trace. Worlds that are done are reset inside the step, by mask, on

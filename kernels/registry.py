@@ -17,7 +17,7 @@ class Kernel:
     name: str
     call: Callable[..., Any]
     inputs: Callable[..., dict[str, Any]]
-    """`inputs(num_steps, num_worlds, device="cpu", dtype=torch.float32, seed=0)` makes arguments for `call`."""
+    """`inputs(num_steps, num_worlds, device="cpu", dtype=torch.float32, seed=0)` makes them for `call`."""
 
 
 _KERNELS: dict[str, Kernel] = {}

@@ -65,7 +65,10 @@ def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, 
     asked, compiler = cfg.compute.compile, shutil.which("g++") or shutil.which("clang++")
     can = device.type == "cuda" or compiler is not None
     if asked == "on" and not can:
-        problem, fix = "torch.compile needs a C++ compiler, and there is none", "install g++, or set it to auto"
+        problem, fix = (
+            "torch.compile needs a C++ compiler, and there is none",
+            "install g++, or set it to auto",
+        )
         raise ConfigError("compute", "compute.compile", asked, problem=problem, fix=fix)
     if asked != "auto":
         return asked == "on", f"torch.compile {asked}: as asked for"

@@ -112,8 +112,8 @@ def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) 
         return _put_warp(model, num_worlds, device)
     correct_mjx(collision_driver)
     model = copy.copy(model)
-    # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are: take the
-    # deepest of its own instead, which are the same ones where it has a slot for each.
+    # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are. The
+    # deepest of its own are what it should have read, as long as it has a slot for each.
     reduction = model.sensor_intprm[:, 1]
     reduction[(model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (reduction == 0)] = 1
     return mjx.put_model(model, impl=impl, device=device), mjx.make_data(model, impl=impl, device=device)
@@ -199,14 +199,13 @@ def _dynamics(
 
     def world(carry: Carry) -> Carry:
         fields = carry._asdict()
-        data = blank.replace(**{name: value for name, value in fields.items() if name != "overflow"})
-        warp = model.impl == mjx.Impl.WARP
-        if warp:
-            data = data.tree_replace({"_impl.overflow": carry.overflow})
-        data = function(model, data)
-        overflow = data._impl.overflow if warp else carry.overflow
-        return Carry(
-            **{name: getattr(data, name) for name in fields if name != "overflow"}, overflow=overflow
-        )
+        overflow = fields.pop("overflow")
+        data = blank.replace(**fields)
+        if model.impl == mjx.Impl.WARP:
+            data = function(model, data.tree_replace({"_impl.overflow": overflow}))
+            overflow = data._impl.overflow
+        else:
+            data = function(model, data)
+        return Carry(**{name: getattr(data, name) for name in fields}, overflow=overflow)
 
     return jax.vmap(world)(carry)

@@ -18,6 +18,7 @@ from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
 from envs_gpu.physics._capsule_frame import correct_warp
+from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 _CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
@@ -66,6 +67,7 @@ class WarpPhysics(Physics):
             bridge.torch_to_warp(self._qpos, wp.float32),
             bridge.torch_to_warp(self._qvel, wp.float32),
         ]
+        wp.synchronize_device(self._wp_device)  # what was uploaded on Warp's stream is used on torch's
         self._restart_graph = self._capture(self._restart)
         self._step_graphs: dict[int, wp.Graph] = {}
         self._launch(self._restart_graph)
@@ -106,11 +108,11 @@ class WarpPhysics(Physics):
         wp.copy(self._sensordata_before, data.sensordata)
         worlds = self.num_worlds
         targets = [data.qpos, data.qvel, data.act, data.ctrl, data.time, data.qacc_warmstart]
-        wp.launch(_restart_worlds, worlds, inputs=self._restart_inputs, outputs=targets)
+        wp.launch(restart_worlds, worlds, inputs=self._restart_inputs, outputs=targets)
         self._evaluate_sensors()
         # On a GPU contacts are summed in another order every time: the last bit of a force may differ.
         inputs = [self._restart_inputs[0], self._sensordata_before]
-        wp.launch(_keep_unmasked, data.sensordata.shape, inputs=inputs, outputs=[data.sensordata])
+        wp.launch(keep_unmasked, data.sensordata.shape, inputs=inputs, outputs=[data.sensordata])
 
     def _evaluate_sensors(self) -> None:
         """Sensors of the state as it is; derived quantities only, so the warm start survives."""
@@ -125,39 +127,3 @@ class WarpPhysics(Physics):
     def _launch(self, graph: wp.Graph) -> None:
         on_cuda = self.device.type == "cuda"
         wp.capture_launch(graph, stream=wp.stream_from_torch(self.device) if on_cuda else None)
-
-
-@wp.kernel
-def _restart_worlds(
-    mask: wp.array[wp.bool],
-    new_qpos: wp.array2d[wp.float32],
-    new_qvel: wp.array2d[wp.float32],
-    qpos: wp.array2d[wp.float32],
-    qvel: wp.array2d[wp.float32],
-    act: wp.array2d[wp.float32],
-    ctrl: wp.array2d[wp.float32],
-    time: wp.array[wp.float32],
-    qacc_warmstart: wp.array2d[wp.float32],
-):
-    world = wp.tid()
-    if not mask[world]:
-        return
-    for i in range(qpos.shape[1]):
-        qpos[world, i] = new_qpos[world, i]
-    for i in range(qvel.shape[1]):
-        qvel[world, i] = new_qvel[world, i]
-        qacc_warmstart[world, i] = 0.0
-    for i in range(act.shape[1]):
-        act[world, i] = 0.0
-    for i in range(ctrl.shape[1]):
-        ctrl[world, i] = 0.0
-    time[world] = 0.0
-
-
-@wp.kernel
-def _keep_unmasked(
-    mask: wp.array[wp.bool], before: wp.array2d[wp.float32], sensordata: wp.array2d[wp.float32]
-):
-    world, i = wp.tid()
-    if not mask[world]:
-        sensordata[world, i] = before[world, i]

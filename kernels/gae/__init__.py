@@ -36,7 +36,6 @@ def make_inputs(
 
 
 @kernel("gae", inputs=make_inputs)
-@torch.no_grad()
 def gae(
     reward: Tensor,
     value: Tensor,

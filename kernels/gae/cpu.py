@@ -18,6 +18,8 @@ BLOCK = 2048
     const bool *ends = (const bool *)terminated, *cuts = (const bool *)done;
     float *out = (float *)advantage, *target = (float *)value_target;
 
+    const int begin = block * {BLOCK};
+    const int width = wp::min({BLOCK}, num_worlds - begin);
     float following[{BLOCK}] = {{}};
     for (int t = num_steps - 1; t >= 0; --t) {{
         const long long row = (long long)t * num_worlds + begin;
@@ -46,9 +48,8 @@ def _scan(
     num_worlds: int,
     gamma: float,
     decay: float,
-    begin: int,
-    width: int,
-): ...
+    block: int,
+) -> None: ...
 
 
 @wp.kernel(enable_backward=False, module="unique")
@@ -64,9 +65,7 @@ def _gae_kernel(
     num_worlds: int,
     gamma: float,
     decay: float,
-):
-    begin = wp.tid() * BLOCK
-    width = wp.min(BLOCK, num_worlds - begin)
+) -> None:
     _scan(
         reward,
         value,
@@ -79,8 +78,7 @@ def _gae_kernel(
         num_worlds,
         gamma,
         decay,
-        begin,
-        width,
+        wp.tid(),
     )
 
 
@@ -88,7 +86,13 @@ _launch = CpuLaunch(_gae_kernel)
 
 
 def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    lam: float,
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.gae.gae`; contiguous float32 tensors on the CPU, one thread."""
     num_steps, num_worlds = reward.shape

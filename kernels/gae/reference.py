@@ -4,8 +4,15 @@ import torch
 from torch import Tensor
 
 
+@torch.no_grad()
 def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    lam: float,
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.gae.gae`."""
     delta = reward + torch.where(terminated, 0.0, gamma * next_value) - value  # [T, N]

@@ -1,5 +1,7 @@
 """Generalized advantage estimation on a GPU: one program a block of worlds, backwards over the steps."""
 
+# mypy: disable-error-code="no-untyped-def"
+
 import torch
 import triton
 import triton.language as tl
@@ -46,7 +48,13 @@ def gae_kernel(
 
 
 def gae(
-    reward: Tensor, value: Tensor, next_value: Tensor, terminated: Tensor, done: Tensor, gamma: float, lam: float
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    lam: float,
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.gae.gae`; contiguous tensors on one CUDA device, no host synchronization."""
     num_steps, num_worlds = reward.shape

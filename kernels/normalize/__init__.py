@@ -26,7 +26,6 @@ def make_inputs(
 
 
 @kernel("normalize", inputs=make_inputs)
-@torch.no_grad()
 def normalize_advantage(
     advantage: Tensor, eps: float = 1e-8, mask: Tensor | None = None, *, implementation: str = "auto"
 ) -> Tensor:
@@ -62,4 +61,6 @@ def normalize_advantage(
     module = dispatch.load("normalize", implementation, advantage.device.type, advantage.dtype)
     if advantage.numel() == 0:
         return torch.empty_like(advantage)
-    return module.normalize_advantage(advantage.contiguous(), eps, None if mask is None else mask.contiguous())
+    return module.normalize_advantage(
+        advantage.contiguous(), eps, None if mask is None else mask.contiguous()
+    )

@@ -42,11 +42,13 @@ from kernels.warp_cpu import CpuLaunch
     else
         normalize([](long long) { return true; });
 """)
-def _normalize(advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float): ...
+def _normalize(advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float) -> None: ...
 
 
 @wp.kernel(enable_backward=False, module="unique")
-def _normalize_kernel(advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float):
+def _normalize_kernel(
+    advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float
+) -> None:
     _normalize(advantage, mask, out, size, eps)
 
 

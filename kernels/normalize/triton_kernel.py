@@ -3,6 +3,8 @@
 Nothing is atomic, so the result is the same bits every time.
 """
 
+# mypy: disable-error-code="no-untyped-def"
+
 import torch
 import triton
 import triton.language as tl
@@ -28,7 +30,7 @@ def moments_kernel(advantage_ptr, mask_ptr, partial_ptr, size, BLOCK: tl.constex
         block_count = tl.sum(kept.to(tl.float32))
         block_size = tl.maximum(block_count, 1.0)
         block_mean = tl.sum(advantage) / block_size
-        # Taken twice: rounded once, the mean of equal entries is not their value, and noise is scaled up to 1.
+        # Taken twice: rounded once, the mean of equal entries is not theirs, and noise is scaled up to 1.
         block_mean += tl.sum(tl.where(kept, advantage - block_mean, 0.0)) / block_size
         deviation = tl.where(kept, advantage - block_mean, 0.0)
         # Chan et al. 1983, eq. 2.1: merge the block into what was seen before it.

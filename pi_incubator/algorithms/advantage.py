@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from kernels.gae import gae
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch, set_skip_existing, skip_existing
 from torch import Tensor
 from torchrl.objectives.value import GAE
+
+from kernels.gae import gae
 
 
 class KernelGAE(GAE):
@@ -48,7 +49,9 @@ class KernelGAE(GAE):
     ) -> None:
         for name in ("differentiable", "shifted", "auto_reset_env", "vectorized"):
             if options.get(name):
-                raise ValueError(f"KernelGAE: {name}={options[name]} is not supported; use torchrl's GAE for it")
+                raise ValueError(
+                    f"KernelGAE: {name}={options[name]} is not supported; use torchrl's GAE for it"
+                )
         super().__init__(gamma=gamma, lmbda=lmbda, value_network=value_network, **options)
         self.implementation = implementation
         self._read_from: tuple[Tensor, int, Tensor, int] | None = None
@@ -73,16 +76,24 @@ class KernelGAE(GAE):
         if tensordict.get(keys.steps_to_next_obs, None) is not None:
             raise ValueError("KernelGAE: multi-step rewards are not supported; use torchrl's GAE for them")
         value, next_value = self._values(tensordict, params, target_params)
-        done = tensordict.get(("next", keys.done))
+        reward, done = tensordict.get(("next", keys.reward)), tensordict.get(("next", keys.done))
         terminated = tensordict.get(("next", keys.terminated), default=done)
-        signals = self._prepare_signals(tensordict.get(("next", keys.reward)), done, terminated, value)
-        reward, done, terminated = signals
+        reward, done, terminated = self._prepare_signals(reward, done, terminated, value)
 
         time_dim = self._get_time_dim(time_dim, tensordict)
-        moved = value.movedim(time_dim, 0)  # [T, ...]
-        columns = (_columns(x, time_dim) for x in (reward, value, next_value, terminated, done))
-        results = gae(*columns, *self._discounts(), implementation=self.implementation)
-        advantage, value_target = (result.view(moved.shape).movedim(0, time_dim) for result in results)
+        gamma, lmbda = self._discounts()
+        results = gae(
+            _time_first(reward, time_dim),
+            _time_first(value, time_dim),
+            _time_first(next_value, time_dim),
+            _time_first(terminated, time_dim),
+            _time_first(done, time_dim),
+            gamma,
+            lmbda,
+            implementation=self.implementation,
+        )
+        shape = value.movedim(time_dim, 0).shape  # [T, ...]
+        advantage, value_target = (result.view(shape).movedim(0, time_dim) for result in results)
 
         if self.average_gae:
             advantage = self._normalize_advantage(advantage, groups=self._group_ids(tensordict))
@@ -99,7 +110,9 @@ class KernelGAE(GAE):
         known = tensordict.get(key, None), tensordict.get(("next", key), None)
         if self.value_network is None:
             if known[0] is None or known[1] is None:
-                raise KeyError(f"KernelGAE: {key!r} or ('next', {key!r}) is missing, and there is no value_network")
+                raise KeyError(
+                    f"KernelGAE: {key!r} or ('next', {key!r}) is missing, and there is no value_network"
+                )
             return known
         if skip and known[0] is not None and known[1] is not None:
             return known
@@ -128,6 +141,6 @@ class KernelGAE(GAE):
         return self._floats
 
 
-def _columns(tensor: Tensor, time_dim: int) -> Tensor:
-    """Time first and everything else flat, `[T, N]`: a view where time is first already."""
+def _time_first(tensor: Tensor, time_dim: int) -> Tensor:
+    """`[T, N]`, everything but the time made one dimension: a view where time is first already."""
     return tensor.movedim(time_dim, 0).flatten(1)

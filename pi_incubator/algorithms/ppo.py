@@ -70,7 +70,10 @@ class PPO(Learner):
         means = totals / (self.cfg.num_epochs * num_minibatches)
         names = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction")
         metrics = dict(zip(names, means.unbind(), strict=True))
-        return metrics | {"policy/lr": self.lr.clone(), "policy/std": self.policy.log_std.detach().exp().mean()}
+        return metrics | {
+            "policy/lr": self.lr.clone(),
+            "policy/std": self.policy.log_std.detach().exp().mean(),
+        }
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"lr": self.lr.clone(), "iteration": self.iteration.clone()}
@@ -101,7 +104,13 @@ class PPO(Learner):
         loss = sum(losses[name] for name in LOSSES)
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
-        report = (losses["loss_objective"], losses["loss_critic"], losses["entropy"], kl, losses["clip_fraction"])
+        report = (
+            losses["loss_objective"],
+            losses["loss_critic"],
+            losses["entropy"],
+            kl,
+            losses["clip_fraction"],
+        )
         return loss, torch.stack([value.detach() for value in report])
 
     def _adapt_lr(self, kl: Tensor) -> None:
@@ -117,7 +126,10 @@ def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
     actor = ProbabilisticTensorDictSequential(
         TensorDictModule(_Distribution(policy), in_keys=[policy.actor_group], out_keys=["loc", "scale"]),
         ProbabilisticTensorDictModule(
-            in_keys=["loc", "scale"], out_keys=["action"], distribution_class=IndependentNormal, return_log_prob=True
+            in_keys=["loc", "scale"],
+            out_keys=["action"],
+            distribution_class=IndependentNormal,
+            return_log_prob=True,
         ),
     )
     critic = TensorDictModule(policy.critic, in_keys=[policy.critic_group], out_keys=["state_value"])
@@ -131,9 +143,7 @@ def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
         loss_critic_type="l2",
         functional=False,
     )
-    loss.make_value_estimator(
-        KernelGAE, gamma=settings.gamma, lmbda=settings.gae_lambda, time_dim=0
-    )
+    loss.make_value_estimator(KernelGAE, gamma=settings.gamma, lmbda=settings.gae_lambda, time_dim=0)
     return loss
 
 

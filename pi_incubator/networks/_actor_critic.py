@@ -5,7 +5,7 @@ Letters: N worlds, A actions, D observation width.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from tensordict import TensorDict
@@ -39,6 +39,9 @@ class ActorCritic(nn.Module):
         critic: normalized critic observation `[N, D]` -> value `[N, 1]`.
     """
 
+    action_low: Tensor
+    action_high: Tensor
+
     def __init__(self, cfg: NetworkSection, spec: EnvSpec, actor: nn.Module, critic: nn.Module) -> None:
         super().__init__()
         self.actor_group, self.critic_group = observation_groups(spec)
@@ -66,16 +69,21 @@ class ActorCritic(nn.Module):
         return Act(normalized, mean + std * noise, log_prob.sum(-1), value)
 
     def normalize(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Raw groups -> normalized groups, those that the networks read."""
         return {group: self.normalizer[group](obs[group]) for group in self.groups}
 
     def gather(self, obs: dict[str, Tensor]) -> None:
         """Let the normalizers see raw observations; they take effect at `commit`."""
         for group in self.groups:
-            self.normalizer[group].gather(obs[group])
+            self._normalizer(group).gather(obs[group])
 
     def commit(self) -> None:
-        for normalizer in self.normalizer.values():
-            normalizer.commit()
+        """Let what was gathered take effect."""
+        for group in self.groups:
+            self._normalizer(group).commit()
+
+    def _normalizer(self, group: str) -> ObservationNormalizer:
+        return cast(ObservationNormalizer, self.normalizer[group])
 
     def distribution(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the action, each `[N, A]`."""
@@ -96,6 +104,9 @@ class ActorCritic(nn.Module):
 
 
 class _DeterministicPolicy(nn.Module):
+    low: Tensor
+    high: Tensor
+
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.normalizer = policy.normalizer[policy.actor_group]

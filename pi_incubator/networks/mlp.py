@@ -19,7 +19,9 @@ def make_mlp(cfg: NetworkSection, spec: EnvSpec) -> ActorCritic:
     """Actor and critic with `cfg.hidden_sizes` each, sharing nothing."""
     actor_group, critic_group = observation_groups(spec)
     activation = ACTIVATIONS[cfg.activation]
-    actor = mlp([spec.obs_dims[actor_group], *cfg.hidden_sizes, spec.action_dim], activation, output_gain=0.01)
+    actor = mlp(
+        [spec.obs_dims[actor_group], *cfg.hidden_sizes, spec.action_dim], activation, output_gain=0.01
+    )
     critic = mlp([spec.obs_dims[critic_group], *cfg.hidden_sizes, 1], activation, output_gain=1.0)
     return ActorCritic(cfg, spec, actor, critic)
 

@@ -33,7 +33,7 @@ def train(
     learner = make_algorithm(cfg, policy, plan.compiled)
     rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups)
     act = make_act(policy, plan.compiled)
-    parts = {"env": env, "policy": policy, "learner": learner}
+    parts: dict[str, checkpoint.HasState] = {"env": env, "policy": policy, "learner": learner}
     for iteration in range(checkpoint.restore(folder, parts), cfg.num_iterations):
         with tracker.span("collect"):
             collect(env, policy, act, rollout)

@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from pi_incubator.algorithms.advantage import KernelGAE
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
+
+from pi_incubator.algorithms.advantage import KernelGAE
 
 DISCOUNTS = {"gamma": 0.97, "lmbda": 0.9}
 
@@ -48,7 +49,9 @@ def assert_same_estimate(ours, theirs):
 
 
 @pytest.mark.parametrize("average_gae", [False, True])
-@pytest.mark.parametrize(("batch", "time_dim"), [((7, 5), 0), ((5, 7), 1), ((5, 7), None), ((2, 7, 3), -2), ((9,), 0)])
+@pytest.mark.parametrize(
+    ("batch", "time_dim"), [((7, 5), 0), ((5, 7), 1), ((5, 7), None), ((2, 7, 3), -2), ((9,), 0)]
+)
 def test_equals_torchrl_in_every_layout(batch, time_dim, average_gae):
     options = {**DISCOUNTS, "value_network": None, "time_dim": time_dim, "average_gae": average_gae}
     ours, theirs = make_rollout(*batch), make_rollout(*batch)
@@ -114,10 +117,12 @@ def test_time_first_entries_are_not_copied(monkeypatch):
 
 
 def test_keys_can_be_renamed():
-    rollout = make_rollout(7, 5).rename_key_("state_value", "v").rename_key_(("next", "state_value"), ("next", "v"))
+    rollout = (
+        make_rollout(7, 5).rename_key_("state_value", "v").rename_key_(("next", "state_value"), ("next", "v"))
+    )
     estimator = KernelGAE(**DISCOUNTS, time_dim=0)
     estimator.set_keys(value="v", advantage="adv")
-    assert "adv" in estimator(rollout).keys()
+    assert "adv" in estimator(rollout)
 
 
 def test_loaded_discounts_are_used():
@@ -140,6 +145,7 @@ def test_options_outside_the_kernel_are_refused(option):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_equals_torchrl_on_cuda_without_a_synchronization():
     rollout, estimator = make_rollout(7, 5).cuda(), KernelGAE(**DISCOUNTS, time_dim=0, device="cuda")
     estimator(rollout)  # builds the kernel and reads the discounts

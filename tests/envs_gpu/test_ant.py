@@ -57,7 +57,8 @@ def gymnasium_steps(env, reference, num_steps, action_scale=1.0):
 @pytest.mark.parametrize("action_scale", [1.0, 0.2])
 def test_every_step_is_gymnasiums(env, action_scale):
     terminations = []
-    for ours, observation, reward, terminated, _ in gymnasium_steps(env, AntReadAtTheEnd(), 600, action_scale):
+    steps = gymnasium_steps(env, AntReadAtTheEnd(), 600, action_scale)
+    for ours, observation, reward, terminated, _ in steps:
         np.testing.assert_allclose(ours.final_obs["policy"][1], observation, rtol=ROUNDING, atol=ROUNDING)
         assert ours.reward[1].item() == pytest.approx(reward, abs=ROUNDING)
         assert ours.terminated[1].item() == terminated
@@ -71,7 +72,8 @@ def test_trajectory_and_return_are_those_of_gymnasium_as_shipped(env):
     reference = gymnasium.make("Ant-v5", disable_env_checker=True).unwrapped
     for ours, observation, reward, terminated, info in gymnasium_steps(env, reference, 600):
         state = slice(NUM_POSITIONS_AND_VELOCITIES)
-        np.testing.assert_allclose(ours.final_obs["policy"][1, state], observation[state], rtol=ROUNDING, atol=ROUNDING)
+        seen, expected = ours.final_obs["policy"][1, state], observation[state]
+        np.testing.assert_allclose(seen, expected, rtol=ROUNDING, atol=ROUNDING)
         assert ours.terminated[1].item() == terminated
         assert ours.metrics["reward/healthy"][1].item() == pytest.approx(info["reward_survive"])
         assert ours.metrics["reward/control"][1].item() == pytest.approx(info["reward_ctrl"], abs=ROUNDING)

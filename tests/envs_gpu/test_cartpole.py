@@ -16,14 +16,16 @@ def test_every_step_is_dm_controls(name):
     reference.reset()
     everyone = torch.ones(2, dtype=torch.bool)
     for step in range(300):
-        # dm_control's hinge is read from its own state, so both sides step from the same one.
-        qpos, qvel = (torch.tensor(np.array(x)).expand(2, -1) for x in (reference.physics.data.qpos, reference.physics.data.qvel))
-        env.physics.set_state(everyone, qpos, qvel)
+        data = reference.physics.data
+        qpos, qvel = (torch.tensor(np.array(x)).expand(2, -1) for x in (data.qpos, data.qvel))
+        env.physics.set_state(everyone, qpos, qvel)  # both sides step from the same state
         action = rng.uniform(-1, 1, 1).astype(np.float32)
         theirs = reference.step(action)
         ours = env.step(torch.tensor(action).expand(2, -1))
         observation = np.concatenate([theirs.observation["position"], theirs.observation["velocity"]])
-        np.testing.assert_allclose(ours.final_obs["policy"][0], observation, atol=2e-6, err_msg=f"step {step}")
+        np.testing.assert_allclose(
+            ours.final_obs["policy"][0], observation, atol=2e-6, err_msg=f"step {step}"
+        )
         assert ours.reward[0].item() == pytest.approx(theirs.reward, abs=2e-6)
     env.close()
 

@@ -8,7 +8,10 @@ import torch
 # The interpreter replaces Triton's kernels as they are imported: a process has either them or the compiled
 # ones. test_triton.py runs the tests of this folder once more under it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-ON_HARDWARE = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+ON_HARDWARE = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
 
 
 @pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=[] if INTERPRETED else ON_HARDWARE)])

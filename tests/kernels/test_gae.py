@@ -4,8 +4,9 @@ import itertools
 
 import pytest
 import torch
-from kernels.gae import gae, make_inputs
 from torchrl.objectives.value.functional import generalized_advantage_estimate
+
+from kernels.gae import gae, make_inputs
 
 # Single steps and worlds, primes, and both sides of a block's edge.
 SHAPES = [(1, 1), (1, 7), (17, 1), (13, 31), (5, 127), (3, 129), (9, 128), (2, 2053), (211, 3)]
@@ -88,14 +89,16 @@ def test_nan_stays_in_its_episode(implementation, device):
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
 def test_empty(shape, implementation, device):
-    assert [list(x.shape) for x in gae(**make_inputs(*shape, device=device), implementation=implementation)] == [
-        list(shape)
-    ] * 2
+    assert [
+        list(x.shape) for x in gae(**make_inputs(*shape, device=device), implementation=implementation)
+    ] == [list(shape)] * 2
 
 
 def test_other_strides(implementation, device):
     inputs = make_inputs(13, 31, device=device)
-    strided = {name: x.t().contiguous().t() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    strided = {
+        name: x.t().contiguous().t() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()
+    }
     expected = gae(**inputs, implementation=implementation)
     for actual, contiguous in zip(gae(**strided, implementation=implementation), expected, strict=True):
         assert torch.equal(actual, contiguous)

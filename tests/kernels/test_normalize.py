@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from kernels.normalize import make_inputs, normalize_advantage
 
 # A few entries, primes, both sides of a block's edge, and more blocks than there are partial moments.
@@ -99,5 +100,7 @@ def test_on_hardware_without_a_synchronization_and_the_same_every_time():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.equal(first, second)
-    expected = normalize_advantage(inputs["advantage"].double(), mask=inputs["mask"], implementation="reference")
+    expected = normalize_advantage(
+        inputs["advantage"].double(), mask=inputs["mask"], implementation="reference"
+    )
     assert largest_difference(first, expected) <= 1e-5 * expected.abs().max().item()

@@ -1,12 +1,14 @@
 """The registry of kernels, and the choice of an implementation."""
 
 import logging
+import os
 import subprocess
 import sys
 
-import kernels
 import pytest
 import torch
+
+import kernels
 from kernels import dispatch
 from kernels.gae import gae, make_inputs
 
@@ -46,7 +48,9 @@ def test_auto_chooses_once_and_says_why(device, dtype, chosen, caplog):
 
 
 def test_an_unknown_implementation_is_refused():
-    with pytest.raises(ValueError, match=r"unknown implementation 'cuda'; known: auto, reference, triton, cpu"):
+    with pytest.raises(
+        ValueError, match=r"unknown implementation 'cuda'; known: auto, reference, triton, cpu"
+    ):
         gae(**make_inputs(3, 5), implementation="cuda")
 
 
@@ -71,7 +75,7 @@ def test_a_missing_package_is_named(implementation, device, package, pip_name, m
         dispatch.load("gae", implementation, device, torch.float32)
 
 
-def test_the_cpu_path_needs_no_triton_and_says_nothing():
+def test_the_cpu_path_needs_no_triton_and_says_nothing(tmp_path):
     script = """
 import sys
 sys.modules["triton"] = None  # importing it raises ModuleNotFoundError
@@ -81,7 +85,8 @@ assert "warp" not in sys.modules
 normalize_advantage(gae(**make_inputs(3, 5))[0])
 assert "warp" in sys.modules
 """
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    environment = {**os.environ, "WARP_CACHE_PATH": str(tmp_path)}  # empty: the kernels are built
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 

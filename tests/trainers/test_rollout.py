@@ -93,7 +93,7 @@ def test_advantage_is_torchrls(setting):
 
 
 def test_compiled_act_equals_eager(setting):
-    _, env, policy, rollout = setting
+    _, env, policy, _ = setting
     obs, noise = dict(env.obs.items()), torch.randn(NUM_ENVS, env.spec.action_dim)
     with torch.no_grad():
         eager, compiled = (make_act(policy, flag)(obs, noise) for flag in (False, True))

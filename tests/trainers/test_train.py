@@ -40,7 +40,8 @@ def last_tensors(folder):
     from safetensors.torch import load_file
 
     newest = folder.saved()[-1]
-    return {f"{file.stem}.{key}": value for file in newest.glob("*.safetensors") for key, value in load_file(file).items()}
+    parts = {file.stem: load_file(file) for file in newest.glob("*.safetensors")}
+    return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
 
 def test_run_folder_is_complete(tmp_path):
@@ -64,9 +65,9 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
 
 
 def test_same_seed_same_weights(tmp_path):
-    one, other, third = (
-        last_tensors(run(tmp_path, name, f"experiment.seed={seed}")) for name, seed in (("a", 1), ("b", 1), ("c", 2))
-    )
+    seeds = {"a": 1, "b": 1, "c": 2}
+    runs = [run(tmp_path, name, f"experiment.seed={seed}") for name, seed in seeds.items()]
+    one, other, third = map(last_tensors, runs)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
     assert not torch.equal(one["policy.actor.0.weight"], third["policy.actor.0.weight"])
 

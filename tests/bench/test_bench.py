@@ -1,0 +1,160 @@
+"""`pi-bench` measures what it says, and reports a user's mistake as one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = (
+    "compute.compile=off",
+    "algorithm.horizon=16",
+    "algorithm.minibatch_size=16",
+    "algorithm.num_epochs=1",
+)
+NUM_ROUNDS = 2
+
+
+def bench(*argv: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "bench.cli", *argv]
+    return subprocess.run(
+        line, capture_output=True, text=True, timeout=300, cwd=ROOT, env=os.environ | environment
+    )
+
+
+def bench_train(folder: Path, *argv: str) -> tuple[dict[str, Any], str]:
+    """The JSON and the printed table of `pi-bench train` with tiny settings."""
+    file = folder / "result.json"
+    turns = ("--rounds", str(NUM_ROUNDS), "--iterations", "2", "--json", str(file))
+    done = bench("train", *turns, *argv)
+    assert done.returncode == 0, done.stderr
+    return json.loads(file.read_text()), done.stdout
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    settings = ("env.name=cartpole_balance", "env.num_envs=4", *TINY)
+    return bench_train(tmp_path_factory.mktemp("alone"), "--peer", "none", *settings)
+
+
+def test_the_report_says_where_it_was_measured(alone: tuple[dict[str, Any], str]) -> None:
+    report, _ = alone
+    assert report["machine"]["cores"] >= 1
+    assert report["machine"]["memory_gb"] > 0
+    assert report["versions"]["mujoco"]
+    assert {"measured_at", "git", "environment", "comparisons"} <= report.keys()
+    assert report["comparisons"]["own"]["config"]["env.name"] == "cartpole_balance"
+
+
+def test_every_loop_takes_its_turn_in_every_round(alone: tuple[dict[str, Any], str]) -> None:
+    report, table = alone
+    own = report["comparisons"]["own"]
+    assert len(own["rounds"]) == NUM_ROUNDS
+    for turns in own["rounds"]:
+        assert list(turns) == ["pi_incubator", "physics"]
+        for turn in turns.values():
+            assert turn["env_steps"] == 2 * 4 * 16
+            assert turn["wall_s"] > 0
+            assert turn["steps_per_s"] == turn["env_steps"] / turn["wall_s"]
+    assert "own: pi_incubator" in table
+    assert "4 worlds x 16 steps" in table
+
+
+def test_ratios_are_quotients_of_the_same_round(alone: tuple[dict[str, Any], str]) -> None:
+    own = alone[0]["comparisons"]["own"]
+    speeds = [{name: turn["steps_per_s"] for name, turn in turns.items()} for turns in own["rounds"]]
+    ratio = own["ratios"]["pi_incubator/physics"]
+    assert ratio["rounds"] == [speed["pi_incubator"] / speed["physics"] for speed in speeds]
+    assert ratio["median"] == median(ratio["rounds"])
+    assert own["steps_per_s"]["pi_incubator"]["median"] == median(s["pi_incubator"] for s in speeds)
+
+
+def test_identical_settings_reach_both_sides(tmp_path: Path) -> None:
+    pytest.importorskip("stable_baselines3", reason="the peer is an extra: pip install 'pi_incubator[peers]'")
+    settings = ("env.num_envs=2", *TINY, "network.hidden_sizes=[32, 16]")
+    report, table = bench_train(tmp_path, "--identical", *settings)
+    identical = report["comparisons"]["identical"]
+    ours, sb3 = identical["facts"]["pi_incubator"], identical["facts"]["sb3"]
+    assert ours["num_parameters"] == sb3["num_parameters"]
+    sizes = {"num_envs": 2, "n_steps": 16, "batch_size": 16, "n_epochs": 1, "vec_env": "DummyVecEnv"}
+    assert sizes.items() <= sb3.items()
+    assert identical["config"]["network.normalize_observations"] is False
+    assert list(identical["rounds"][0]) == ["pi_incubator", "sb3", "physics"]
+    speeds = identical["steps_per_s"]
+    expected = [a / b for a, b in zip(speeds["pi_incubator"]["rounds"], speeds["sb3"]["rounds"], strict=True)]
+    assert identical["ratios"]["pi_incubator/sb3"]["rounds"] == expected
+    assert "times sb3" in table
+
+
+def test_our_settings_do_not_reach_the_peer() -> None:
+    program = """
+import os, sys
+before = dict(os.environ)
+import bench._worker, bench._loops.sb3
+assert "envs_gpu" not in sys.modules and "torch" not in sys.modules
+assert dict(os.environ) == before
+import bench.train
+from bench._machine import fresh_environment
+assert fresh_environment().keys() - before.keys() <= {"PYTHONPATH"}
+"""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "NPROC"))}
+    line = [sys.executable, "-c", program]
+    done = subprocess.run(line, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_startup_is_measured_cold_and_warm(tmp_path: Path) -> None:
+    file = tmp_path / "startup.json"
+    task = ("--task", "cartpole_balance", "--num-envs", "2")
+    done = bench("startup", *task, "--backend", "mujoco", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    (measured,) = json.loads(file.read_text())["rounds"]["mujoco"]
+    for process in (measured["cold"], measured["warm"]):
+        stages = [process[f"{stage}_s"] for stage in ("imported", "built", "first_step", "second_step")]
+        assert stages == sorted(stages)
+        assert stages[0] > 0
+    assert "cold s" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argv", "names"),
+    [
+        (["train", "--peer", "rllib"], "rllib"),
+        (["train", "--peer", "none", "env.name=atn"], "did you mean 'ant'?"),
+        (["train", "--rounds", "0"], "--rounds"),
+        (["startup", "--task", "atn"], "did you mean 'ant'?"),
+        (["startup", "--backend", "mujuco"], "did you mean mujoco?"),
+        (["memory", "--config", "missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], names: str) -> None:
+    done = bench(*argv)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert names in done.stderr
+
+
+def test_a_task_that_the_peer_lacks_is_named() -> None:
+    pytest.importorskip("stable_baselines3", reason="the peer is an extra: pip install 'pi_incubator[peers]'")
+    done = bench("train", "env.name=cartpole_balance")
+    assert done.returncode == 2
+    assert "Gymnasium has no such task" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_peer_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
+    hide = tmp_path / "sitecustomize.py"
+    hide.write_text("import sys; sys.modules['stable_baselines3'] = None\n")
+    done = bench("train", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
+    assert done.returncode == 2
+    assert "pip install 'pi_incubator[peers]'" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,160 @@
+"""`pi-eval` and `pi-export` on a small run, and what they say about bad input."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from pi_incubator import checkpoint
+from pi_incubator.cli import eval as eval_command
+from pi_incubator.cli import export as export_command
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.errors import UserError
+from pi_incubator.evaluation.worlds import evaluation_env
+from pi_incubator.finish import finish_run
+from pi_incubator.networks import make_network
+from pi_incubator.run_folder import RunFolder, begin
+from pi_incubator.tracking import Tracker
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(*arguments):
+    return subprocess.run([sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def cfg(tmp_path_factory):
+    return ExperimentConfig.model_validate(
+        {
+            "experiment": {"name": "balance", "output_dir": str(tmp_path_factory.mktemp("runs"))},
+            "env": {"name": "cartpole_balance", "num_envs": 8},
+            "evaluation": {"num_episodes": 3},
+            "deployment": {"num_check_observations": 100},
+            "compute": {"device": "cpu", "physics_threads": 1},
+        }
+    )
+
+
+class RecordingTracker(Tracker):
+    def __init__(self):
+        self.artifacts = []
+
+    def log_artifact(self, path):
+        assert path.is_file()
+        self.artifacts.append(path.name)
+
+
+@pytest.fixture(scope="module")
+def finished(cfg):
+    """A run that was never trained, and finished."""
+    with RunFolder(cfg) as folder:
+        begin(cfg, folder)
+        env = evaluation_env(cfg, cfg.env.num_envs, torch.device("cpu"))
+        policy = make_network(cfg.network, env.spec)
+        checkpoint.save(folder, 0, cfg.batch_size, {"policy": policy}, cfg, keep=1)
+        log = {"iteration": 0, "env_steps": cfg.batch_size, "wall_s": 1.5, "episode/return": 100.0}
+        folder.metrics.write_text(json.dumps(log) + "\n")
+        tracker = RecordingTracker()
+        finish_run(cfg, folder, env, policy, tracker)
+        env.close()
+    return folder, tracker
+
+
+def test_finish_leaves_every_file_and_logs_it(finished):
+    folder, tracker = finished
+    assert tracker.artifacts == ["config.yaml", "evaluation.json", "curve.png", "policy.onnx"]
+    summary = json.loads(folder.evaluation.read_text())
+    assert summary["return"].keys() == {"mean", "std", "min", "max"}
+    assert summary["length"]["mean"] == 1000
+
+
+def test_eval_repeats_the_evaluation_of_the_run(finished, tmp_path, capsys):
+    folder, _ = finished
+    eval_command.main([str(folder.path), "--json", str(tmp_path / "again.json")])
+    assert json.loads((tmp_path / "again.json").read_text()) == json.loads(folder.evaluation.read_text())
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("return", "length", "mean", "std", "min", "max", "3 episodes"))
+
+
+def test_eval_of_the_exported_policy_agrees(finished, tmp_path):
+    folder, _ = finished
+    arguments = [str(folder.path), "--episodes", "1", "--backend", "mujoco", "--seed", "5", "--json"]
+    eval_command.main([*arguments, str(tmp_path / "torch.json")])
+    eval_command.main([*arguments, str(tmp_path / "onnx.json"), "--onnx"])
+    torch_return, onnx_return = (
+        json.loads((tmp_path / name).read_text())["return"]["mean"] for name in ("torch.json", "onnx.json")
+    )
+    assert onnx_return == pytest.approx(torch_return, rel=1e-2)
+
+
+def test_export_writes_a_file_and_its_check(finished, tmp_path, capsys):
+    folder, _ = finished
+    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    export_command.main([str(folder.path), "--out", str(out), "--json", str(report)])
+    result = json.loads(report.read_text())
+    assert result["size_bytes"] == out.stat().st_size
+    assert result["observations"] == 100
+    assert result["max_abs_difference"] <= result["tolerance"]
+    assert "max_abs_difference" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: RUN"),
+        (["{runs}/balence"], "did you mean .*balance"),
+        (["{runs}/balance/config.yaml"], "no run folder"),
+        (["{runs}/balance", "--backend", "mujco"], "did you mean mujoco"),
+        (["{runs}/balance", "--episodes", "0"], "at least 1"),
+        (["{runs}/balance", "--json", "{runs}/nowhere/a.json"], "existing folder"),
+        (["{runs}/balance", "--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_bad_input_is_named(finished, arguments, message):
+    folder, _ = finished
+    with pytest.raises(UserError, match=message):
+        eval_command.main([argument.format(runs=folder.path.parent) for argument in arguments])
+
+
+def test_a_run_without_checkpoint_or_export_is_named(cfg, tmp_path):
+    elsewhere = cfg.experiment.model_copy(update={"output_dir": str(tmp_path)})
+    begin_only = cfg.model_copy(update={"experiment": elsewhere})
+    with RunFolder(begin_only) as folder:
+        begin(begin_only, folder)
+    for command in (eval_command, export_command):
+        with pytest.raises(UserError, match="no checkpoint"):
+            command.main([str(folder.path)])
+    (folder.checkpoints / "iter_00000000").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"write it with pi-export"):
+        eval_command.main([str(folder.path), "--onnx"])
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_a_mistake_is_one_line_at_once_and_exit_code_2(command):
+    began_s = time.perf_counter()
+    done = run_python("-m", f"pi_incubator.cli.{command}", "no/such/run")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: no/such/run: is no run folder")
+    assert done.stderr.count("\n") == 1
+    assert time.perf_counter() - began_s < 5  # torch alone can take longer to import on a busy machine
+
+
+@pytest.mark.parametrize("command", ["eval", "export"])
+def test_mistakes_are_found_before_slow_imports(command):
+    script = f"""
+import sys
+from pi_incubator.cli.{command} import main
+from pi_incubator.errors import UserError
+try:
+    main(["no/such/run"])
+except UserError:
+    print(sorted({{"torch", "mujoco", "mlflow", "onnxruntime", "matplotlib"}} & sys.modules.keys()))
+"""
+    done = run_python("-c", script)
+    assert done.stdout.strip() == "[]"

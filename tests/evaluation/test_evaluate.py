@@ -1,0 +1,146 @@
+"""Evaluation counts the episodes it should, each world's first ones, and nothing else."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from envs_gpu.make import make_env
+from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from pi_incubator.evaluation.evaluate import evaluate, record_observations
+
+MAX_STEPS = 30
+
+
+class ScriptedEnv(VecEnv):
+    """World w's episodes last `lengths[w]` steps; a step is worth 1 and costs what the action says."""
+
+    def __init__(self, lengths, endless=False):
+        self.lengths, self.endless = torch.tensor(lengths), endless
+        num_envs = len(lengths)
+        self.spec = EnvSpec(
+            "scripted",
+            num_envs,
+            {"policy": 2},
+            1,
+            (-1.0,),
+            (1.0,),
+            ("hinge",),
+            10.0,
+            MAX_STEPS,
+            torch.device("cpu"),
+        )
+        self.world = torch.arange(num_envs)
+        self.num_steps = 0
+
+    def observe(self):
+        features = torch.stack((self.world, self.age), dim=-1).float()
+        return TensorDict({"policy": features}, batch_size=[self.num_envs])
+
+    def reset(self, seed):
+        self.age = torch.zeros_like(self.world)
+        self.obs = self.observe()
+        return self.obs
+
+    def step(self, action):
+        self.num_steps += 1
+        self.age += 1
+        done = (self.age >= self.lengths) & (not self.endless)
+        final_obs = self.observe()
+        metrics = {"reward/alive": torch.ones(self.num_envs), "age": self.age.float()}
+        self.age.masked_fill_(done, 0)
+        self.obs = self.observe()
+        reward = 1.0 - action[:, 0]
+        return StepResult(self.obs, reward, done, torch.zeros_like(done), final_obs, metrics)
+
+    def pop_metrics(self):
+        return {}
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def stand_still(obs):
+    return torch.zeros(len(obs["policy"]), 1)
+
+
+def test_short_episodes_are_not_over_represented():
+    # The first six episodes to end would all be world 0's.
+    evaluation = evaluate(ScriptedEnv([1, 10, 20]), stand_still, num_episodes=6, seed=0)
+    assert evaluation.episodes["length"].tolist() == [1, 1, 10, 10, 20, 20]
+    assert evaluation.summary()["length"] == {
+        "mean": 31 / 3,
+        "std": pytest.approx(7.760, abs=1e-3),
+        "min": 1,
+        "max": 20,
+    }
+
+
+@pytest.mark.parametrize("num_episodes", [1, 2, 3, 4, 7, 30])
+@pytest.mark.parametrize("lengths", [[5], [1, 10, 20], [3] * 8])
+def test_exactly_as_many_as_asked_for_and_evenly(lengths, num_episodes):
+    episodes = evaluate(ScriptedEnv(lengths), stand_still, num_episodes, seed=0).episodes
+    assert all(len(values) == num_episodes for values in episodes.values())
+    whole, rest = divmod(num_episodes, len(lengths))
+    expected = [length for world, length in enumerate(lengths) for _ in range(whole + (world < rest))]
+    assert episodes["length"].tolist() == expected
+
+
+def test_terms_are_summed_and_measures_averaged():
+    episodes = evaluate(ScriptedEnv([4, 9]), stand_still, num_episodes=2, seed=0).episodes
+    assert episodes["return"].tolist() == [4, 9]
+    assert episodes["reward/alive"].tolist() == [4, 9]
+    assert episodes["age"].tolist() == [2.5, 5]
+
+
+def test_the_policy_may_be_an_object_and_its_actions_count():
+    class Brake(torch.nn.Module):
+        def mean_action(self, obs):
+            return torch.ones(len(obs["policy"]), 1)
+
+    evaluation = evaluate(ScriptedEnv([4, 9]), Brake(), num_episodes=2, seed=0)
+    assert evaluation.episodes["return"].tolist() == [0, 0]
+
+
+def test_ends_with_the_last_episode_that_counts():
+    env = ScriptedEnv([2, 7])
+    evaluate(env, stand_still, num_episodes=4, seed=0)
+    assert env.num_steps == 14
+
+
+def test_an_env_that_never_ends_an_episode_is_named():
+    with pytest.raises(RuntimeError, match="max_episode_steps"):
+        evaluate(ScriptedEnv([2], endless=True), stand_still, num_episodes=1, seed=0)
+
+
+def test_no_episodes_are_refused():
+    with pytest.raises(ValueError, match="at least 1"):
+        evaluate(ScriptedEnv([2]), stand_still, num_episodes=0, seed=0)
+
+
+def test_recorded_observations_are_as_many_as_asked_for():
+    observations = record_observations(ScriptedEnv([20] * 4), stand_still, count=250, seed=0)
+    assert observations.shape == (250, 2)
+    assert set(observations[:, 1].tolist()) == set(map(float, range(20)))
+
+
+def swing(obs):
+    return obs["policy"][:, 3:4].sin()
+
+
+def test_the_same_seed_gives_the_same_numbers_whatever_the_number_of_worlds():
+    def run(num_envs, seed=3):
+        env = make_env("cartpole_balance", num_envs=num_envs, device=torch.device("cpu"))
+        # A falling pole does not end the episode: cut it short.
+        env.task.max_episode_steps = 20
+        return evaluate(env, swing, num_episodes=4, seed=seed).episodes
+
+    first = run(4)
+    assert {"return", "length", "upright"} <= first.keys()
+    for name, values in run(4).items():
+        assert torch.equal(values, first[name]), name
+    for name, values in run(6).items():
+        assert torch.equal(values, first[name]), name
+    assert not torch.equal(run(4, seed=4)["return"], first["return"])
