@@ -1,12 +1,14 @@
 """Packages, commands and extras; the pinned set that is tested together is in requirements.txt."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 setup(
     name="pi_incubator",
     version="0.1.0",
     description="Reinforcement learning for robots: simulator in the loop, from simulator to robot",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",

@@ -77,7 +77,8 @@ def watch_training(config: str, overrides: list[str], output: Path) -> dict[str,
             process.terminate()
             process.wait()
     if process.returncode:
-        raise UserError(f"the run failed: {output.read_text().strip().splitlines()[-1]}")
+        last_line = output.read_text().strip().rpartition("\n")[2]
+        raise UserError(f"the run failed: {last_line or f'it ended with {process.returncode}'}")
     return {"GB": peak_bytes / BYTES_PER_GB, "processes": num_processes}
 
 
@@ -97,8 +98,11 @@ def _shortened(cfg: ExperimentConfig, iterations: int, folder: str) -> list[str]
 
 
 def _sizes_bytes(process: psutil.Process) -> Iterator[int]:
-    """The memory of `process` and of each of its descendants that still lives."""
-    for member in (process, *process.children(recursive=True)):
+    """The memory of `process` and of each of its descendants, as long as they live."""
+    members = [process]
+    with contextlib.suppress(psutil.Error):
+        members += process.children(recursive=True)
+    for member in members:
         with contextlib.suppress(psutil.Error):
             memory = member.memory_full_info()
             yield getattr(memory, "pss", memory.rss)

@@ -15,10 +15,10 @@ from envs_gpu.sim_env import SimEnv
 
 
 class TorchRLEnv(EnvBase):
-    """`env` behind TorchRL's interface.
+    """`env` behind TorchRL's interface, batch `[N]`.
 
-    Batch `[N]`; keys `policy` (and `critic`), `action`, `reward`, `done`, `terminated` and `truncated`, reward
-    and flags `[N, 1]`.
+    Keys: the observation groups, `action`, `reward`, `done`, `terminated`, `truncated`; reward and flags
+    are `[N, 1]`.
     """
 
     def __init__(self, env: SimEnv) -> None:

@@ -4,9 +4,7 @@ Importing this package registers every kernel. It loads torch only; triton and w
 first call that needs them.
 """
 
+from kernels import gae, normalize
 from kernels.registry import Kernel, get, kernel, names
 
-import kernels.gae  # isort: skip
-import kernels.normalize  # isort: skip  # noqa: F401
-
-__all__ = ["Kernel", "get", "kernel", "names"]
+__all__ = ["Kernel", "gae", "get", "kernel", "names", "normalize"]

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import cache
 
 import torch
 import warp as wp
@@ -18,8 +17,8 @@ import warp as wp
 class CpuLaunch:
     """A Warp kernel of scalar arguments, launched on the CPU in the calling thread.
 
-    The recorded command is reused, which takes 4 µs a launch where `wp.launch` takes 13. Each thread keeps
-    its own, because setting the arguments and launching are two steps.
+    The recorded command is kept, which saves 10 µs a call over `wp.launch`. Each thread has its own, because
+    setting the arguments and launching are two steps.
     """
 
     def __init__(self, kernel: wp.Kernel) -> None:
@@ -29,23 +28,22 @@ class CpuLaunch:
     def __call__(self, dim: int, *args: int | float) -> None:
         """Run `dim` instances of the kernel on `args`, pointers passed as integers."""
         if not hasattr(self._thread, "command"):
-            with _quiet():
-                command = wp.launch(self._kernel, dim=1, inputs=args, device="cpu", record_cmd=True)
-            self._thread.command = command
+            _start()
+            self._thread.command = wp.launch(self._kernel, dim, inputs=args, device="cpu", record_cmd=True)
         command = self._thread.command
         command.set_dim(dim)
         command.set_params_from_ctypes(args)
         command.launch()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence Warp's report of its start-up, its builds and, where there is none, the missing CUDA driver."""
+@cache
+def _start() -> None:
+    """Start Warp without its banner, its build log and, on a machine without a GPU, its warning of that."""
     wp.config.log_level = max(wp.config.log_level, wp.LOG_WARNING)
     if torch.cuda.is_available():
-        yield
+        wp.init()
         return
-    # The driver's absence is printed by native code, so only the file descriptor can be silenced.
+    # Native code prints that warning whatever the log level, so the file descriptor is silenced meanwhile.
     stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 2)
     try:
@@ -54,4 +52,3 @@ def _quiet() -> Iterator[None]:
         os.dup2(stderr, 2)
         os.close(stderr)
         os.close(null)
-    yield

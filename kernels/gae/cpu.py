@@ -1,9 +1,17 @@
 """Generalized advantage estimation on the CPU: a Warp kernel whose inner loop over worlds is vectorized.
 
-NUMBERS
+Nanoseconds an element at [T, N], medians on two busy cores of an x86 server with AVX-512:
+
+                                    24×4096  128×8192  16×32768  2048×8  64×64
+    this kernel, one thread             0.5       0.9       0.4     1.7    4.6
+    Warp arrays, worlds innermost       4.8       4.5       4.3     9.4     23
+    Warp arrays, one instance a world   6.9        26       7.4     8.4     23
+    torch.compile of the reference      6.5        16       5.5       -     39
+    the reference                       4.9       7.6       2.7    1669    179
+
+torch.compile unrolls the steps, which takes 25 s for 128 of them, and needs a C++ compiler.
 """
 
-import torch
 import warp as wp
 from torch import Tensor
 
@@ -96,7 +104,9 @@ def gae(
 ) -> tuple[Tensor, Tensor]:
     """See `kernels.gae.gae`; contiguous float32 tensors on the CPU, one thread."""
     num_steps, num_worlds = reward.shape
-    advantage, value_target = torch.empty_like(reward), torch.empty_like(reward)
+    # One allocation: freeing two that are each as large as the largest so far, malloc would hand the pages
+    # back to the system, and the next call would spend most of its time on page faults.
+    advantage, value_target = reward.new_empty(2, num_steps, num_worlds)
     tensors = (reward, value, next_value, terminated, done, advantage, value_target)
     pointers = [tensor.data_ptr() for tensor in tensors]
     _launch(-(-num_worlds // BLOCK), *pointers, num_steps, num_worlds, gamma, gamma * lam)

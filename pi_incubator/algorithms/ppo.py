@@ -70,10 +70,9 @@ class PPO(Learner):
         means = totals / (self.cfg.num_epochs * num_minibatches)
         names = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction")
         metrics = dict(zip(names, means.unbind(), strict=True))
-        return metrics | {
-            "policy/lr": self.lr.clone(),
-            "policy/std": self.policy.log_std.detach().exp().mean(),
-        }
+        metrics["policy/lr"] = self.lr.clone()
+        metrics["policy/std"] = self.policy.log_std.detach().exp().mean()
+        return metrics
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"lr": self.lr.clone(), "iteration": self.iteration.clone()}
@@ -91,7 +90,7 @@ class PPO(Learner):
                 self.optimizer.state[self.parameters[int(index)]][key] = value.clone()
 
     def _step(self, minibatch: TensorDict) -> Tensor:
-        """One optimizer step; returns `[5]`: policy loss, value loss, entropy, KL divergence, clip fraction."""
+        """One optimizer step; gives `[5]`: both losses, entropy, KL divergence, clip fraction."""
         loss, report = self._evaluate(minibatch)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

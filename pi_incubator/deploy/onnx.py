@@ -64,10 +64,10 @@ def export_onnx(
             external_data=False,
             verbose=False,
         )
-    assert program is not None  # it is only for the exporter of before, which returned nothing
+    assert program is not None  # only the older exporter returns None
     program.model.metadata_props.update({**spec_metadata(spec), **metadata})
     for node in program.model.graph:
-        node.metadata_props.clear()  # the exporter's stack traces, with the paths of this machine
+        node.metadata_props.clear()  # the exporter's stack traces, which name local files
     try:
         program.save(path, external_data=False)
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -33,7 +34,7 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module], output_gain: float) -
     profit from (Andrychowicz et al. 2021, "What Matters In On-Policy Reinforcement Learning?").
     """
     layers: list[nn.Module] = []
-    for fan_in, fan_out in zip(sizes, sizes[1:], strict=False):
+    for fan_in, fan_out in pairwise(sizes):
         linear = nn.Linear(fan_in, fan_out)
         last = len(layers) == 2 * (len(sizes) - 2)
         nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5)

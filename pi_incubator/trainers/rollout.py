@@ -74,7 +74,7 @@ class Rollout:
             row["next", "state_value"].copy_(bootstrap(result.final_obs).unsqueeze(-1))
 
     def close(self, last_value: Tensor) -> None:
-        """Fill in the next values of all steps that did not end an episode; `last_value` `[N]` is V(obs[T])."""
+        """Fill in the next values within episodes; `last_value` `[N]` is that of the next observation."""
         value, done = self.data["state_value"], self.data["next", "done"]
         following = torch.cat((value[1:], last_value[None, :, None]))
         next_value = self.data["next", "state_value"]

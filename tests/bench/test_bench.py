@@ -158,3 +158,15 @@ def test_a_peer_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "pip install 'pi_incubator[peers]'" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_memory_counts_the_whole_run(tmp_path: Path) -> None:
+    config, file = tmp_path / "tiny.yaml", tmp_path / "memory.json"
+    config.write_text("env: {name: cartpole_balance, num_envs: 4}\n")
+    short = ("tracking.backend=none", "evaluation.num_episodes=1", "deployment.export=none")
+    done = bench("memory", "--config", str(config), "--iterations", "2", "--json", str(file), *TINY, *short)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(file.read_text())
+    assert 0.1 < result["GB"] < 10  # torch alone takes more than the one
+    assert result["processes"] >= 1
+    assert result["config"]["env.num_envs"] == 4

@@ -84,7 +84,7 @@ def test_metadata(exported):
     assert model.opset_import[0].version == 18
 
 
-def test_one_file_that_names_no_path_of_this_machine(exported):
+def test_one_file_that_names_no_local_path(exported):
     _, path = exported
     assert list(path.parent.iterdir()) == [path]
     assert b".py" not in path.read_bytes()

@@ -17,18 +17,8 @@ class ScriptedEnv(VecEnv):
     def __init__(self, lengths, endless=False):
         self.lengths, self.endless = torch.tensor(lengths), endless
         num_envs = len(lengths)
-        self.spec = EnvSpec(
-            "scripted",
-            num_envs,
-            {"policy": 2},
-            1,
-            (-1.0,),
-            (1.0,),
-            ("hinge",),
-            10.0,
-            MAX_STEPS,
-            torch.device("cpu"),
-        )
+        cpu, limits = torch.device("cpu"), ((-1.0,), (1.0,))
+        self.spec = EnvSpec("scripted", num_envs, {"policy": 2}, 1, *limits, ("hinge",), 10.0, MAX_STEPS, cpu)
         self.world = torch.arange(num_envs)
         self.num_steps = 0
 
@@ -70,12 +60,8 @@ def test_short_episodes_are_not_over_represented():
     # The first six episodes to end would all be world 0's.
     evaluation = evaluate(ScriptedEnv([1, 10, 20]), stand_still, num_episodes=6, seed=0)
     assert evaluation.episodes["length"].tolist() == [1, 1, 10, 10, 20, 20]
-    assert evaluation.summary()["length"] == {
-        "mean": 31 / 3,
-        "std": pytest.approx(7.760, abs=1e-3),
-        "min": 1,
-        "max": 20,
-    }
+    std = pytest.approx(7.760, abs=1e-3)
+    assert evaluation.summary()["length"] == {"mean": 31 / 3, "std": std, "min": 1, "max": 20}
 
 
 @pytest.mark.parametrize("num_episodes", [1, 2, 3, 4, 7, 30])

@@ -38,7 +38,7 @@ def test_the_interpreter_passes_the_tests_of_this_folder():
     assert "skipped" not in run.stdout
 
 
-def gae_signature():
+def gae_kernel():
     from kernels.gae import triton_kernel as module
 
     types = [FLOAT, FLOAT, FLOAT, FLAG, FLAG, FLOAT, FLOAT, INT, INT, SCALAR, SCALAR]
@@ -46,41 +46,52 @@ def gae_signature():
     return module.gae_kernel, types, constants, module.NUM_WARPS
 
 
-def moments_signature():
+def moments_kernel(mask=FLAG):
     from kernels.normalize import triton_kernel as module
 
-    return module.moments_kernel, [FLOAT, FLAG, FLOAT, INT], {"BLOCK": module.BLOCK}, module.NUM_WARPS
+    return module.moments_kernel, [FLOAT, mask, FLOAT, INT], {"BLOCK": module.BLOCK}, module.NUM_WARPS
 
 
-def normalize_signature():
+def normalize_kernel(mask=FLAG):
     from kernels.normalize import triton_kernel as module
 
-    types = [FLOAT, FLAG, FLOAT, FLOAT, INT, INT, SCALAR]
+    types = [FLOAT, mask, FLOAT, FLOAT, INT, INT, SCALAR]
     constants = {"BLOCK": module.BLOCK, "PARTIALS": module.MAX_PARTIALS}
     return module.normalize_kernel, types, constants, module.NUM_WARPS
 
 
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("capability", TARGETS)
-@pytest.mark.parametrize("signature", [gae_signature, moments_signature, normalize_signature])
-def test_compiles_without_spilling(signature, capability, aligned, tmp_path):
-    compiled = compile_for(capability, *signature(), aligned=aligned)
+@pytest.mark.parametrize(
+    ("kernel", "options"),
+    [
+        (gae_kernel, {}),
+        (moments_kernel, {}),
+        (moments_kernel, {"mask": None}),
+        (normalize_kernel, {}),
+        (normalize_kernel, {"mask": None}),
+    ],
+)
+def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
+    compiled = compile_for(capability, *kernel(**options), aligned=aligned)
     assert resource_usage(compiled, tmp_path)["STACK"] == 0
-    if signature is gae_signature and aligned:
+    if kernel is gae_kernel and aligned:
         copies = compiled.asm["ptx"].count("cp.async.ca.shared.global")
         assert copies >= 5, "the loads of the steps ahead are not asynchronous"
 
 
 def test_a_spill_would_be_seen(tmp_path):
-    function, types, _, _ = moments_signature()
+    function, types, _, _ = moments_kernel()
     starved = compile_for(90, function, types, {"BLOCK": 8192}, num_warps=1, aligned=True, maxnreg=32)
     assert resource_usage(starved, tmp_path)["STACK"] > 0
 
 
 def compile_for(capability, function, types, constants, num_warps, aligned, **options):
-    arguments = dict(zip(function.arg_names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
+    names = function.arg_names
+    constants = {name: None for name, kind in zip(names, types, strict=False) if kind is None} | constants
+    arguments = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
     # What the launcher finds out about pointers and, where they are multiples of 16, about sizes.
-    divisible = [i for i, kind in enumerate(types) if kind.startswith("*") or (aligned and kind == INT)]
+    divisible = [i for i, kind in enumerate(types) if kind in (FLOAT, FLAG) or (aligned and kind == INT)]
     attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
     return triton.compile(
         ASTSource(function, arguments, constants, attributes),
