@@ -19,6 +19,7 @@ DISTANCE_IN_RADII = 3.5
 TILE_M = 1.0
 LIGHT_DIRECTION = (0.32, 0.23, -0.92)
 GROUND_M = 40.0
+SHADOW_PIXELS, SHADOW_RADII = 1024, 6.0
 GROUND_CONTRAST = 0.4
 
 
@@ -104,8 +105,10 @@ class Renderer:
 def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjModel:
     """A copy to draw: room for the picture, and light from the side, and a calm ground with a scale."""
     model = copy.copy(model)
-    model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
-    model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+    model.vis.global_.offwidth, model.vis.global_.offheight = width, height
+    # Shadows only around the robot: a small map is sharp there, and drawn in half the time without a GPU.
+    model.vis.quality.shadowsize = min(SHADOW_PIXELS, model.vis.quality.shadowsize)
+    model.vis.map.shadowclip = SHADOW_RADII * _robot(model)[1] / model.stat.extent
     model.vis.headlight.ambient = np.maximum(model.vis.headlight.ambient, 0.3)  # or shadows are black
     # From straight above, the ground's own shadow flickers on it where drivers round coarsely.
     straight_down = np.flatnonzero(model.light_dir[:, 2] < -0.999)

@@ -24,5 +24,5 @@ class Loop(ABC):
         """Iterate until nothing is built or compiled any more."""
         self.iterate()
 
-    def synchronize(self) -> None:  # noqa: B027 - most have nothing to wait for
+    def synchronize(self) -> None:
         """Wait for work that the device has not finished."""

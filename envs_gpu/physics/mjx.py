@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
 
@@ -61,7 +62,10 @@ class MjxPhysics(Physics):
     ) -> None:
         super().__init__(model, num_worlds, device, options)
         jax_device = jax.devices(device.type)[device.index or 0]
-        self._model, self._blank = _put(model, num_worlds, options.mjx_impl, jax_device)
+        # Flattening a model takes JAX longer than launching the program: once here, not at every call.
+        constants = _put(model, num_worlds, options.mjx_impl, jax_device)
+        self._constants, structure = jax.tree.flatten(constants)
+        self._program = _program(structure)
         self._nobody = jax.device_put(jnp.zeros(num_worlds, bool), jax_device)
         self._carry: Carry = jax.device_put(_initial_carry(model, num_worlds), jax_device)
         everybody = torch.ones(num_worlds, dtype=torch.bool, device=device)
@@ -94,7 +98,7 @@ class MjxPhysics(Physics):
     def _advance(
         self, carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array, substeps: int
     ) -> None:
-        self._carry = _advance(self._model, self._blank, carry, mask, qpos, qvel, substeps)
+        self._carry = self._program(self._constants, carry, mask, qpos, qvel, substeps)
         self._show()
 
     def _show(self) -> None:
@@ -149,7 +153,17 @@ def _initial_carry(model: mujoco.MjModel, num_worlds: int) -> Carry:
     )
 
 
-@jax.jit
+@functools.cache
+def _program(structure: jax.tree_util.PyTreeDef) -> Callable[..., Carry]:
+    """`_advance`, jitted; shared by all worlds of one model, so that it is compiled once for each N."""
+
+    @jax.jit
+    def program(constants: list[jax.Array], *args: Any) -> Carry:
+        return _advance(*structure.unflatten(constants), *args)
+
+    return program
+
+
 def _advance(
     model: mjx.Model,
     blank: mjx.Data,

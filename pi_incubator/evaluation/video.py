@@ -20,7 +20,7 @@ from pi_incubator.evaluation.evaluate import Act, Policy, as_function
 if TYPE_CHECKING:
     from envs_gpu.sim_env import SimEnv
 
-MAX_FRAMES_PER_S = 50.0
+FRAMES_PER_S = 30.0  # or what the control rate divides into nearest to it
 
 
 def record_video(
@@ -51,7 +51,7 @@ def record_video(
     Raises:
         UserError: nothing can be drawn or encoded here.
     """
-    every = max(1, round(env.spec.control_hz / MAX_FRAMES_PER_S))
+    every = max(1, round(env.spec.control_hz / FRAMES_PER_S))
     num_steps = max(1, round(length_s * env.spec.control_hz))
     try:
         renderer = Renderer(env.physics.model, width, height, camera)
