@@ -29,7 +29,6 @@ setup(
         "rich>=14",
         "mlflow>=3.17,<3.18",
         "matplotlib>=3.10",
-        "imageio>=2.37",
         "imageio-ffmpeg>=0.6",
         "onnx>=1.23,<2",
         "onnxscript>=0.7.2,<0.8",

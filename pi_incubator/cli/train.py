@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-
 from pi_incubator.cli._main import run
+from pi_incubator.cli._parser import Parser
 from pi_incubator.config import load_checked
 from pi_incubator.run_folder import RunFolder, begin
 
 
 def main(argv: list[str]) -> None:
     """Parse the command line and run the experiment; see `pi-train --help`."""
-    parser = argparse.ArgumentParser(prog="pi-train", description=__doc__)
+    parser = Parser(prog="pi-train", description=__doc__)
     parser.add_argument("--config", required=True, help="experiment file, YAML or JSON")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
     arguments = parser.parse_args(argv)

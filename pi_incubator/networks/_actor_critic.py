@@ -95,8 +95,9 @@ class ActorCritic(nn.Module):
         return self.critic(self.normalizer[self.critic_group](obs[self.critic_group])).squeeze(-1)
 
     def mean_action(self, obs: dict[str, Tensor] | TensorDict) -> Tensor:
-        """The deterministic action for raw observations `[N, A]`."""
-        return self.as_onnx()(obs[self.actor_group])
+        """The deterministic action for raw observations `[N, A]`, within the env's limits."""
+        mean = self.actor(self.normalizer[self.actor_group](obs[self.actor_group]))
+        return mean.clamp(self.action_low, self.action_high)
 
     def as_onnx(self) -> nn.Module:
         """Raw policy observation `[B, D]` -> action within the env's limits `[B, A]`, normalizer inside."""
