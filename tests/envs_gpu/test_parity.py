@@ -2,12 +2,14 @@
 
 One step: at each of 100 control steps the engine starts from the referee's state, so that errors cannot grow
 and the tolerance is that of float32. Freely: both run on for 100 control steps under the same actions. Bodies
-in contact are chaotic, there no tolerance at the end says anything; so a control group runs along, the referee
-itself with its state rounded at random in the last float32 bit before every step, and the engine's worlds may
-be no further from the referee than a stated multiple of the control group's.
+in contact are chaotic, no tolerance at the end would say anything; so a control group runs along, the referee
+itself with its state off by one float32 bit before every step, and the engine's worlds may be no further from
+the referee than a stated multiple of the control group's.
 
-In float64, with the capsule's frame as in `envs_gpu.physics._capsule_frame`, MJX and C agree within 1e-13 after
-a control step of Ant at every one of 800 states, so what is left here is float32. Letters: T steps, N worlds.
+In float64, with the capsule's frame as in `envs_gpu.physics._capsule_frame`, MJX and C agree within 1e-13
+after a control step of Ant from every one of 800 states, so what is left here is float32.
+
+Letters: T steps, N worlds.
 """
 
 import functools
@@ -37,17 +39,22 @@ class Tolerance(NamedTuple):
     qvel: float = 1e-6
     """m/s and rad/s."""
     exceptions: float = 0.0
-    """Share of the steps that may exceed both."""
+    """Share of the steps that may exceed them."""
 
 
+# Ant's ankles reach 1e3 rad/s^2, of which float32 keeps seven digits at each of 20 Runge-Kutta stages. And
+# where a contact sets in its force jumps, by its damping times the speed: a foot within 1e-7 m of the margin
+# at one of the stages can touch in one engine and not in the other (seen in 1 step of 6,400, 4e-2 rad/s).
+ANT = Tolerance(qpos=1e-6, qvel=5e-5, exceptions=1e-3)
 TOLERANCES = {
-    # The solver's forces are good to 1e-6 of qacc, which reaches 1e3 rad/s^2: 1e-4 rad/s in 0.05 s at worst.
-    # Exceptions: MuJoCo's contact force jumps where a contact sets in, by its damping times the speed. Where a
-    # leg is within 1e-6 m of the margin at one of the 20 Runge-Kutta stages, one engine has the contact and the
-    # other does not. With Warp, 1 step of 6,400 had that.
-    "ant": Tolerance(qpos=2e-6, qvel=1e-4, exceptions=5e-3),
+    ("ant", "warp"): ANT,
+    ("ant", "mjx-warp"): ANT,
+    # MJX ends Newton's method when the cost, a float32 sum, falls no further, which can be before the forces
+    # are right to more than four digits: tighter solver tolerances change no bit of it, float64 removes it.
+    ("ant", "mjx"): Tolerance(qpos=2e-5, qvel=1e-3, exceptions=2e-3),
 }
-CONTROL_GROUP_FACTOR = 10.0
+CONTROL_GROUP_FACTOR = 5.0
+"""How much further than the control group's worlds may be: the median and, of many, the 90th percentile."""
 
 
 class Path(NamedTuple):
@@ -105,13 +112,15 @@ def referee_path(name, noise_seed=None):
         referee.step(task.control(action), task.substeps)
         actions.append(action)
         after.append(snapshot(referee))
-    return Path(torch.stack(actions), *(tuple(map(torch.stack, zip(*states))) for states in (before, after)))
+    columns = (tuple(map(torch.stack, zip(*states, strict=True))) for states in (before, after))
+    return Path(torch.stack(actions), *columns)
 
 
 def worlds(path, count):
     """The first `count` worlds of a path."""
     return Path(
-        path.actions[:, :count], *(tuple(x[:, :count] for x in states) for states in (path.before, path.after))
+        path.actions[:, :count],
+        *(tuple(x[:, :count] for x in states) for states in (path.before, path.after)),
     )
 
 
@@ -129,24 +138,28 @@ def test_one_step_from_every_state_of_the_referee(name, engine):
         reached = snapshot(physics)
         errors.append([(x - y[step]).abs().amax(-1) for x, y in zip(reached, path.after, strict=True)])
     qpos, qvel = (torch.stack(column) for column in zip(*errors, strict=True))  # [T, N]
-    tolerance = TOLERANCES.get(name, Tolerance())
-    exceeding = (qpos > tolerance.qpos) | (qvel > tolerance.qvel)
-    print(name, engine, [f"{e.flatten().quantile(q):.1e}" for e in (qpos, qvel) for q in (0.5, 0.99, 0.999, 1.0)], exceeding.double().mean())
-    assert exceeding.double().mean() <= tolerance.exceptions, f"{qpos.max():.1e} {qvel.max():.1e}"
+    tolerance = TOLERANCES.get((name, engine), Tolerance())
+    exceeding = ((qpos > tolerance.qpos) | (qvel > tolerance.qvel)).double().mean()
+    assert exceeding <= tolerance.exceptions, (
+        f"{exceeding:.1e} of the steps, {qpos.max():.1e}, {qvel.max():.1e}"
+    )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", TASKS.names())
-def test_a_hundred_steps_no_further_than_rounding_takes_the_referee_itself(name, engine):
+def test_a_hundred_steps_no_further_than_rounding_takes_the_referee(name, engine):
     task, model = make_task(name)
     num_worlds = NUM_WORLDS[engine]
-    path, control = (worlds(referee_path(name, seed), num_worlds) for seed in (None, 2))
+    path, control_group = (worlds(referee_path(name, seed), num_worlds) for seed in (None, 2))
     physics = build(engine, model, num_worlds)
     restart(physics, path.before[0][0], path.before[1][0])
     for step, action in enumerate(path.actions):
         physics.step(task.control(action), task.substeps)
-        if step + 1 not in (10, 20, 30, 50, 75, 100): continue
-        expected = path.after[0][step]
-        ours = (physics.state.qpos.double() - expected).abs().amax(-1)  # [N]
-        allowed = (control.after[0][step] - expected).abs().amax(-1)
-        print(name, engine, step+1, [f"{e.quantile(q):.1e}" for e in (ours, allowed) for q in (0.5,.75, 0.9, 1.0)])
+        if (step + 1) % 10:
+            continue
+        referee = path.after[0][step]
+        ours = (physics.state.qpos.double() - referee).abs().amax(-1)  # [N]
+        theirs = (control_group.after[0][step] - referee).abs().amax(-1)
+        for quantile in (0.5, 0.9) if num_worlds >= 32 else (0.5,):
+            allowed = 1e-6 + CONTROL_GROUP_FACTOR * theirs.quantile(quantile)
+            assert ours.quantile(quantile) <= allowed, f"step {step + 1}, quantile {quantile}"
