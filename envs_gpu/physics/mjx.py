@@ -43,7 +43,8 @@ class MjxPhysics(Physics):
     """Worlds in JAX's float32 arrays, which torch views.
 
     JAX writes every result to a new buffer, so `state` is replaced by `step` and `set_state`: read it anew
-    after each call. Nothing is donated, because torch may still look at the old buffers.
+    after each call. Nothing is donated, because torch may still look at the old buffers. XLA compiles every N
+    anew, so a world's last bits depend on N, though not on its place.
 
     Args:
         model: the compiled scene.
@@ -102,7 +103,10 @@ class MjxPhysics(Physics):
         self._show()
 
     def _show(self) -> None:
-        """Point `state` at the buffers of the last result."""
+        """Point `state` at the buffers of the last result.
+
+        DLPack waits for them, so that the caller may then reuse the tensors that the program read.
+        """
         views = {name: bridge.to_torch(getattr(self._carry, name)) for name in PhysicsState._fields}
         self.state = PhysicsState(**views)
 

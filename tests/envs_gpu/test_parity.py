@@ -53,7 +53,7 @@ TOLERANCES = {
     # are right to more than four digits: tighter solver tolerances change no bit of it, float64 removes it.
     ("ant", "mjx"): Tolerance(qpos=2e-5, qvel=1e-3, exceptions=2e-3),
 }
-# How much further than the control group's worlds may be: the median and, of many worlds, the 90th percentile.
+# How much further than the control group's worlds may be: the median, and of many worlds the 90th percentile.
 # Measured with Ant: 1.9 at most (warp), 7 (mjx, of 8 worlds, for the reason above).
 CONTROL_GROUP_FACTOR = {"warp": 3.0, "mjx-warp": 5.0, "mjx": 15.0}
 
