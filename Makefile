@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 CONFIG ?= configs/experiment_config_baseline.yaml
 
-.PHONY: train test slow lint format install clean
+.PHONY: train test slow gpu lint format install clean
 
 train: install
 	$(BIN)/python train_ppo.py --config $(CONFIG)
@@ -13,6 +13,9 @@ test: install lint
 
 slow: install
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+gpu: install
+	$(BIN)/python -m pytest -m gpu
 
 lint: install
 	$(BIN)/ruff check .

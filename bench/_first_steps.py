@@ -24,18 +24,14 @@ def first_steps(task: str, backend: str, num_envs: int, compiled: bool) -> dict[
         if device.type == "cuda":
             torch.cuda.synchronize()
         ended_s[stage] = time.monotonic()
+    recompilations = _recompilations(env)
     env.close()
-    return {"device": str(device), "ended_s": ended_s, "recompilations": _recompilations(backend)}
+    return {"device": str(device), "ended_s": ended_s, "recompilations": recompilations}
 
 
-def _recompilations(backend: str) -> int | None:
+def _recompilations(env: Any) -> int | None:
     """How often calls after the first compiled MJX's program anew; None for other backends."""
-    if backend != "mjx":
-        return None
-    from envs_gpu.physics import mjx
-
-    program: Any = mjx._advance  # jax does not declare the method below
-    return program._cache_size() - 1
+    return env.physics._program._cache_size() - 1 if env.physics.name == "mjx" else None
 
 
 if __name__ == "__main__":

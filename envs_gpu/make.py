@@ -15,7 +15,7 @@ def choose_backend(backend: str, device: torch.device) -> tuple[str, str]:
     if backend != "auto":
         return backend, f"backend {backend}: as asked for"
     if device.type == "cuda":
-        return "warp", "backend warp: the fastest on CUDA, and the whole step is captured as one graph"
+        return "warp", "backend warp: the fastest on CUDA, and its step is captured as one graph"
     return "mujoco", "backend mujoco: on a CPU the C engine is several times faster than Warp and MJX"
 
 

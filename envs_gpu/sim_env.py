@@ -87,7 +87,9 @@ class SimEnv(VecEnv):
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
             self._restart(done)
-            self.obs = self._observe()
+            fresh = self._observe()
+            # The other worlds keep the bits that they had: those do not depend on who else was reset.
+            self.obs = final_obs.apply(lambda old, new: torch.where(done.unsqueeze(-1), new, old), fresh)
         return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -106,6 +108,7 @@ class SimEnv(VecEnv):
         state |= {f"random.{name}": value for name, value in self._random.state_dict().items()}
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
+        state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -113,7 +116,7 @@ class SimEnv(VecEnv):
         self._random.load_state_dict(_below(state, "random."))
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
-        self.obs = self._observe()
+        self.obs = self._pack({name: value.to(self.device) for name, value in _below(state, "obs.").items()})
 
     def close(self) -> None:
         self.physics.close()
@@ -128,15 +131,24 @@ class SimEnv(VecEnv):
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
         """Everything between the physics step and the reset, in one compiled piece."""
         outcome = self.task.outcome(state, before, action)
+        observation = {name: value.float() for name, value in self.task.observe(state, episode_step).items()}
         reward = torch.stack(list(outcome.reward.values())).sum(0).float()
-        truncated = (episode_step >= self.task.max_episode_steps) & ~outcome.terminated
-        done = outcome.terminated | truncated
+        # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
+        finite = reward.isfinite()
+        for value in observation.values():
+            finite = finite & value.isfinite().all(-1)
+        observation = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in observation.items()}
+        reward = torch.where(finite, reward, 0.0)
+        terminated = outcome.terminated | ~finite
+        truncated = (episode_step >= self.task.max_episode_steps) & ~terminated
+        done = terminated | truncated
         metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
         metrics |= {name: value.float() for name, value in outcome.measures.items()}
+        metrics = {name: torch.where(finite, value, 0.0) for name, value in metrics.items()}
+        metrics["physics/broken"] = (~finite).float()
         counted = (torch.ones_like(reward), done, (episode_return + reward) * done, episode_step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
-        observation = {name: value.float() for name, value in self.task.observe(state, episode_step).items()}
-        return observation, reward, outcome.terminated, truncated, metrics, totals
+        return observation, reward, terminated, truncated, metrics, totals
 
     def _restart(self, done: Tensor) -> None:
         """Start the worlds where `done` `[N]` is true anew."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import sysconfig
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -21,6 +23,8 @@ class ComputePlan:
     """Device, threads and compilation of one run."""
 
     device: torch.device
+    backend: str
+    """Physics backend."""
     num_threads: int
     """CPU threads of one torch operation."""
     physics_threads: int
@@ -29,6 +33,16 @@ class ComputePlan:
     """Whether act, the task's judgement and the loss go through `torch.compile`."""
     reasons: tuple[str, ...]
     """Why, one sentence a choice."""
+
+    def resolved(self) -> dict[str, object]:
+        """What was chosen, by name, to be recorded with the run."""
+        return {
+            "resolved.device": str(self.device),
+            "resolved.backend": self.backend,
+            "resolved.num_threads": self.num_threads,
+            "resolved.physics_threads": self.physics_threads,
+            "resolved.compiled": self.compiled,
+        }
 
 
 def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
@@ -40,7 +54,7 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         problem = "training over several processes is not implemented"
         raise ConfigError("launcher", "WORLD_SIZE", world_size, problem=problem, fix="use --nproc-per-node=1")
-    device, device_reason = _choose_device(cfg.compute.device)
+    device, device_reason = _choose_device(cfg)
     compiled, compile_reason = _choose_compile(cfg, device)
     physics_threads = cfg.compute.physics_threads or available_cores()
     # One thread: minibatches of PPO are too small to split, and barriers stall beside the physics threads.
@@ -48,12 +62,15 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     torch.set_num_threads(num_threads)
     torch.set_float32_matmul_precision("high")
     threads_reason = f"threads: {num_threads} for torch, {physics_threads} for C physics"
-    _, backend_reason = choose_backend(cfg.env.backend, device)
+    backend, backend_reason = choose_backend(cfg.env.backend, device)
     reasons = (device_reason, backend_reason, threads_reason, compile_reason)
-    return ComputePlan(device, num_threads, physics_threads, compiled, reasons)
+    return ComputePlan(device, backend, num_threads, physics_threads, compiled, reasons)
 
 
-def _choose_device(asked: str) -> tuple[torch.device, str]:
+def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
+    asked = cfg.compute.device
+    if cfg.env.backend == "mujoco":
+        return torch.device("cpu"), "device cpu: backend mujoco runs there"
     if asked != "auto":
         return torch.device(asked), f"device {asked}: as asked for"
     if torch.cuda.is_available():
@@ -62,18 +79,25 @@ def _choose_device(asked: str) -> tuple[torch.device, str]:
 
 
 def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, str]:
-    asked, compiler = cfg.compute.compile, shutil.which("g++") or shutil.which("clang++")
-    can = device.type == "cuda" or compiler is not None
-    if asked == "on" and not can:
-        problem, fix = (
-            "torch.compile needs a C++ compiler, and there is none",
-            "install g++, or set it to auto",
-        )
+    asked = cfg.compute.compile
+    missing = _missing_for_compile() if device.type == "cpu" else None
+    if asked == "on" and missing:
+        problem = f"torch.compile needs {missing}, not found here"
+        fix = "install it, or set this to auto"
         raise ConfigError("compute", "compute.compile", asked, problem=problem, fix=fix)
     if asked != "auto":
         return asked == "on", f"torch.compile {asked}: as asked for"
-    if not can:
-        return False, "torch.compile off: there is no C++ compiler (g++ makes updates about 3 times faster)"
+    if missing:
+        return False, f"torch.compile off: there is no {missing} (with it updates are about 3 times faster)"
     if device.type == "cpu" and cfg.training.total_steps < MIN_STEPS_TO_COMPILE:
         return False, f"torch.compile off: fewer than {MIN_STEPS_TO_COMPILE:,} steps do not repay it"
     return True, "torch.compile on: act, judgement and loss run as compiled functions"
+
+
+def _missing_for_compile() -> str | None:
+    """What torch.compile lacks on a CPU: its compiler, or the header that its code includes."""
+    compiler = os.environ.get("CXX", "g++")
+    if shutil.which(compiler) is None:
+        return f"C++ compiler {compiler}"
+    header = Path(sysconfig.get_path("include")) / "Python.h"
+    return None if header.is_file() else f"{header} (the package python3-dev)"

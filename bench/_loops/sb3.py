@@ -27,7 +27,7 @@ def check(cfg: ExperimentConfig) -> None:
         UserError: Stable-Baselines3 is not installed, or has no counterpart to the task or the algorithm.
     """
     if find_spec("stable_baselines3") is None:
-        raise UserError("--peer sb3: not installed; pip install 'pi_incubator[peers]', or add --peer none")
+        raise UserError("--peer sb3: not installed; pip install -e '.[peers]', or add --peer none")
     if cfg.env.name not in GYMNASIUM_IDS:
         known = ", ".join(GYMNASIUM_IDS)
         raise UserError(

@@ -17,6 +17,5 @@ class CartpoleSwingup(Cartpole):
     """The return is below 1000 by what the swing costs."""
 
     def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
-        noise = 0.01 * random.normal(0, 2)
-        hanging = torch.tensor([0.0, math.pi], dtype=noise.dtype, device=noise.device)
-        return hanging + noise, 0.01 * random.normal(1, 2)
+        position, angle = (0.01 * random.normal(0, 2)).split(1, dim=-1)
+        return torch.cat((position, math.pi + angle), dim=-1), 0.01 * random.normal(1, 2)

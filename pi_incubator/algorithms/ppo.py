@@ -46,6 +46,7 @@ class PPO(Learner):
         self._evaluate = torch.compile(self._losses, dynamic=False) if compiled else self._losses
 
     def advantage(self, data: TensorDict) -> None:
+        # In place, once a rollout: what is reported was summed by the env, unscaled.
         data["next", "reward"].mul_(self.cfg.reward_scale)
         self.loss.value_estimator(data)
         if self.cfg.normalize_advantage:
@@ -87,7 +88,7 @@ class PPO(Learner):
         for name, value in state.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")
-                self.optimizer.state[self.parameters[int(index)]][key] = value.clone()
+                self.optimizer.state[self.parameters[int(index)]][key] = value.to(self.device, copy=True)
 
     def _step(self, minibatch: TensorDict) -> Tensor:
         """One optimizer step; gives `[5]`: both losses, entropy, KL divergence, clip fraction."""

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from envs_gpu.physics import BACKENDS
 from pi_incubator.cli._main import run
+from pi_incubator.config.check import REQUIREMENTS
 from pi_incubator.errors import UserError
 from pi_incubator.provenance import git_state, library_versions
 
@@ -77,7 +78,7 @@ def probes() -> list[Probe]:
     torch_fix = "install torch for CUDA: https://pytorch.org/get-started"
     gpu_fix = torch_fix if _gpu_names() else "nothing: the CPU serves"
     backends = [
-        Probe(f"physics {name}", f"physics({name!r})", f"pip install 'pi_incubator[{name}]'")
+        Probe(f"physics {name}", f"physics({name!r})", f"pip install {REQUIREMENTS[name][1]}")
         for name in BACKENDS.names()
     ]
     return [

@@ -25,9 +25,9 @@ REGISTRIES: dict[str, Registry] = {
 }
 # What each backend imports, and what installs it.
 REQUIREMENTS = {
-    "mujoco": (("mujoco",), "pi_incubator"),
-    "warp": (("warp", "mujoco_warp"), "pi_incubator"),
-    "mjx": (("jax", "mujoco.mjx"), "'pi_incubator[mjx]'"),
+    "mujoco": (("mujoco",), "-e ."),
+    "warp": (("warp", "mujoco_warp"), "-e ."),
+    "mjx": (("jax", "mujoco.mjx"), "-e '.[mjx]'"),
 }
 
 
@@ -64,6 +64,9 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
         if missing:
             fix = f"pip install {package}, or set env.backend to auto"
             raise _error(cfg, sources, field, f"needs {' and '.join(missing)}, not installed here", fix)
+    if cfg.compute.device == "cuda" and cfg.env.backend == "mujoco":
+        fix = "set it to auto or cpu, or env.backend to warp"
+        raise _error(cfg, sources, "compute.device", "backend mujoco runs on the CPU", fix)
     if cfg.compute.device == "cuda":
         import torch  # slow to import, and only this check needs it
 

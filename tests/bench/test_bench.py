@@ -77,7 +77,7 @@ def test_ratios_are_quotients_of_the_same_round(alone: tuple[dict[str, Any], str
 
 
 def test_identical_settings_reach_both_sides(tmp_path: Path) -> None:
-    pytest.importorskip("stable_baselines3", reason="the peer is an extra: pip install 'pi_incubator[peers]'")
+    pytest.importorskip("stable_baselines3", reason="the peer is an extra: pip install -e '.[peers]'")
     settings = ("env.num_envs=2", *TINY, "network.hidden_sizes=[32, 16]")
     report, table = bench_train(tmp_path, "--identical", *settings)
     identical = report["comparisons"]["identical"]
@@ -144,7 +144,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], names: str) -> N
 
 
 def test_a_task_that_the_peer_lacks_is_named() -> None:
-    pytest.importorskip("stable_baselines3", reason="the peer is an extra: pip install 'pi_incubator[peers]'")
+    pytest.importorskip("stable_baselines3", reason="the peer is an extra: pip install -e '.[peers]'")
     done = bench("train", "env.name=cartpole_balance")
     assert done.returncode == 2
     assert "Gymnasium has no such task" in done.stderr
@@ -156,7 +156,7 @@ def test_a_peer_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
     hide.write_text("import sys; sys.modules['stable_baselines3'] = None\n")
     done = bench("train", PYTHONPATH=f"{tmp_path}{os.pathsep}{ROOT}")
     assert done.returncode == 2
-    assert "pip install 'pi_incubator[peers]'" in done.stderr
+    assert "pip install -e '.[peers]'" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -56,14 +56,14 @@ def test_a_missing_package_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigError) as caught:
         check_names(config("env.backend", "mjx"), {"env.backend": "command line"})
     expected = "command line: env.backend = 'mjx': needs mujoco.mjx, not installed here; "
-    assert str(caught.value).startswith(expected + "pip install 'pi_incubator[mjx]'")
+    assert str(caught.value).startswith(expected + "pip install -e '.[mjx]'")
 
 
 def test_mjx_on_warp_needs_warp(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(check, "_installed", lambda module: "warp" not in module)
     cfg = ExperimentConfig.model_validate({"env": {"backend": "mjx", "mjx_impl": "warp"}})
     with pytest.raises(
-        ConfigError, match=r"env\.mjx_impl = 'warp': needs warp and mujoco_warp, .*pip install pi_incubator,"
+        ConfigError, match=r"env\.mjx_impl = 'warp': needs warp and mujoco_warp, .*pip install -e \.,"
     ):
         check_names(cfg, {})
 

@@ -115,6 +115,26 @@ def test_terminated_is_not_truncated():
 
 
 @every_task
+@pytest.mark.parametrize("poison", [float("nan"), float("inf")])
+def test_a_broken_world_ends_alone(task, poison):
+    """It is reset and counted, nothing of it reaches the learner, and its neighbours keep every bit."""
+    env, healthy = (make_env(task, num_envs=3, device=CPU, seed=4) for _ in range(2))
+    env.pop_metrics()
+    env.physics.state.qvel[1] = poison
+    moves = actions(env, 20)
+    broken = env.step(moves[0])
+    assert broken.terminated.tolist()[1]
+    assert all(value.isfinite().all() for value in (*broken.obs.values(), *broken.final_obs.values()))
+    assert broken.reward[1] == 0
+    healthy.step(moves[0])
+    ours, theirs = play(env, moves[1:]), play(healthy, moves[1:])
+    others = [0, 2]
+    assert_same(*({name: value[:, others] for name, value in x.items()} for x in (ours, theirs)))
+    assert all(ours[name].isfinite().all() for name in ("obs", "final_obs", "reward"))
+    assert env.pop_metrics()["physics/broken"] == pytest.approx(1 / 60)
+
+
+@every_task
 def test_actions_are_clipped(task):
     env = make_env(task, num_envs=2, device=CPU)
     saved = env.state_dict()

@@ -110,6 +110,24 @@ def test_torchrun_trains(tmp_path):
     assert (tmp_path / "launched" / "policy.onnx").exists()
 
 
+@pytest.mark.parametrize("backend", ["warp", pytest.param("mjx", marks=pytest.mark.slow)])
+def test_other_backends_train_too(tmp_path, backend):
+    folder = run(tmp_path, backend, f"env.backend={backend}")
+    assert folder.onnx.exists()
+
+
+@pytest.mark.slow
+def test_compiled_run_continues_bit_for_bit(tmp_path):
+    settings = ["compute.compile=on", "env.num_envs=8"]
+    whole = run(tmp_path, "whole", *settings, config="experiment_config_baseline.yaml")
+    for steps in (128, 256):
+        total = f"training.total_steps={steps}"
+        halves = run(tmp_path, "halves", *settings, total, config="experiment_config_baseline.yaml")
+    expected, continued = last_tensors(whole), last_tensors(halves)
+    for name, value in expected.items():
+        assert torch.equal(value, continued[name]), name
+
+
 @pytest.mark.slow
 def test_cartpole_balance_is_learned(tmp_path):
     """95 % of the largest return, which is 1000."""
