@@ -74,11 +74,9 @@ class SimEnv(VecEnv):
         action = action.clamp(self.task.action_low, self.task.action_high)
         before = self.task.remember(self.physics.state)
         self.physics.step(self.task.control(action), self.task.substeps)
-        self._episode_step += 1
         observation, reward, terminated, truncated, metrics, totals = self._judge(
             self.physics.state, before, action, self._episode_step, self._episode_return
         )
-        self._episode_return += reward
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
         final_obs = self._pack(observation)
@@ -129,7 +127,8 @@ class SimEnv(VecEnv):
         episode_step: Tensor,
         episode_return: Tensor,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """Everything between the physics step and the reset, in one compiled piece."""
+        """Everything between the physics step and the reset, in one compiled piece; counts in place."""
+        episode_step += 1
         outcome = self.task.outcome(state, before, action)
         observation = {name: value.float() for name, value in self.task.observe(state, episode_step).items()}
         reward = torch.stack(list(outcome.reward.values())).sum(0).float()
@@ -140,13 +139,14 @@ class SimEnv(VecEnv):
         observation = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in observation.items()}
         reward = torch.where(finite, reward, 0.0)
         terminated = outcome.terminated | ~finite
+        episode_return += reward
         truncated = (episode_step >= self.task.max_episode_steps) & ~terminated
         done = terminated | truncated
         metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
         metrics |= {name: value.float() for name, value in outcome.measures.items()}
         metrics = {name: torch.where(finite, value, 0.0) for name, value in metrics.items()}
         metrics["physics/broken"] = (~finite).float()
-        counted = (torch.ones_like(reward), done, (episode_return + reward) * done, episode_step * done)
+        counted = (torch.ones_like(reward), done, episode_return * done, episode_step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
         return observation, reward, terminated, truncated, metrics, totals
 
