@@ -162,7 +162,7 @@ class _Runner:
         path: np.ndarray,
         sensordata: np.ndarray | None,
     ) -> None:
-        """`start` `[n, state]` under `ctrl` `[n, S, nu]` -> `path` `[n, S, state]`, `sensordata` `[n, S, ns]`."""
+        """Roll `start` `[n, state]` under `ctrl` `[n, S, nu]` into `path` `[n, S, state]` and `sensordata`."""
         self._rollout.rollout(
             [model] * len(start),
             self._scratch,
