@@ -49,7 +49,8 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     """Choose what `cfg.compute` leaves open, and make torch use it.
 
     Raises:
-        ConfigError: several processes were launched, or compilation was asked for without a compiler.
+        ConfigError: several processes were launched, compilation was asked for without a compiler, or
+            torch has a GPU that JAX does not see.
     """
     if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
         problem = "training over several processes is not implemented"
@@ -63,6 +64,8 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     torch.set_float32_matmul_precision("high")
     threads_reason = f"threads: {num_threads} for torch, {physics_threads} for C physics"
     backend, backend_reason = choose_backend(cfg.env.backend, device)
+    if backend == "mjx" and device.type == "cuda":
+        _check_jax_has_cuda()
     reasons = (device_reason, backend_reason, threads_reason, compile_reason)
     return ComputePlan(device, backend, num_threads, physics_threads, compiled, reasons)
 
@@ -76,6 +79,17 @@ def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
     if torch.cuda.is_available():
         return torch.device("cuda"), f"device cuda: found {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "device cpu: torch finds no CUDA device"
+
+
+def _check_jax_has_cuda() -> None:
+    import jax  # slow to import, and only this check needs it
+
+    try:
+        jax.devices("cuda")
+    except RuntimeError:
+        problem = "torch finds a CUDA device, and the installed JAX has none"
+        fix = "pip install -e '.[cuda]', or set env.backend to warp"
+        raise ConfigError("compute", "env.backend", "mjx", problem=problem, fix=fix) from None
 
 
 def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, str]:

@@ -54,6 +54,7 @@ class MjxPhysics(Physics):
 
     Raises:
         NotImplementedError: the model has a feature that MJX lacks; the message is MJX's own.
+        RuntimeError: torch has this device and JAX does not; the message is JAX's own.
     """
 
     name = "mjx"

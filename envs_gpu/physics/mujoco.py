@@ -162,7 +162,7 @@ class _Runner:
         path: np.ndarray,
         sensordata: np.ndarray | None,
     ) -> None:
-        """Roll `start` `[n, state]` under `ctrl` `[n, S, nu]` into `path` `[n, S, state]` and `sensordata`."""
+        """Roll `start` `[n, state]` under `ctrl` `[n, S, nu]`; write `path` and `sensordata` `[n, S, …]`."""
         self._rollout.rollout(
             [model] * len(start),
             self._scratch,

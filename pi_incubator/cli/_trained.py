@@ -14,9 +14,15 @@ if TYPE_CHECKING:
     from envs_gpu.sim_env import SimEnv
     from pi_incubator.networks._actor_critic import ActorCritic
 
+DEVICES = ("auto", "cpu", "cuda")
 
-def open_run(run: str, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, RunFolder]:
+
+def open_run(
+    run: str, device: str = "auto", overrides: Sequence[str] = ()
+) -> tuple[ExperimentConfig, RunFolder]:
     """The saved config of the run folder `run`, with `section.key=value` overrides, before torch is imported.
+
+    A run is opened on `device`, whatever it was trained on: a policy from a GPU is judged on a laptop too.
 
     Raises:
         UserError: it is no run folder, has no checkpoint, or needs what is not installed here.
@@ -27,7 +33,7 @@ def open_run(run: str, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig,
         guess = nearest(folder.path.name, known)
         hint = f"did you mean {folder.path.with_name(guess)}?" if guess else "name the folder of a run"
         raise UserError(f"{run}: is no run folder (it has no {folder.config.name}); {hint}")
-    cfg, sources = load_with_sources(folder.config, overrides)
+    cfg, sources = load_with_sources(folder.config, [f"compute.device={device}", *overrides])
     check_names(cfg, sources)
     if not folder.saved():
         raise UserError(f"{run}: has no checkpoint yet; train it first")

@@ -6,7 +6,7 @@ import argparse
 
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
-from pi_incubator.cli._trained import load_trained, open_run
+from pi_incubator.cli._trained import DEVICES, load_trained, open_run
 from pi_incubator.errors import UserError
 
 
@@ -14,9 +14,7 @@ def main(argv: list[str]) -> None:
     """Parse the command line and evaluate; see `pi-eval --help`."""
     arguments = _parse(argv)
     overrides = [f"env.backend={arguments.backend}"] if arguments.backend else []
-    if arguments.backend == "mujoco":
-        overrides.append("compute.device=cpu")
-    cfg, folder = open_run(arguments.run, overrides)
+    cfg, folder = open_run(arguments.run, arguments.device, overrides)
     if arguments.onnx and not folder.onnx.is_file():
         raise UserError(f"{folder.onnx}: file not found; write it with pi-export {arguments.run}")
     # Slow imports come after every check that does not need them.
@@ -51,6 +49,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--num-envs", type=count, metavar="N", help="parallel worlds; default: one an episode"
     )
     parser.add_argument("--backend", metavar="NAME", help="physics backend; mujoco runs on the CPU")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU when there is one")
     parser.add_argument("--seed", type=int, help="of the worlds; default: the one after training")
     parser.add_argument("--onnx", action="store_true", help="judge the exported policy.onnx instead")
     parser.add_argument("--video", type=output_file, metavar="FILE", help="film the policy as an mp4")

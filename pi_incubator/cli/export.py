@@ -6,7 +6,7 @@ import argparse
 
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, output_file
-from pi_incubator.cli._trained import load_trained, open_run
+from pi_incubator.cli._trained import DEVICES, load_trained, open_run
 
 MAX_WORLDS = 32  # that the policy is checked in
 
@@ -14,7 +14,7 @@ MAX_WORLDS = 32  # that the policy is checked in
 def main(argv: list[str]) -> None:
     """Parse the command line and export; see `pi-export --help`."""
     arguments = _parse(argv)
-    cfg, folder = open_run(arguments.run)
+    cfg, folder = open_run(arguments.run, arguments.device)
     path = arguments.out or folder.onnx
     # Slow imports come after every check that does not need them.
     from pi_incubator.deploy.onnx import export_checked
@@ -45,6 +45,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("run", metavar="RUN", help="folder of a trained run")
     parser.add_argument("--target", choices=["onnx"], default="onnx", help="what to write")
     parser.add_argument("--out", type=output_file, metavar="FILE", help="default: RUN/policy.onnx")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU when there is one")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result as JSON")
     return parser.parse_args(argv)
 

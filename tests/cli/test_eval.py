@@ -1,6 +1,7 @@
 """`pi-eval` and `pi-export` on a small run, and what they say about bad input."""
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -90,6 +91,29 @@ def test_eval_of_the_exported_policy_agrees(finished, tmp_path):
         json.loads((tmp_path / name).read_text())["return"]["mean"] for name in ("torch.json", "onnx.json")
     )
     assert onnx_return == pytest.approx(torch_return, rel=1e-2)
+
+
+def test_a_run_from_a_gpu_opens_on_the_cpu(finished, cfg, tmp_path):
+    there = cfg.model_copy(
+        update={
+            "experiment": cfg.experiment.model_copy(update={"output_dir": str(tmp_path)}),
+            "compute": cfg.compute.model_copy(update={"device": "cuda"}),
+        }
+    )
+    folder = RunFolder(there)
+    shutil.copytree(finished[0].path, folder.path)
+    folder.config.write_text(folder.config.read_text().replace("device: cpu", "device: cuda"))
+    assert "device: cuda" in folder.config.read_text()
+    report = tmp_path / "report.json"
+    eval_command.main([str(folder.path), "--device", "cpu", "--json", str(report)])
+    assert json.loads(report.read_text()) == json.loads(finished[0].evaluation.read_text())
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here cuda is what was asked for")
+def test_a_device_that_is_not_here_is_named(finished):
+    for command in (eval_command, export_command):
+        with pytest.raises(UserError, match=r"compute.device.*torch finds no CUDA device"):
+            command.main([str(finished[0].path), "--device", "cuda"])
 
 
 def test_export_writes_a_file_and_its_check(finished, tmp_path, capsys):
