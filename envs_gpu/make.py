@@ -19,6 +19,18 @@ def choose_backend(backend: str, device: torch.device) -> tuple[str, str]:
     return "mujoco", "backend mujoco: on a CPU the C engine is several times faster than Warp and MJX"
 
 
+def lacks_device(backend: str, device: torch.device) -> str | None:
+    """Why `backend` cannot run on `device`, which torch has; None if it can."""
+    if backend == "mjx" and device.type == "cuda":
+        import jax  # slow to import, and only this check needs it
+
+        try:
+            jax.devices("cuda")
+        except RuntimeError:
+            return "torch finds a CUDA device, and the installed JAX has none"
+    return None
+
+
 def make_env(
     name: str,
     *,

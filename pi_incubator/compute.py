@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from envs_gpu.make import choose_backend
+from envs_gpu.make import choose_backend, lacks_device
 from envs_gpu.physics.mujoco import available_cores
 from pi_incubator.config import ConfigError, ExperimentConfig
 
@@ -64,8 +64,9 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     torch.set_float32_matmul_precision("high")
     threads_reason = f"threads: {num_threads} for torch, {physics_threads} for C physics"
     backend, backend_reason = choose_backend(cfg.env.backend, device)
-    if backend == "mjx" and device.type == "cuda":
-        _check_jax_has_cuda()
+    if lack := lacks_device(backend, device):
+        fix = "pip install -e '.[cuda]', or set env.backend to warp"
+        raise ConfigError("compute", "env.backend", backend, problem=lack, fix=fix)
     reasons = (device_reason, backend_reason, threads_reason, compile_reason)
     return ComputePlan(device, backend, num_threads, physics_threads, compiled, reasons)
 
@@ -79,17 +80,6 @@ def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
     if torch.cuda.is_available():
         return torch.device("cuda"), f"device cuda: found {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "device cpu: torch finds no CUDA device"
-
-
-def _check_jax_has_cuda() -> None:
-    import jax  # slow to import, and only this check needs it
-
-    try:
-        jax.devices("cuda")
-    except RuntimeError:
-        problem = "torch finds a CUDA device, and the installed JAX has none"
-        fix = "pip install -e '.[cuda]', or set env.backend to warp"
-        raise ConfigError("compute", "env.backend", "mjx", problem=problem, fix=fix) from None
 
 
 def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, str]:
