@@ -6,7 +6,7 @@ Letters: N worlds, A actions, nu controls, D observation width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import mujoco
 import torch
@@ -38,6 +38,8 @@ class Task(ABC):
     """Physics timesteps per control step (frame skip)."""
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
+    unsupported: ClassVar[dict[str, str]] = {}
+    """Backends that cannot run this task, name -> why, in a sentence."""
 
     @abstractmethod
     def scene(self) -> mujoco.MjSpec:

@@ -1,0 +1,47 @@
+"""What the tasks that equal Gymnasium's MuJoCo environments share.
+
+Where Gymnasium reads a derived quantity (a body's position, a force), it reads what the integrator's last stage
+left, which belongs to none of the states that the agent sees. Here it belongs to the state returned.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.random import WorldRandom
+from envs_gpu.robots import gymnasium_model
+from envs_gpu.tasks.base import Task
+
+
+class GymnasiumTask(Task):
+    """A model of Gymnasium's, started near its resting pose."""
+
+    model_name: str
+    """The MJCF file's name in Gymnasium, without `.xml`."""
+    reset_noise_scale: float
+    """Half the width of the uniform noise on positions (m, rad), and the size of that on velocities."""
+    normal_velocity_noise = False
+    """Velocities at the start are drawn from a normal distribution instead of a uniform one."""
+    max_episode_steps = 1000
+
+    def scene(self) -> mujoco.MjSpec:
+        return gymnasium_model(self.model_name)
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        self.initial_qpos = torch.tensor(model.qpos0, device=device)
+        self.num_velocities = model.nv
+
+    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
+        noise = self.reset_noise_scale
+        qpos = self.initial_qpos + random.uniform(0, len(self.initial_qpos), -noise, noise)
+        if self.normal_velocity_noise:
+            return qpos, noise * random.normal(1, self.num_velocities)
+        return qpos, random.uniform(1, self.num_velocities, -noise, noise)
+
+
+def strictly_between(value: Tensor, low: float, high: float) -> Tensor:
+    """`low < value < high`, elementwise."""
+    return (value > low) & (value < high)

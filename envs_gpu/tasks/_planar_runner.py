@@ -1,0 +1,43 @@
+"""Runners in the plane x-z: faster is better, big actions cost, and one that falls is done."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.tasks._gymnasium import GymnasiumTask
+from envs_gpu.tasks.base import Outcome
+
+
+class PlanarRunner(GymnasiumTask):
+    """Observation `policy`: qpos without x, then qvel within `max_observed_velocity`."""
+
+    control_cost_weight: float
+    max_observed_velocity = float("inf")
+    """Of the observation alone, m/s and rad/s."""
+
+    def remember(self, state: PhysicsState) -> Tensor:
+        return state.qpos[:, :1].clone()
+
+    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+        limit = self.max_observed_velocity
+        return {"policy": torch.cat((state.qpos[:, 1:], state.qvel.clamp(-limit, limit)), dim=-1)}
+
+    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+        forward_velocity = (state.qpos[:, 0] - before[:, 0]) / self.control_dt
+        reward = {
+            "forward": forward_velocity,
+            "control": -self.control_cost_weight * action.square().sum(-1),
+        }
+        healthy = self.healthy(state)
+        if healthy is None:
+            terminated = torch.zeros_like(forward_velocity, dtype=torch.bool)
+        else:
+            reward["healthy"] = healthy.to(forward_velocity.dtype)
+            terminated = ~healthy
+        return Outcome(reward, terminated, {"forward_velocity_m_s": forward_velocity})
+
+    def healthy(self, state: PhysicsState) -> Tensor | None:
+        """`[N]` bool: still on its feet; None for a runner that cannot fall."""
+        return None

@@ -1,0 +1,34 @@
+"""Keep a pole upright on a cart: Gymnasium's InvertedPendulum-v5.
+
+Source: Barto, Sutton and Anderson 1983, "Neuronlike Adaptive Elements That Can Solve Difficult Learning Control
+Problems".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.tasks import task
+from envs_gpu.tasks._gymnasium import GymnasiumTask
+from envs_gpu.tasks.base import Outcome
+
+MAX_ANGLE_RAD = 0.2
+
+
+@task("inverted_pendulum")
+class InvertedPendulum(GymnasiumTask):
+    """Observation `policy` `[N, 4]`: qpos (cart x, pole angle), qvel."""
+
+    model_name = "inverted_pendulum"
+    substeps = 2
+    reset_noise_scale = 0.01
+
+    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+        return {"policy": torch.cat((state.qpos, state.qvel), dim=-1)}
+
+    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+        # Written so that a NaN angle counts as fallen.
+        upright = state.qpos[:, 1].abs() <= MAX_ANGLE_RAD
+        return Outcome({"alive": upright.to(state.qpos.dtype)}, ~upright, {})
