@@ -10,6 +10,7 @@ The hash is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorando
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +19,26 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+class Draws(NamedTuple):
+    """One block of numbers a world; the same `draw` always gives the same numbers."""
+
+    block: Tensor
+    """`[N]` int64."""
+
+    def uniform(self, draw: int, width: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """`[N, width]` float64 numbers in [low, high)."""
+        lane = torch.arange(width, device=self.block.device) + (draw << 16)  # [width]
+        bits = _splitmix(self.block[:, None] + lane * _GOLDEN)  # [N, width]
+        unit = _shift_right(bits, 11).double() * 2.0**-53
+        return low + (high - low) * unit
+
+    def normal(self, draw: int, width: int) -> Tensor:
+        """`[N, width]` float64 standard normal numbers (Box and Muller 1958)."""
+        unit = self.uniform(draw, 2 * width)
+        radius = (-2.0 * torch.log1p(-unit[:, :width])).sqrt()
+        return radius * torch.cos(2.0 * math.pi * unit[:, width:])
 
 
 class WorldRandom:
@@ -39,19 +60,10 @@ class WorldRandom:
         """Move the worlds where `mask` `[N]` is true to their next block of numbers."""
         self.counter += mask
 
-    def uniform(self, draw: int, width: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """`[N, width]` float64 numbers in [low, high), the same for one `draw` until `advance`."""
-        lane = torch.arange(width, device=self.key.device) + (draw << 16)  # [width]
+    def draws(self, step: Tensor | None = None) -> Draws:
+        """The numbers of every world's episode, or of its control step `step` `[N]` int64."""
         block = _splitmix(self.key + self.counter * _GOLDEN)  # [N]
-        bits = _splitmix(block[:, None] + lane * _GOLDEN)  # [N, width]
-        unit = _shift_right(bits, 11).double() * 2.0**-53
-        return low + (high - low) * unit
-
-    def normal(self, draw: int, width: int) -> Tensor:
-        """`[N, width]` float64 standard normal numbers (Box and Muller 1958)."""
-        unit = self.uniform(draw, 2 * width)
-        radius = (-2.0 * torch.log1p(-unit[:, :width])).sqrt()
-        return radius * torch.cos(2.0 * math.pi * unit[:, width:])
+        return Draws(block if step is None else _splitmix(block + _splitmix(step)))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"key": self.key.clone(), "counter": self.counter.clone()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import mujoco
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.random import WorldRandom
-from envs_gpu.tasks.base import Task
+from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
 
@@ -51,14 +52,17 @@ class SimEnv(VecEnv):
             self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
             self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
         self._random = WorldRandom(seed, num_envs, device, first_world)
-        observation = task.observe(self.physics.state, self._episode_step)
-        self.spec = _make_spec(name, task, model, num_envs, device, observation)
+        self.spec = _make_spec(
+            name, task, model, num_envs, device
+        )  # its observations are seen first at the reset
         self.reset(seed)
+        self.spec = replace(self.spec, obs_dims={group: value.shape[-1] for group, value in self.obs.items()})
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
         everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._totals: Tensor | None = None
+        self._memory: dict[str, Tensor] = {}
         self._restart(everyone)
         self.obs = self._observe()
         return self.obs
@@ -72,10 +76,10 @@ class SimEnv(VecEnv):
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         action = action.clamp(self.task.action_low, self.task.action_high)
-        before = self.task.remember(self.physics.state)
         self.physics.step(self.task.control(action), self.task.substeps)
-        observation, reward, terminated, truncated, metrics, totals = self._judge(
-            self.physics.state, before, action, self._episode_step, self._episode_return
+        self._episode_step += 1
+        observation, self._memory, reward, terminated, truncated, metrics, totals = self._judge(
+            self.physics.state, self._episode(), action, self._episode_return
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
@@ -106,31 +110,32 @@ class SimEnv(VecEnv):
         state |= {f"random.{name}": value for name, value in self._random.state_dict().items()}
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
+        state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self.physics.load_state_dict(_below(state, "physics."))
-        self._random.load_state_dict(_below(state, "random."))
+        self.physics.load_state_dict(_below(state, "physics.", self.device))
+        self._random.load_state_dict(_below(state, "random.", self.device))
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
-        self.obs = self._pack({name: value.to(self.device) for name, value in _below(state, "obs.").items()})
+        self._memory = _below(state, "memory.", self.device)
+        self.obs = self._pack(_below(state, "obs.", self.device))
 
     def close(self) -> None:
         self.physics.close()
 
+    def _episode(self) -> Episode:
+        return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
+
     def _judge_outcome(
-        self,
-        state: PhysicsState,
-        before: Tensor,
-        action: Tensor,
-        episode_step: Tensor,
-        episode_return: Tensor,
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """Everything between the physics step and the reset, in one compiled piece; counts in place."""
-        episode_step += 1
-        outcome = self.task.outcome(state, before, action)
-        observation = {name: value.float() for name, value in self.task.observe(state, episode_step).items()}
+        self, state: PhysicsState, episode: Episode, action: Tensor, episode_return: Tensor
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
+        """Everything between the physics step and the reset, in one compiled piece."""
+        outcome = self.task.outcome(state, episode, action)
+        memory = self.task.remember(state, episode, action)
+        observation = self.task.observe(state, episode._replace(memory=memory))
+        observation = {name: value.float() for name, value in observation.items()}
         reward = torch.stack(list(outcome.reward.values())).sum(0).float()
         # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
         finite = reward.isfinite()
@@ -140,25 +145,28 @@ class SimEnv(VecEnv):
         reward = torch.where(finite, reward, 0.0)
         terminated = outcome.terminated | ~finite
         episode_return += reward
-        truncated = (episode_step >= self.task.max_episode_steps) & ~terminated
+        truncated = (episode.step >= self.task.max_episode_steps) & ~terminated
         done = terminated | truncated
         metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
         metrics |= {name: value.float() for name, value in outcome.measures.items()}
         metrics = {name: torch.where(finite, value, 0.0) for name, value in metrics.items()}
         metrics["physics/broken"] = (~finite).float()
-        counted = (torch.ones_like(reward), done, episode_return * done, episode_step * done)
+        counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
-        return observation, reward, terminated, truncated, metrics, totals
+        return observation, memory, reward, terminated, truncated, metrics, totals
 
     def _restart(self, done: Tensor) -> None:
         """Start the worlds where `done` `[N]` is true anew."""
         self._random.advance(done)
-        self.physics.set_state(done, *self.task.initial_state(self._random))
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
+        ended = self._episode()
+        self.physics.set_state(done, *self.task.initial_state(ended))
+        begun = self.task.begin(self.physics.state, ended)
+        self._memory = {name: _choose(done, new, ended.memory.get(name)) for name, new in begun.items()}
 
     def _observe(self) -> TensorDict:
-        groups = self._look(self.physics.state, self._episode_step)
+        groups = self._look(self.physics.state, self._episode())
         return self._pack({name: value.float() for name, value in groups.items()})
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
@@ -171,13 +179,12 @@ def _make_spec(
     model: mujoco.MjModel,
     num_envs: int,
     device: torch.device,
-    observation: dict[str, Tensor],
 ) -> EnvSpec:
     joints = model.actuator_trnid[:, 0]
     return EnvSpec(
         name=name,
         num_envs=num_envs,
-        obs_dims={group: value.shape[-1] for group, value in observation.items()},
+        obs_dims={},
         action_dim=len(task.action_low),
         action_low=tuple(task.action_low.tolist()),
         action_high=tuple(task.action_high.tolist()),
@@ -188,5 +195,12 @@ def _make_spec(
     )
 
 
-def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
+    """`new` `[N, ...]` where `mask` `[N]` is true, else `old`, if there is any."""
+    return new if old is None else torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _below(state: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
+    """Copies on `device` of what is filed under `prefix`."""
+    below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {name: value.to(device, copy=True) for name, value in below.items()}

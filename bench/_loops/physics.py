@@ -18,6 +18,7 @@ from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.physics.mujoco import MujocoPhysics, available_cores
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks import TASKS
+from envs_gpu.tasks.base import Episode
 from pi_incubator.config import ExperimentConfig
 
 FULLPHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
@@ -70,7 +71,7 @@ def _initial_states(rules: Any, model: mujoco.MjModel, num_envs: int, seed: int)
     device = torch.device("cpu")
     physics = MujocoPhysics(model, num_envs, device, PhysicsOptions())
     everybody = torch.ones(num_envs, dtype=torch.bool)
-    physics.set_state(everybody, *rules.initial_state(WorldRandom(seed, num_envs, device)))
+    physics.set_state(everybody, *rules.initial_state(Episode.first(WorldRandom(seed, num_envs, device))))
     start = physics.state_dict()["full"].numpy()
     physics.close()
     return start

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.tasks.base import Outcome, Task
+from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.stage import add_stage
 from envs_gpu.terms.tolerance import gaussian_tolerance, quadratic_tolerance
 
@@ -69,11 +69,11 @@ class Cartpole(Task):
         motor.ctrllimited, motor.ctrlrange = True, (-1, 1)
         return spec
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         position, angle = state.qpos.split(1, dim=-1)
         return {"policy": torch.cat((position, angle.cos(), angle.sin(), state.qvel), dim=-1)}
 
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         upright = (state.qpos[:, 1].cos() + 1) / 2
         centered = (1 + gaussian_tolerance(state.qpos[:, 0], margin=2)) / 2
         small_control = (4 + quadratic_tolerance(action[:, 0], margin=1)) / 5

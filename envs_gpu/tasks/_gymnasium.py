@@ -10,9 +10,8 @@ import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.random import WorldRandom
 from envs_gpu.robots import gymnasium_model
-from envs_gpu.tasks.base import Task
+from envs_gpu.tasks.base import Episode, Task
 
 
 class GymnasiumTask(Task):
@@ -34,12 +33,12 @@ class GymnasiumTask(Task):
         self.initial_qpos = torch.tensor(model.qpos0, device=device)
         self.num_velocities = model.nv
 
-    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.reset_noise_scale
-        qpos = self.initial_qpos + random.uniform(0, len(self.initial_qpos), -noise, noise)
+        qpos = self.initial_qpos + episode.random.uniform(0, len(self.initial_qpos), -noise, noise)
         if self.normal_velocity_noise:
-            return qpos, noise * random.normal(1, self.num_velocities)
-        return qpos, random.uniform(1, self.num_velocities, -noise, noise)
+            return qpos, noise * episode.random.normal(1, self.num_velocities)
+        return qpos, episode.random.uniform(1, self.num_velocities, -noise, noise)
 
 
 def strictly_between(value: Tensor, low: float, high: float) -> Tensor:

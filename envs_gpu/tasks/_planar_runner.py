@@ -7,7 +7,7 @@ from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks._gymnasium import GymnasiumTask
-from envs_gpu.tasks.base import Outcome
+from envs_gpu.tasks.base import Episode, Outcome
 
 
 class PlanarRunner(GymnasiumTask):
@@ -17,15 +17,18 @@ class PlanarRunner(GymnasiumTask):
     max_observed_velocity = float("inf")
     """Of the observation alone, m/s and rad/s."""
 
-    def remember(self, state: PhysicsState) -> Tensor:
-        return state.qpos[:, :1].clone()
+    def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        return {"x_m": state.qpos[:, 0].clone()}
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
+        return self.begin(state, episode)
+
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         limit = self.max_observed_velocity
         return {"policy": torch.cat((state.qpos[:, 1:], state.qvel.clamp(-limit, limit)), dim=-1)}
 
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
-        forward_velocity = (state.qpos[:, 0] - before[:, 0]) / self.control_dt
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
+        forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt
         reward = {
             "forward": forward_velocity,
             "control": -self.control_cost_weight * action.square().sum(-1),

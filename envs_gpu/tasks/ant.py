@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.random import WorldRandom
 from envs_gpu.robots import gymnasium_model
 from envs_gpu.tasks import task
-from envs_gpu.tasks.base import Outcome, Task
+from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.contact import add_contact_sensor, contact_wrench
 
 CTRL_COST_WEIGHT = 0.5
@@ -56,17 +55,20 @@ class Ant(Task):
         contacts = [where for name, where in self.sensor.items() if name.startswith("contact_")]
         self._contacts = slice(contacts[0].start, contacts[-1].stop)  # sensors lie one behind the other
 
-    def remember(self, state: PhysicsState) -> Tensor:
-        return state.qpos[:, :1].clone()
+    def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        return {"x_m": state.qpos[:, 0].clone()}
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
+        return self.begin(state, episode)
+
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         forces = self._contact_forces(state).flatten(1)
         # Gymnasium has not computed contact forces yet when it observes a fresh episode.
-        forces = torch.where((episode_step == 0).unsqueeze(-1), torch.zeros_like(forces), forces)
+        forces = torch.where((episode.step == 0).unsqueeze(-1), torch.zeros_like(forces), forces)
         return {"policy": torch.cat((state.qpos[:, 2:], state.qvel, forces), dim=-1)}
 
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
-        forward_velocity = (state.qpos[:, 0] - before[:, 0]) / self.control_dt
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
+        forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt
         height = state.qpos[:, 2]
         finite = state.qpos.isfinite().all(-1) & state.qvel.isfinite().all(-1)
         healthy = finite & (height >= HEALTHY_Z_RANGE_M[0]) & (height <= HEALTHY_Z_RANGE_M[1])
@@ -78,10 +80,10 @@ class Ant(Task):
         }
         return Outcome(reward, ~healthy, {"forward_velocity_m_s": forward_velocity})
 
-    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         nq, nv = 15, 14
-        noise = random.uniform(0, nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
-        return self._initial_qpos + noise, RESET_NOISE_SCALE * random.normal(1, nv)
+        noise = episode.random.uniform(0, nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
+        return self._initial_qpos + noise, RESET_NOISE_SCALE * episode.random.normal(1, nv)
 
     def _contact_forces(self, state: PhysicsState) -> Tensor:
         """Clipped external wrench on every body about the ant's centre of mass `[N, 13, 6]`."""

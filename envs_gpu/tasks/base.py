@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.random import WorldRandom
+from envs_gpu.random import Draws, WorldRandom
 
 
 class Outcome(NamedTuple):
@@ -27,8 +27,27 @@ class Outcome(NamedTuple):
     """What a person wants to read beside the return, name -> `[N]` (units in the name)."""
 
 
+class Episode(NamedTuple):
+    """Where every world is in its episode, beside the physics."""
+
+    step: Tensor
+    """`[N]` int64 control steps since the reset; zero right after it."""
+    memory: dict[str, Tensor]
+    """What the task keeps from step to step (a command, the last action), name -> `[N, ...]`."""
+    random: Draws
+    """Numbers of this world, episode and step."""
+
+    @staticmethod
+    def first(random: WorldRandom) -> Episode:
+        """Before any world has run."""
+        step = torch.zeros_like(random.counter)
+        return Episode(step, {}, random.draws(step))
+
+
 class Task(ABC):
     """One task. `bind` is called once with the compiled model; everything after it is pure and batched.
+
+    A reset calls `initial_state`, then `begin`; a step calls `outcome`, then `remember`; both end with `observe`.
 
     The functions see the state in the simulator's dtype and must not write to it; the env casts what they
     return to float32. They are compiled, so they must not sync with the host or branch on values.
@@ -60,18 +79,25 @@ class Task(ABC):
         """Clipped `action` `[N, A]` -> simulator controls `[N, nu]`."""
         return action
 
-    def remember(self, state: PhysicsState) -> Tensor:
-        """What `outcome` must know of the state before the step, as a copy `[N, ...]`."""
-        return state.time.clone()
+    @abstractmethod
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        """Draw `qpos` `[N, nq]` and `qvel` `[N, nv]` for the start of an episode.
+
+        `episode` holds the memory that the last episode left (empty before the first one), for curricula.
+        """
+
+    def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        """The memory at the start of an episode, from its first `state`; `episode` as in `initial_state`."""
+        return {}
 
     @abstractmethod
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
-        """Observation groups, name -> `[N, D]`. `episode_step` `[N]` is zero right after a reset."""
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
+        """What the step under `action` `[N, A]` was worth, which led to `state`; memory is as before it."""
+
+    def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
+        """The memory after the step that led to `state`, from the memory before it; new tensors, same names."""
+        return {}
 
     @abstractmethod
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
-        """Reward, termination and measures of the step that led from `before` to `state`."""
-
-    @abstractmethod
-    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
-        """Draw `qpos` `[N, nq]` and `qvel` `[N, nv]` for the start of an episode."""
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        """Observation groups, name -> `[N, D]`."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from envs_gpu.random import WorldRandom
 from envs_gpu.tasks import task
 from envs_gpu.tasks._cartpole import Cartpole
 
@@ -14,7 +13,7 @@ from envs_gpu.tasks._cartpole import Cartpole
 class CartpoleBalance(Cartpole):
     """The return is at most 1000: one for every step upright, centred, slow and with little force."""
 
-    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
-        position = random.uniform(0, 1, -0.1, 0.1)
-        angle = random.uniform(1, 1, -0.034, 0.034)
-        return torch.cat((position, angle), dim=-1), 0.01 * random.normal(2, 2)
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        position = episode.random.uniform(0, 1, -0.1, 0.1)
+        angle = episode.random.uniform(1, 1, -0.034, 0.034)
+        return torch.cat((position, angle), dim=-1), 0.01 * episode.random.normal(2, 2)

@@ -7,7 +7,6 @@ import math
 import torch
 from torch import Tensor
 
-from envs_gpu.random import WorldRandom
 from envs_gpu.tasks import task
 from envs_gpu.tasks._cartpole import Cartpole
 
@@ -16,6 +15,6 @@ from envs_gpu.tasks._cartpole import Cartpole
 class CartpoleSwingup(Cartpole):
     """The return is below 1000 by what the swing costs."""
 
-    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
-        position, angle = (0.01 * random.normal(0, 2)).split(1, dim=-1)
-        return torch.cat((position, math.pi + angle), dim=-1), 0.01 * random.normal(1, 2)
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        position, angle = (0.01 * episode.random.normal(0, 2)).split(1, dim=-1)
+        return torch.cat((position, math.pi + angle), dim=-1), 0.01 * episode.random.normal(1, 2)

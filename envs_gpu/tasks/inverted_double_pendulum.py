@@ -9,7 +9,7 @@ from torch import Tensor
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
-from envs_gpu.tasks.base import Outcome
+from envs_gpu.tasks.base import Episode, Outcome
 
 ALIVE_REWARD = 10.0
 MIN_TIP_HEIGHT_M, TIP_HEIGHT_M = 1.0, 2.0
@@ -43,7 +43,7 @@ class InvertedDoublePendulum(GymnasiumTask):
         )
         return spec
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         angles = state.qpos[:, 1:]
         # The sensor gives the force's size; it always points to the middle of the rail.
         force = -state.qpos[:, :1].sign() * state.sensordata[:, self.sensor["rail_end"]]
@@ -51,7 +51,7 @@ class InvertedDoublePendulum(GymnasiumTask):
         parts = (state.qpos[:, :1], angles.sin(), angles.cos(), velocity, force)
         return {"policy": torch.cat(parts, dim=-1)}
 
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         x, _, height = state.sensordata[:, self.sensor["tip"]].unbind(-1)
         fallen = height <= MIN_TIP_HEIGHT_M
         reward = {

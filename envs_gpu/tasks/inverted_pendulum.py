@@ -12,7 +12,7 @@ from torch import Tensor
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
-from envs_gpu.tasks.base import Outcome
+from envs_gpu.tasks.base import Episode, Outcome
 
 MAX_ANGLE_RAD = 0.2
 
@@ -25,10 +25,10 @@ class InvertedPendulum(GymnasiumTask):
     substeps = 2
     reset_noise_scale = 0.01
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         return {"policy": torch.cat((state.qpos, state.qvel), dim=-1)}
 
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         # Written so that a NaN angle counts as fallen.
         upright = state.qpos[:, 1].abs() <= MAX_ANGLE_RAD
         return Outcome({"alive": upright.to(state.qpos.dtype)}, ~upright, {})

@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.random import WorldRandom
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
-from envs_gpu.tasks.base import Outcome
+from envs_gpu.tasks.base import Episode, Outcome
 
 ANGLE_NOISE_RAD = 0.1
 VELOCITY_NOISE_RAD_S = 0.005
@@ -38,25 +37,25 @@ class Reacher(GymnasiumTask):
             )
         return spec
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         angle, target = state.qpos.split(2, dim=-1)
         to_target = self._tip_from_target(state)[:, :2]
         parts = (angle.cos(), angle.sin(), target, state.qvel[:, :2], to_target)
         return {"policy": torch.cat(parts, dim=-1)}
 
-    def outcome(self, state: PhysicsState, before: Tensor, action: Tensor) -> Outcome:
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         distance = torch.linalg.vector_norm(self._tip_from_target(state), dim=-1)
         reward = {"distance": -distance, "control": -action.square().sum(-1)}
         never = torch.zeros_like(distance, dtype=torch.bool)
         return Outcome(reward, never, {"distance_m": distance})
 
-    def initial_state(self, random: WorldRandom) -> tuple[Tensor, Tensor]:
-        angle = self.initial_qpos[:2] + random.uniform(0, 2, -ANGLE_NOISE_RAD, ANGLE_NOISE_RAD)
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        angle = self.initial_qpos[:2] + episode.random.uniform(0, 2, -ANGLE_NOISE_RAD, ANGLE_NOISE_RAD)
         # Uniform in the disc: Gymnasium draws from the square until it hits the disc.
-        radius = TARGET_RADIUS_M * random.uniform(1, 1).sqrt()
-        direction = random.uniform(2, 1, 0.0, 2.0 * math.pi)
+        radius = TARGET_RADIUS_M * episode.random.uniform(1, 1).sqrt()
+        direction = episode.random.uniform(2, 1, 0.0, 2.0 * math.pi)
         qpos = torch.cat((angle, radius * direction.cos(), radius * direction.sin()), dim=-1)
-        velocity = random.uniform(3, 2, -VELOCITY_NOISE_RAD_S, VELOCITY_NOISE_RAD_S)
+        velocity = episode.random.uniform(3, 2, -VELOCITY_NOISE_RAD_S, VELOCITY_NOISE_RAD_S)
         return qpos, torch.cat((velocity, torch.zeros_like(velocity)), dim=-1)
 
     def _tip_from_target(self, state: PhysicsState) -> Tensor:

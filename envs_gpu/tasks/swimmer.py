@@ -21,5 +21,5 @@ class Swimmer(PlanarRunner):
     reset_noise_scale = 0.1
     control_cost_weight = 1e-4
 
-    def observe(self, state: PhysicsState, episode_step: Tensor) -> dict[str, Tensor]:
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         return {"policy": cat((state.qpos[:, 2:], state.qvel), dim=-1)}

@@ -23,6 +23,7 @@ from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks import TASKS
+from envs_gpu.tasks.base import Episode
 
 CPU = torch.device("cpu")
 NUM_STEPS = 100
@@ -101,7 +102,7 @@ def referee_path(name, noise_seed=None):
     task, model = make_task(name)
     num_worlds = max(NUM_WORLDS.values())
     referee = build("mujoco", model, num_worlds)
-    restart(referee, *task.initial_state(WorldRandom(0, num_worlds, CPU)))
+    restart(referee, *task.initial_state(Episode.first(WorldRandom(0, num_worlds, CPU))))
     generator = torch.Generator().manual_seed(1)
     noise = None if noise_seed is None else torch.Generator().manual_seed(noise_seed)
     low, high = task.action_low, task.action_high

@@ -10,20 +10,20 @@ CPU = torch.device("cpu")
 
 
 def test_uniform_is_uniform():
-    numbers = WorldRandom(0, 2000, CPU).uniform(0, 10, -2.0, 3.0).flatten()
+    numbers = WorldRandom(0, 2000, CPU).draws().uniform(0, 10, -2.0, 3.0).flatten()
     assert stats.kstest(numbers.numpy(), "uniform", args=(-2, 5)).pvalue > 0.01
 
 
 def test_normal_is_normal():
-    numbers = WorldRandom(0, 2000, CPU).normal(1, 10).flatten()
+    numbers = WorldRandom(0, 2000, CPU).draws().normal(1, 10).flatten()
     assert stats.kstest(numbers.numpy(), "norm").pvalue > 0.01
 
 
 def test_lanes_draws_worlds_and_resets_are_uncorrelated():
     random = WorldRandom(3, 20000, CPU)
-    first, second = random.uniform(0, 2), random.uniform(1, 2)
+    first, second = random.draws().uniform(0, 2), random.draws().uniform(1, 2)
     random.advance(torch.ones(20000, dtype=torch.bool))
-    third = random.uniform(0, 2)
+    third = random.draws().uniform(0, 2)
     columns = torch.cat((first, second, third), dim=1)
     shifted = torch.cat((columns, columns.roll(1, 0)), dim=1)
     off_diagonal = torch.corrcoef(shifted.T) - torch.eye(12)
@@ -32,16 +32,27 @@ def test_lanes_draws_worlds_and_resets_are_uncorrelated():
 
 def test_a_world_keeps_its_numbers_wherever_it_stands():
     crowd = WorldRandom(5, 64, CPU)
-    assert torch.equal(WorldRandom(5, 1, CPU).normal(0, 3), crowd.normal(0, 3)[:1])
-    assert torch.equal(WorldRandom(5, 8, CPU, first_world=32).normal(0, 3), crowd.normal(0, 3)[32:40])
+    assert torch.equal(WorldRandom(5, 1, CPU).draws().normal(0, 3), crowd.draws().normal(0, 3)[:1])
+    assert torch.equal(
+        WorldRandom(5, 8, CPU, first_world=32).draws().normal(0, 3), crowd.draws().normal(0, 3)[32:40]
+    )
 
 
 def test_only_masked_worlds_advance():
     random = WorldRandom(5, 4, CPU)
-    before = random.uniform(0, 3)
+    before = random.draws().uniform(0, 3)
     random.advance(torch.tensor([True, False, False, True]))
-    same = (random.uniform(0, 3) == before).all(-1)
+    same = (random.draws().uniform(0, 3) == before).all(-1)
     assert same.tolist() == [False, True, True, False]
+
+
+def test_every_step_has_its_own_numbers():
+    random = WorldRandom(5, 3, CPU)
+    steps = torch.stack([random.draws(torch.full((3,), step)).uniform(0, 2) for step in range(1000)])
+    assert steps.unique().numel() == steps.numel()
+    assert stats.kstest(steps.flatten().numpy(), "uniform").pvalue > 0.01
+    again = random.draws(torch.tensor([7, 0, 999])).uniform(0, 2)
+    assert torch.equal(again, torch.stack((steps[7, 0], steps[0, 1], steps[999, 2])))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31])
@@ -49,4 +60,4 @@ def test_state_dict_continues(seed):
     random, other = WorldRandom(seed, 4, CPU), WorldRandom(77, 4, CPU)
     random.advance(torch.tensor([True, False, True, False]))
     other.load_state_dict(random.state_dict())
-    assert torch.equal(random.normal(2, 5), other.normal(2, 5))
+    assert torch.equal(random.draws().normal(2, 5), other.draws().normal(2, 5))
