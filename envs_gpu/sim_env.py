@@ -73,6 +73,13 @@ class SimEnv(VecEnv):
         self.obs = self._observe()
         return self.obs
 
+    def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        """Put the worlds where `mask` `[N]` is true into a given state; their episodes' clocks go on."""
+        episode = self._episode()
+        self.physics.set_state(mask, qpos, qvel)
+        begun = self.task.begin(self.physics.state, episode)
+        self._memory = {name: _choose(mask, new, episode.memory.get(name)) for name, new in begun.items()}
+
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         action = action.clamp(self.task.action_low, self.task.action_high)
@@ -160,10 +167,7 @@ class SimEnv(VecEnv):
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        ended = self._episode()
-        self.physics.set_state(done, *self.task.initial_state(ended))
-        begun = self.task.begin(self.physics.state, ended)
-        self._memory = {name: _choose(done, new, ended.memory.get(name)) for name, new in begun.items()}
+        self.place(done, *self.task.initial_state(self._episode()))
 
     def _observe(self) -> TensorDict:
         groups = self._look(self.physics.state, self._episode())

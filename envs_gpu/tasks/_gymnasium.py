@@ -1,7 +1,7 @@
 """What the tasks that equal Gymnasium's MuJoCo environments share.
 
-Where Gymnasium reads a derived quantity (a body's position, a force), it reads what the integrator's last stage
-left, which belongs to none of the states that the agent sees. Here it belongs to the state returned.
+Where Gymnasium reads a derived quantity (a body's position, a force), it reads what the integrator's last
+stage left, which belongs to none of the states that the agent sees. Here it belongs to the state returned.
 """
 
 from __future__ import annotations

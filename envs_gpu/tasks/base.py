@@ -47,7 +47,7 @@ class Episode(NamedTuple):
 class Task(ABC):
     """One task. `bind` is called once with the compiled model; everything after it is pure and batched.
 
-    A reset calls `initial_state`, then `begin`; a step calls `outcome`, then `remember`; both end with `observe`.
+    A reset calls `initial_state`, then `begin`; a step calls `outcome`, then `remember`; both then `observe`.
 
     The functions see the state in the simulator's dtype and must not write to it; the env casts what they
     return to float32. They are compiled, so they must not sync with the host or branch on values.
@@ -95,7 +95,7 @@ class Task(ABC):
         """What the step under `action` `[N, A]` was worth, which led to `state`; memory is as before it."""
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
-        """The memory after the step that led to `state`, from the memory before it; new tensors, same names."""
+        """The memory after the step that led to `state`, from the one before it; new tensors, same names."""
         return {}
 
     @abstractmethod

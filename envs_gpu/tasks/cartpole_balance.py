@@ -7,6 +7,7 @@ from torch import Tensor
 
 from envs_gpu.tasks import task
 from envs_gpu.tasks._cartpole import Cartpole
+from envs_gpu.tasks.base import Episode
 
 
 @task("cartpole_balance")

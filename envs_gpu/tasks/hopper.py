@@ -1,6 +1,7 @@
 """Hop forward on one leg in the plane: Gymnasium's Hopper-v5.
 
-Source: Erez, Tassa and Todorov 2011, "Infinite-Horizon Model Predictive Control for Periodic Tasks with Contacts".
+Source: Erez, Tassa and Todorov 2011, "Infinite-Horizon Model Predictive Control for Periodic Tasks with
+Contacts".
 """
 
 from torch import Tensor

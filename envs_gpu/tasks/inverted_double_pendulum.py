@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import mujoco
 import torch
 from torch import Tensor
@@ -24,7 +26,7 @@ class InvertedDoublePendulum(GymnasiumTask):
     substeps = 5
     reset_noise_scale = 0.1
     normal_velocity_noise = True
-    unsupported = {"mjx": "MJX's JAX implementation has no sensor of a joint limit's force"}
+    unsupported: ClassVar = {"mjx": "MJX's JAX implementation has no sensor of a joint limit's force"}
 
     def scene(self) -> mujoco.MjSpec:
         spec = super().scene()

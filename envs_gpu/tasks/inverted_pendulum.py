@@ -1,7 +1,7 @@
 """Keep a pole upright on a cart: Gymnasium's InvertedPendulum-v5.
 
-Source: Barto, Sutton and Anderson 1983, "Neuronlike Adaptive Elements That Can Solve Difficult Learning Control
-Problems".
+Source: Barto, Sutton and Anderson 1983, "Neuronlike Adaptive Elements That Can Solve Difficult Learning
+Control Problems".
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ TARGET_RADIUS_M = 0.2
 
 @task("reacher")
 class Reacher(GymnasiumTask):
-    """Observation `policy` `[N, 10]`: cos, sin of both joints, target x y, joint velocities, tip - target x y."""
+    """Observation `policy` `[N, 10]`: cos, sin of both joints, target, joint velocities, tip from target."""
 
     model_name = "reacher"
     substeps = 2

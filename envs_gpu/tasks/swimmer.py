@@ -10,6 +10,7 @@ from torch import Tensor, cat
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._planar_runner import PlanarRunner
+from envs_gpu.tasks.base import Episode
 
 
 @task("swimmer")

@@ -1,6 +1,7 @@
 """Walk forward on two legs in the plane: Gymnasium's Walker2d-v5.
 
-Source: Erez, Tassa and Todorov 2011, "Infinite-Horizon Model Predictive Control for Periodic Tasks with Contacts".
+Source: Erez, Tassa and Todorov 2011, "Infinite-Horizon Model Predictive Control for Periodic Tasks with
+Contacts".
 """
 
 from torch import Tensor

@@ -38,7 +38,7 @@ def env():
 def put(env, qpos, qvel):
     """Continue every world of `env` from Gymnasium's state."""
     everyone = torch.ones(env.num_envs, dtype=torch.bool)
-    env.physics.set_state(everyone, *(torch.tensor(x).expand(env.num_envs, -1) for x in (qpos, qvel)))
+    env.place(everyone, *(torch.tensor(x).expand(env.num_envs, -1) for x in (qpos, qvel)))
 
 
 def gymnasium_steps(env, reference, num_steps, action_scale=1.0):

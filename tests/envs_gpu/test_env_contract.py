@@ -176,11 +176,11 @@ def test_torchrl_accepts_it(task):
 def test_torchrl_sees_true_last_observations():
     """A TorchRL rollout over resets equals our own steps, `next` holding the observation before the reset."""
     ours, wrapped = (make_env("ant", num_envs=4, device=CPU, seed=5) for _ in range(2))
-    moves = actions(ours, 60)
+    moves = actions(ours, 200)
     played = play(ours, moves)
     steps = iter(moves)
     rollout = TorchRLEnv(wrapped).rollout(
-        60, lambda td: td.set("action", next(steps)), break_when_any_done=False, auto_reset=True
+        200, lambda td: td.set("action", next(steps)), break_when_any_done=False, auto_reset=True
     )
     assert (played["terminated"]).any()
     assert torch.equal(rollout["next", "policy"].transpose(0, 1), played["final_obs"])
