@@ -22,6 +22,7 @@ setup(
         "mujoco==3.17.0",
         "mujoco-warp==3.17.0",
         "warp-lang==1.18.0",
+        "mujoco-menagerie==2026.10.4",  # its real robots
         "gymnasium[mujoco]>=1.2,<2",  # its MuJoCo models
         "pydantic>=2.14,<3",
         "ruamel.yaml>=0.19,<0.20",  # YAML 1.2: 1e-3 is a number, a duplicate key an error
