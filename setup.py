@@ -39,7 +39,8 @@ setup(
     extras_require={
         "mjx": ["mujoco-mjx==3.17.0", "jax>=0.10.2"],
         "cuda": ["mujoco-mjx==3.17.0", "jax[cuda13]>=0.10.2"],
-        "zoo": ["brax==0.14.2"],
+        "newton": ["newton==1.8.0"],
+        "zoo": ["brax==0.14.2", "playground==0.2.0", "mujoco-mjx==3.17.0", "jax>=0.10.2"],
         "launch": ["ray[default]==2.60.0"],
         "peers": ["stable-baselines3==2.9.2"],  # what pi-bench compares with
         "test": [

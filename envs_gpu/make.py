@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from envs_gpu.physics import BACKENDS
-from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
+from envs_gpu.vec_env import VecEnv
+from envs_gpu.zoo import find, is_zoo_name
 
 
-def choose_backend(backend: str, device: torch.device) -> tuple[str, str]:
-    """The backend to use and the reason in a sentence; only `auto` is a choice."""
+def choose_backend(backend: str, device: torch.device, name: str = "") -> tuple[str, str]:
+    """The backend to use for the env `name` and the reason in a sentence; only `auto` is a choice."""
+    if is_zoo_name(name):
+        family = name.partition("/")[0]
+        return family, f"backend {family}: the physics that its envs bring along"
     if backend != "auto":
         return backend, f"backend {backend}: as asked for"
     if device.type == "cuda":
@@ -21,7 +28,7 @@ def choose_backend(backend: str, device: torch.device) -> tuple[str, str]:
 
 def lacks_device(backend: str, device: torch.device) -> str | None:
     """Why `backend` cannot run on `device`, which torch has; None if it can."""
-    if backend == "mjx" and device.type == "cuda":
+    if backend in ("mjx", "brax", "playground") and device.type == "cuda":
         import jax  # slow to import, and only this check needs it
 
         try:
@@ -41,17 +48,28 @@ def make_env(
     first_world: int = 0,
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
-) -> SimEnv:
-    """`num_envs` worlds of the task `name`; see `SimEnv` for the arguments.
+) -> VecEnv:
+    """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
     Raises:
-        UnknownNameError: no such task or backend; the message suggests the nearest.
+        UnknownNameError: no such task, env or backend; the message suggests the nearest.
+        UnsupportedModelError: the backend cannot run this task.
+        ZooError: the family's package is not installed, or a policy cannot handle the env.
     """
+    if is_zoo_name(name):
+        family, env_name = find(name)
+        return family.make(env_name, num_envs, device, seed, first_world)
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
+    task = TASKS.get(name)()
+    runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
+    if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
+        raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
+    if chosen == "newton":
+        options = replace(options, mjcf=task.scene().to_xml())
     return SimEnv(
         name,
-        TASKS.get(name)(),
+        task,
         lambda model: physics_class(model, num_envs, device, options),
         device,
         seed,

@@ -12,6 +12,7 @@ import torch
 
 from envs_gpu.make import choose_backend, lacks_device
 from envs_gpu.physics.mujoco import available_cores
+from envs_gpu.zoo import find, is_zoo_name
 from pi_incubator.config import ConfigError, ExperimentConfig
 
 # Below this many environment steps compilation costs more than it saves on a CPU (about half a minute).
@@ -63,7 +64,7 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     torch.set_num_threads(num_threads)
     torch.set_float32_matmul_precision("high")
     threads_reason = f"threads: {num_threads} for torch, {physics_threads} for C physics"
-    backend, backend_reason = choose_backend(cfg.env.backend, device)
+    backend, backend_reason = choose_backend(cfg.env.backend, device, cfg.env.name)
     if lack := lacks_device(backend, device):
         fix = "pip install -e '.[cuda]', or set env.backend to warp"
         raise ConfigError("compute", "env.backend", backend, problem=lack, fix=fix)
@@ -75,6 +76,8 @@ def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
     asked = cfg.compute.device
     if cfg.env.backend == "mujoco":
         return torch.device("cpu"), "device cpu: backend mujoco runs there"
+    if is_zoo_name(cfg.env.name) and not find(cfg.env.name)[0].on_cuda:
+        return torch.device("cpu"), f"device cpu: {cfg.env.name} runs there"
     if asked != "auto":
         return torch.device(asked), f"device {asked}: as asked for"
     if torch.cuda.is_available():

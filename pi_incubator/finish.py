@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
-from envs_gpu.sim_env import SimEnv
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.onnx import export_checked
@@ -52,7 +51,7 @@ def finish_run(
 
 
 def _write_files(
-    cfg: ExperimentConfig, folder: RunFolder, worlds: SimEnv, policy: ActorCritic, evaluation: Evaluation
+    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: ActorCritic, evaluation: Evaluation
 ) -> Iterator[Path]:
     """Yield each file of the run's end as soon as it is complete."""
     yield folder.config

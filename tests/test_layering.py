@@ -36,6 +36,9 @@ ONLY_IN = {
     "mujoco": "envs_gpu",
     "mujoco_warp": "envs_gpu",
     "newton": "envs_gpu",
+    "brax": "envs_gpu",
+    "mujoco_playground": "envs_gpu",
+    "isaaclab": "envs_gpu",
     "ray": "pi_incubator.launch",
 }
 ALSO_ALLOWED = {"warp": ("envs_gpu", "kernels"), "triton": ("kernels",)}

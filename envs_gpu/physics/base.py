@@ -42,6 +42,12 @@ class PhysicsOptions:
     """Threads that step worlds on the CPU; 0 takes every available core (`mujoco`)."""
     mjx_impl: str = "jax"
     """Which implementation MJX runs, `jax` or `warp` (`mjx`)."""
+    mjcf: str = ""
+    """The scene as text, for an engine that reads it itself (`newton`)."""
+
+
+class UnsupportedModelError(ValueError):
+    """A backend cannot simulate this model as it is; the message is one line that says why."""
 
 
 class Physics(ABC):

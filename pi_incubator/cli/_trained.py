@@ -11,7 +11,7 @@ from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from envs_gpu.sim_env import SimEnv
+    from envs_gpu.vec_env import VecEnv
     from pi_incubator.networks._actor_critic import ActorCritic
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -40,7 +40,7 @@ def open_run(
     return cfg, folder
 
 
-def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tuple[SimEnv, ActorCritic]:
+def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tuple[VecEnv, ActorCritic]:
     """Worlds to judge the run in, and its newest policy.
 
     Raises:

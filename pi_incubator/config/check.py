@@ -11,6 +11,7 @@ from pathlib import Path
 from envs_gpu.physics import BACKENDS
 from envs_gpu.registry import Registry, UnknownNameError
 from envs_gpu.tasks import TASKS
+from envs_gpu.zoo import ZooError, find, is_zoo_name
 from pi_incubator.config.errors import ConfigError
 from pi_incubator.config.loader import load_with_sources
 from pi_incubator.config.models import ExperimentConfig
@@ -28,6 +29,7 @@ REQUIREMENTS = {
     "mujoco": (("mujoco",), "-e ."),
     "warp": (("warp", "mujoco_warp"), "-e ."),
     "mjx": (("jax", "mujoco.mjx"), "-e '.[mjx]'"),
+    "newton": (("newton", "mujoco_warp"), "-e '.[newton]'"),
 }
 
 
@@ -55,7 +57,9 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
     """
     for field, registry in REGISTRIES.items():
         name, known = _value(cfg, field), registry.names()
-        if name not in known and (field, name) != ("env.backend", "auto"):
+        if field == "env.name" and is_zoo_name(name):
+            _check_zoo(cfg, sources)
+        elif name not in known and (field, name) != ("env.backend", "auto"):
             unknown = UnknownNameError(registry.kind, name, known)
             raise _error(cfg, sources, field, f"unknown {registry.kind}", unknown.fix)
     for backend, field in _backends(cfg):
@@ -73,6 +77,22 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
         if not torch.cuda.is_available():
             fix = "set it to auto or cpu, or check the driver"
             raise _error(cfg, sources, "compute.device", "torch finds no CUDA device", fix)
+
+
+def _check_zoo(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
+    """Check an env of a family written elsewhere; lists the family's envs, and so imports its package."""
+    try:
+        family, _ = find(cfg.env.name)
+    except UnknownNameError as error:
+        raise _error(cfg, sources, "env.name", f"unknown {error.kind}", error.fix) from None
+    except ZooError as error:
+        raise _error(cfg, sources, "env.name", error.problem, error.fix) from None
+    if cfg.env.backend != "auto":
+        problem = f"{cfg.env.name} brings its own physics"
+        raise _error(cfg, sources, "env.backend", problem, "set it to auto, or name one of our own tasks")
+    if cfg.compute.device == "cuda" and not family.on_cuda:
+        fix = "set it to auto or cpu"
+        raise _error(cfg, sources, "compute.device", f"{cfg.env.name} runs on the CPU", fix)
 
 
 def validate_run(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:

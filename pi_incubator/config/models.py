@@ -46,8 +46,8 @@ class EnvSection(Section):
     """The simulated worlds."""
 
     name: Name = "ant"
-    """Task: the name of a file in envs_gpu/tasks."""
-    backend: Literal["auto", "mujoco", "warp", "mjx"] = "auto"
+    """Task: the name of a file in envs_gpu/tasks; or family/env, such as brax/ant, of envs_gpu/zoo."""
+    backend: Literal["auto", "mujoco", "warp", "mjx", "newton"] = "auto"
     """Physics backend; auto takes warp on a GPU and mujoco on a CPU."""
     num_envs: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Worlds stepped together as one batch."""

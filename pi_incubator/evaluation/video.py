@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 
 from envs_gpu.render import Renderer, RenderError
+from envs_gpu.sim_env import SimEnv
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.evaluate import Act, Policy, as_function
 
 if TYPE_CHECKING:
-    from envs_gpu.sim_env import SimEnv
+    from envs_gpu.vec_env import VecEnv
 
 FRAMES_PER_S = 30.0  # or what the control rate divides into nearest to it
 
 
 def record_video(
-    env: SimEnv,
+    env: VecEnv,
     policy: Policy | Act,
     path: Path,
     *,
@@ -51,6 +52,8 @@ def record_video(
     Raises:
         UserError: nothing can be drawn or encoded here.
     """
+    if not isinstance(env, SimEnv):
+        raise UserError(f"{path}: cannot be drawn: only our own tasks can, not {env.spec.name}")
     every = max(1, round(env.spec.control_hz / FRAMES_PER_S))
     num_steps = max(1, round(length_s * env.spec.control_hz))
     try:

@@ -6,14 +6,14 @@ import torch
 
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
-from envs_gpu.sim_env import SimEnv
+from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 
 MAX_WORLDS = 1024
 SEED_OFFSET = 1_000_000
 
 
-def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -> SimEnv:
+def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -> VecEnv:
     """`num_envs` worlds of the run's task, at most `MAX_WORLDS`.
 
     Not the training env: that may have many more worlds than there are episodes to run. Not compiled either:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from envs_gpu.make import make_env
-from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.vec_env import VecEnv
+from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import ComputePlan
-from pi_incubator.config import ExperimentConfig
+from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
 from pi_incubator.run_folder import RunFolder
@@ -63,16 +64,27 @@ def collect(env: VecEnv, policy: ActorCritic, act: ActFunction, rollout: Rollout
 
 
 def make_training_env(cfg: ExperimentConfig, plan: ComputePlan) -> VecEnv:
-    """The env of a run."""
-    return make_env(
-        cfg.env.name,
-        backend=cfg.env.backend,
-        num_envs=cfg.env.num_envs,
-        device=plan.device,
-        seed=cfg.experiment.seed,
-        options=PhysicsOptions(num_threads=plan.physics_threads, mjx_impl=cfg.env.mjx_impl),
-        compiled=plan.compiled,
-    )
+    """The env of a run.
+
+    Raises:
+        ConfigError: a policy here cannot handle the env, or the backend not the task.
+    """
+    try:
+        return make_env(
+            cfg.env.name,
+            backend=cfg.env.backend,
+            num_envs=cfg.env.num_envs,
+            device=plan.device,
+            seed=cfg.experiment.seed,
+            options=PhysicsOptions(num_threads=plan.physics_threads, mjx_impl=cfg.env.mjx_impl),
+            compiled=plan.compiled,
+        )
+    except ZooError as error:
+        name, problem = cfg.env.name, error.problem
+        raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None
+    except UnsupportedModelError as error:
+        backend, fix = cfg.env.backend, "set it to another backend"
+        raise ConfigError("config", "env.backend", backend, problem=str(error), fix=fix) from None
 
 
 def make_act(policy: ActorCritic, compiled: bool) -> ActFunction:

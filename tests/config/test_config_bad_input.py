@@ -52,7 +52,7 @@ BAD_VALUES = [
     ("network: {normalize_observations: yes}", ":1: network.normalize_observations = 'yes': must be true"),
     (
         "env: {backend: wrap}",
-        ":1: env.backend = 'wrap': must be 'auto', 'mujoco', 'warp' or 'mjx'; did you mean warp?",
+        ":1: env.backend = 'wrap': must be 'auto', 'mujoco', 'warp', 'mjx' or 'newton'; did you mean warp?",
     ),
 ]
 

@@ -1,0 +1,34 @@
+"""What a family of envs offers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+
+from envs_gpu.vec_env import VecEnv
+
+
+class Family(ABC):
+    """Envs that one package brings; nothing of the package is imported before a method needs it."""
+
+    modules: ClassVar[tuple[str, ...]]
+    """What must be importable."""
+    install: ClassVar[str]
+    """How to install it, as one command or sentence."""
+    on_cuda: ClassVar[bool]
+    """Whether the worlds can live on a GPU."""
+    uses_jax: ClassVar[bool] = False
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Every env that can be made, sorted; empty where the package does not tell before it has started."""
+
+    @abstractmethod
+    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> VecEnv:
+        """`num_envs` worlds of the env `name`; see `envs_gpu.make.make_env` for the arguments.
+
+        Raises:
+            ZooError: the env has actions or observations that a policy here cannot handle.
+        """

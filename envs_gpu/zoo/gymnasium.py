@@ -1,0 +1,212 @@
+"""The envs of Gymnasium with continuous actions, as their authors wrote them, one Python object a world.
+
+Slower than our own tasks of the same name, which step all worlds at once; for envs that have none.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.zoo import ZooError, family
+from envs_gpu.zoo._episode_book import EpisodeBook
+from envs_gpu.zoo._family import Family
+
+MAX_EPISODE_STEPS = 1000  # of an env that states none
+
+
+@family("gymnasium")
+class Gymnasium(Family):
+    """`gymnasium/Ant-v5`, `gymnasium/Pendulum-v1` and whatever else is registered with Gymnasium."""
+
+    modules = ("gymnasium",)
+    install = "pip install -e ."
+    on_cuda = False
+
+    def names(self) -> list[str]:
+        import gymnasium
+
+        return sorted(gymnasium.registry)
+
+    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> VecEnv:
+        import gymnasium
+
+        try:
+            worlds = [_make_world(name) for _ in range(num_envs)]
+        # An env of Gymnasium may need a package that is not here, or be retired.
+        except (ImportError, gymnasium.error.Error) as error:
+            raise ZooError(" ".join(str(error).split()), "install what it needs, or name another") from error
+        action, observation = worlds[0].action_space, worlds[0].observation_space
+        if not isinstance(action, gymnasium.spaces.Box) or not isinstance(observation, gymnasium.spaces.Box):
+            problem = f"acts on {action} and observes {observation}; both must be boxes of numbers"
+            raise ZooError(problem, "choose an env with continuous actions")
+        limit = gymnasium.spec(name).max_episode_steps
+        count = int(np.prod(action.shape))
+        spec = EnvSpec(
+            name=f"gymnasium/{name}",
+            num_envs=num_envs,
+            obs_dims={"policy": int(np.prod(observation.shape))},
+            action_dim=count,
+            action_low=tuple(action.low.ravel().tolist()),
+            action_high=tuple(action.high.ravel().tolist()),
+            joint_names=tuple(f"action_{index}" for index in range(count)),
+            control_hz=_control_hz(worlds[0].unwrapped),
+            max_episode_steps=limit or MAX_EPISODE_STEPS,
+            device=device,
+        )
+        return GymnasiumEnv(worlds, spec, seed, first_world)
+
+
+class GymnasiumEnv(VecEnv):
+    """Worlds that are Python objects, stepped one after the other: two threads measured slower than one.
+
+    The clock is ours: a world that is done is reset after its last observation was taken.
+    """
+
+    def __init__(self, worlds: list[Any], spec: EnvSpec, seed: int, first_world: int) -> None:
+        self.worlds, self.spec = worlds, spec
+        self._first_world = first_world
+        self._low, self._high = (torch.tensor(limit) for limit in (spec.action_low, spec.action_high))
+        self._book = EpisodeBook(spec.num_envs, spec.device)
+        self.reset(seed)
+
+    def reset(self, seed: int) -> TensorDict:
+        identities = range(self._first_world, self._first_world + self.num_envs)
+        seeds = [int(np.random.SeedSequence([seed, world]).generate_state(1)[0]) for world in identities]
+        starts = [world.reset(seed=own)[0] for world, own in zip(self.worlds, seeds, strict=True)]
+        self._book.clear()
+        self.obs = self._pack(torch.from_numpy(np.stack([np.ravel(start) for start in starts])).float())
+        return self.obs
+
+    @torch.no_grad()
+    def step(self, action: Tensor) -> StepResult:
+        actions = action.clamp(self._low, self._high).numpy()
+        num_envs, width = self.num_envs, self.spec.obs_dims["policy"]
+        final = np.zeros((num_envs, width), np.float32)
+        obs = np.zeros((num_envs, width), np.float32)
+        reward = np.zeros(num_envs, np.float32)
+        flags = np.zeros((3, num_envs), bool)  # terminated, truncated, broken
+        terms: list[dict[str, float]] = [{}] * num_envs
+        out_of_time = (self._book.length + 1 >= self.spec.max_episode_steps).numpy()
+
+        for index, world in enumerate(self.worlds):
+            shaped = actions[index].reshape(world.action_space.shape)
+            observation, reward[index], ends, is_cut, info = world.step(shaped)
+            final[index] = np.ravel(observation)
+            is_broken = not (np.isfinite(final[index]).all() and np.isfinite(reward[index]))
+            ends = ends or is_broken
+            flags[:, index] = ends, (is_cut or out_of_time[index]) and not ends, is_broken
+            terms[index] = _reward_terms(info)
+            obs[index] = np.ravel(world.reset()[0]) if flags[:2, index].any() else final[index]
+        terminated, truncated, broken = torch.from_numpy(flags).unbind()
+        rewards = torch.from_numpy(reward).masked_fill_(broken, 0.0)
+        metrics = {
+            name: torch.tensor([float(term.get(name, 0.0)) for term in terms]).masked_fill_(broken, 0.0)
+            for name in sorted({name for term in terms for name in term})
+        }
+        metrics["physics/broken"] = broken.float()
+        self._book.add(rewards, terminated | truncated, metrics)
+        final_obs = self._pack(torch.from_numpy(final).nan_to_num_(0.0, 0.0, 0.0))
+        self.obs = self._pack(torch.from_numpy(obs))
+        return StepResult(self.obs, rewards, terminated, truncated, final_obs, metrics)
+
+    def pop_metrics(self) -> dict[str, float]:
+        return self._book.pop()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Numbers only. What a world keeps in objects of its own (none of Gymnasium's do) is not among it."""
+        columns = [_numbers(world) for world in self.worlds]
+        state = {name: torch.from_numpy(np.stack([one[name] for one in columns])) for name in columns[0]}
+        return state | {"obs.policy": self.obs["policy"].clone()} | self._book.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        for index, world in enumerate(self.worlds):
+            _restore(world, {name: value[index].numpy() for name, value in state.items()})
+        self._book.load_state_dict(state)
+        self.obs = self._pack(state["obs.policy"].clone())
+
+    def close(self) -> None:
+        for world in self.worlds:
+            world.close()
+
+    def _pack(self, obs: Tensor) -> TensorDict:
+        return TensorDict({"policy": obs}, batch_size=[self.num_envs], device=self.device)
+
+
+def _make_world(name: str) -> Any:
+    import gymnasium
+
+    # Without their clock, which would count on through a restored state.
+    return gymnasium.make(name, max_episode_steps=-1, disable_env_checker=True)
+
+
+def _control_hz(inner: Any) -> float:
+    """Actions per simulated second; of an env that does not say, the pictures per second that it draws."""
+    dt = getattr(inner, "dt", None)
+    return 1.0 / dt if dt else float(inner.metadata.get("render_fps", 1))
+
+
+def _reward_terms(info: dict[str, Any]) -> dict[str, float]:
+    """`reward_forward` of a MuJoCo env's info -> `reward/forward`."""
+    return {f"reward/{name[7:]}": value for name, value in info.items() if name.startswith("reward_")}
+
+
+def _numbers(world: Any) -> dict[str, np.ndarray]:
+    """The state of one world: random generator, attributes, and all of MuJoCo's data of fixed size."""
+    inner = world.unwrapped
+    generator = inner.np_random.bit_generator.state
+    halves = [word >> shift & (2**64 - 1) for word in generator["state"].values() for shift in (0, 64)]
+    words = np.array([*halves, generator["has_uint32"], generator["uinteger"]], np.uint64)
+    numbers = {"random": words.view(np.int64)}
+    numbers |= {f"attribute.{name}": np.array(value) for name, value in _attributes(inner).items()}
+    if hasattr(inner, "data"):
+        numbers |= {f"data.{name}": np.array(value) for name, value in _fields(inner).items()}
+    return numbers
+
+
+def _restore(world: Any, numbers: dict[str, np.ndarray]) -> None:
+    inner = world.unwrapped
+    *halves, has_uint32, uinteger = map(int, numbers["random"].view(np.uint64))
+    state, inc = (low | high << 64 for low, high in zip(halves[::2], halves[1::2], strict=True))
+    inner.np_random.bit_generator.state = {
+        "bit_generator": "PCG64",
+        "state": {"state": state, "inc": inc},
+        "has_uint32": has_uint32,
+        "uinteger": uinteger,
+    }
+    for name, value in _attributes(inner).items():
+        saved = numbers[f"attribute.{name}"]
+        setattr(inner, name, saved.copy() if isinstance(value, np.ndarray) else type(value)(saved))
+    if hasattr(inner, "data"):
+        for name, value in _fields(inner).items():
+            saved = numbers[f"data.{name}"]
+            if isinstance(value, np.ndarray):
+                value[...] = saved
+            else:
+                inner.data.time = float(saved)
+
+
+def _attributes(inner: Any) -> dict[str, Any]:
+    kinds = (bool, int, float, np.ndarray, np.number)
+    return {
+        name: value
+        for name, value in vars(inner).items()
+        if isinstance(value, kinds) and np.asarray(value).dtype.kind in "bif"
+    }
+
+
+def _fields(inner: Any) -> dict[str, Any]:
+    """MuJoCo's arrays of `inner` that have the same size in every state, and the time."""
+    data, empty = inner.data, type(inner.data)(inner.model)  # without contacts, what varies in size is empty
+    names = [name for name in dir(empty) if not name.startswith("_") and name != "contact"]
+    fixed = {name: getattr(data, name) for name in names if _is_numeric(getattr(empty, name))}
+    return fixed | {"time": data.time}
+
+
+def _is_numeric(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.size > 0 and value.dtype.kind in "bif"
