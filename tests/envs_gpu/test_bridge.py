@@ -92,7 +92,7 @@ def test_aligned_empty_is_aligned_for_every_size(shape, dtype):
 
 
 # XLA takes half a minute to compile an ant.
-WORLDS = {"mujoco": "ant", "warp": "ant", "mjx": "cartpole_balance"}
+WORLDS = {"mujoco": "ant", "warp": "ant", "mjx": "cartpole_balance", "newton": "ant"}
 
 
 def engine_memory(physics, name):
@@ -101,7 +101,7 @@ def engine_memory(physics, name):
         arrays = {"ctrl": physics._ctrl, "sensordata": physics._sensordata}
         array = arrays.get(name, physics._full)
         return array.ctypes.data, array.ctypes.data + array.nbytes
-    if physics.name == "warp":
+    if physics.name in ("warp", "newton"):
         array = getattr(physics._data, name)
         return array.ptr, array.ptr + array.capacity
     array = getattr(physics._carry, name)

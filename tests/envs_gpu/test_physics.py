@@ -51,7 +51,7 @@ SCENE = """
   </sensor>
 </mujoco>
 """
-ENGINES = ["mujoco", "warp", "mjx", pytest.param("mjx-warp", marks=pytest.mark.slow)]
+ENGINES = ["mujoco", "warp", "newton", "mjx", pytest.param("mjx-warp", marks=pytest.mark.slow)]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
 
 
@@ -62,7 +62,7 @@ def model():
 
 def build(engine, model, num_worlds=N):
     name, _, impl = engine.partition("-")
-    return BACKENDS.get(name)(model, num_worlds, CPU, PhysicsOptions(mjx_impl=impl or "jax"))
+    return BACKENDS.get(name)(model, num_worlds, CPU, PhysicsOptions(mjx_impl=impl or "jax", mjcf=SCENE))
 
 
 def start(model, num_worlds=N, seed=0):
@@ -234,7 +234,7 @@ def test_mjx_compiles_once(model):
     assert compilations == []
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", [engine for engine in ENGINES if engine not in ("mujoco", "newton")])
 def test_overflow_is_reported_per_world(engine, model, monkeypatch):
     physics = build(engine, model)
     restart(physics)

@@ -1,0 +1,116 @@
+"""Newton, the engine of Isaac Lab 3, with its MuJoCo solver.
+
+Newton reads the scene's MJCF into a model of its own and compiles that for MuJoCo Warp anew. On the way it
+drops sensors, and the margin and some of the softness of joint limits; the latter two are given back. MJCF
+as text has six digits, and so have its masses. Newton's model steps, and a model of MuJoCo Warp beside it,
+compiled from the scene as it is, senses.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
+
+# isort: split
+import mujoco
+import mujoco_warp as mjw
+import newton
+import numpy as np
+import torch
+import warp as wp
+from newton.solvers import SolverMuJoCo
+from torch import Tensor
+
+from envs_gpu import bridge
+from envs_gpu.physics import backend
+from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.physics.warp import WarpPhysics
+
+_SIZES = ("nq", "nv", "nu", "na")
+_DYNAMICS = ("body_mass", "dof_armature", "dof_damping", "jnt_stiffness", "actuator_gear", "dof_M0")
+"""What decides how a model moves: where Newton's has other numbers it is another robot."""
+_DROPPED = ("jnt_margin", "jnt_solref", "jnt_solimp", "jnt_range")
+"""What the importer loses of joint limits, given back by the scene."""
+_STATE = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart")
+
+
+@backend("newton")
+class NewtonPhysics(WarpPhysics):
+    """Worlds in Warp's float32 arrays, which torch views; step and restart are captured graphs.
+
+    Args:
+        model: the compiled scene.
+        num_worlds: N.
+        device: `cpu` or `cuda`.
+        options: `mjcf`, the same scene as text.
+
+    Raises:
+        UnsupportedModelError: Newton cannot read the scene, or makes another robot of it.
+    """
+
+    name = "newton"
+
+    def __init__(
+        self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions
+    ) -> None:
+        super().__init__(model, num_worlds, device, options)
+        with wp.ScopedDevice(self._wp_device):
+            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
+            # `njmax` also holds the equality that Newton adds.
+            self._solver = _make_solver(model, num_worlds, options.mjcf, room.contacts, room.constraints + 6)
+            _check_same_robot(model, self._solver.mj_model)
+            self._solver.mjw_model.opt.timestep.fill_(model.opt.timestep)
+            for name in _DROPPED:
+                theirs = getattr(self._solver.mjw_model, name)
+                theirs.assign(np.broadcast_to(getattr(model, name), theirs.numpy().shape))
+            self._solver.mjw_model.opt.warn_overflow = 0
+        self._newton_overflow = bridge.warp_to_torch(self._solver.mjw_data.overflow)
+        wp.synchronize_device(self._wp_device)
+
+    def overflow(self) -> Tensor:
+        return super().overflow() | overflowed(self._newton_overflow)
+
+    def _advance(self, substeps: int) -> None:
+        ours, theirs = self._data, self._solver.mjw_data
+        for name in _STATE:
+            wp.copy(getattr(theirs, name), getattr(ours, name))
+        for _ in range(substeps):
+            mjw.step(self._solver.mjw_model, theirs)
+        for name in _STATE:
+            wp.copy(getattr(ours, name), getattr(theirs, name))
+        self._evaluate_sensors()
+
+
+def _make_solver(
+    model: mujoco.MjModel, num_worlds: int, mjcf: str, num_contacts: int, num_constraints: int
+) -> Any:
+    """Newton's solver of `num_worlds` copies of the scene, with the scene's own solver settings."""
+    options = ("integrator", "cone", "solver", "jacobian", "iterations", "ls_iterations")
+    settings: dict[str, Any] = {name: int(getattr(model.opt, name)) for name in options}
+    settings |= {name: float(getattr(model.opt, name)) for name in ("tolerance", "ls_tolerance", "impratio")}
+    settings |= {name: float(getattr(model.opt, name)) for name in ("density", "viscosity")}
+    worlds = newton.ModelBuilder()
+    try:
+        SolverMuJoCo.register_custom_attributes(worlds)
+        robot = newton.ModelBuilder()
+        SolverMuJoCo.register_custom_attributes(robot)
+        robot.rigid_gap = 0.0  # MJCF's default; contacts further away than their margin exert no force
+        robot.add_mjcf(mjcf, ctrl_direct=True)
+        worlds.replicate(robot, num_worlds)
+        return SolverMuJoCo(worlds.finalize(), nconmax=num_contacts, njmax=num_constraints, **settings)
+    # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise UnsupportedModelError(f"newton cannot read this scene: {reason}") from error
+
+
+def _check_same_robot(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
+    for name in _SIZES:
+        if (ours := getattr(scene, name)) != (theirs := getattr(imported, name)):
+            raise UnsupportedModelError(f"newton makes {name} = {theirs} of a scene with {name} = {ours}")
+    for name in _DYNAMICS:
+        ours, theirs = getattr(scene, name), getattr(imported, name)
+        if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
+            raise UnsupportedModelError(f"newton imports this scene with another {name}")
