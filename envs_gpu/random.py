@@ -30,6 +30,8 @@ class Draws(NamedTuple):
     def uniform(self, draw: int, width: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """`[N, width]` float64 numbers in [low, high)."""
         lane = torch.arange(width, device=self.block.device) + (draw << 16)  # [width]
+        # Added to loaded numbers first, or Inductor multiplies without wrapping, at compile time.
+        lane = (self.block[:, None] & 0) + lane  # [N, width]
         bits = _splitmix(self.block[:, None] + lane * _GOLDEN)  # [N, width]
         unit = _shift_right(bits, 11).double() * 2.0**-53
         return low + (high - low) * unit

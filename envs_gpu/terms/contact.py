@@ -33,6 +33,21 @@ def add_contact_sensor(spec: mujoco.MjSpec, geom: str, against: str, num_contact
     return name
 
 
+def add_normal_force_sensor(spec: mujoco.MjSpec, geom: str, against: str, num_contacts: int) -> str:
+    """Add a sensor of the force at up to `num_contacts` contacts of `geom` with `against`; returns its name.
+
+    See `normal_force`. Far smaller than what `add_contact_sensor` adds.
+    """
+    name = add_contact_sensor(spec, geom, against, num_contacts)
+    spec.sensor(name).intprm[0] = 1 << int(mujoco.mjtConDataField.mjCONDATA_FORCE)
+    return name
+
+
+def normal_force(contacts: Tensor) -> Tensor:
+    """Sum of the normal forces `[...]`, N, that sensors of `add_normal_force_sensor` `[..., C * 3]` read."""
+    return contacts.unflatten(-1, (-1, 3))[..., 0].abs().sum(-1)
+
+
 def contact_wrench(contacts: Tensor, about: Tensor) -> Tensor:
     """Wrench of every contact on the first geom of its sensor.
 

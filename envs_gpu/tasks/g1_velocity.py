@@ -1,0 +1,24 @@
+"""Walk a Unitree G1 humanoid at a commanded velocity on flat ground."""
+
+import mujoco
+
+from envs_gpu.robots import get_robot
+from envs_gpu.tasks import task
+from envs_gpu.tasks._velocity import Commands, Velocity, Weights
+
+
+@task("g1_velocity")
+class G1Velocity(Velocity):
+    """Observation `policy` `[N, 96]`, `critic` `[N, 106]`; see `Velocity`."""
+
+    robot = get_robot("g1")
+    imu_site = "imu_in_pelvis"
+    # Two of the seven capsules under each sole span its length and almost its width.
+    foot_geoms = tuple((f"{side}_foot2_collision", f"{side}_foot6_collision") for side in ("left", "right"))
+    contacts_per_foot_geom = 2
+    base_geoms = ("pelvis_collision", "torso_collision", "head_collision")
+    # Light wrists under stiff motors: their damping has to be integrated implicitly.
+    integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+    commands = Commands(forward_m_s=1.0, sideways_m_s=0.4, turn_rad_s=0.8)
+    weights = Weights(alive=1.0, pose=-0.3, torque=-1e-5, power=-3e-4, air_time=0.5, slip=-0.2)
+    swing_s = (0.2, 0.6)
