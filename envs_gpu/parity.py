@@ -33,6 +33,14 @@ FACTOR = {"mujoco": 1.0, "warp": 10.0, "newton": 10.0, "mjx": 50.0}
 """How many times further than the control group. Engines round at every operation of every substep, the
 control group once; ours differ from it by 1 to 7 times. MJX ends Newton's method when the cost, a float32
 sum, falls no further, which can be before the forces are right to more than four digits."""
+DEVIATIONS = {
+    ("go1_velocity", "mjx"): (
+        20.0,
+        "MJX ends Newton's method where float32 sees no progress, in 1 of 50 steps with feet in contact up to "
+        "4e-2 rad/s early; in float64 MJX and C agree within 2e-13",
+    ),
+}
+"""Tasks and engines further apart than that, with the excess that is allowed and what it comes from."""
 FLOAT32_EPS = 2.0**-23
 NUM_DRAWS = 4
 """Members of the control group; the furthest of them counts."""

@@ -48,7 +48,8 @@ def make(name, engine):
 def test_one_step_from_states_of_the_referee(name, engine):
     task, backend, options = make(name, engine)
     drift = one_step_drift(task, backend, NUM_WORLDS[engine], NUM_STEPS, options)
-    assert drift.excess() <= 1, "\n".join(map(str, drift.quantiles()))
+    allowed, _ = parity.DEVIATIONS.get((name, backend), (1.0, ""))
+    assert drift.excess() <= allowed, "\n".join(map(str, drift.quantiles()))
 
 
 def test_the_referee_is_where_it_is():
