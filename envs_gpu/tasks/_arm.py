@@ -63,7 +63,8 @@ class Arm(Task):
         option.timestep = self.timestep_s
         # The wrist's servos are stiffer than explicit damping can be stepped at this rate.
         option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-        option.cone = mujoco.mjtCone.mjCONE_PYRAMIDAL
+        # What is held slips by a millimetre a second; with an impratio of one, by five.
+        option.cone, option.impratio = mujoco.mjtCone.mjCONE_PYRAMIDAL, 10.0
         option.iterations, option.ls_iterations = 20, 20
         for key in spec.keys:
             spec.delete(key)  # its length is the robot's alone
