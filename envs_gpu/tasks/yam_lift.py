@@ -23,6 +23,9 @@ Box = tuple[tuple[float, float], ...]
 class Cube:
     half_size_m: float = 0.02
     mass_kg: float = 0.06
+    sinks_in_m: float = 1e-4
+    """How deep it lies in the table, whose contact is soft. Placed above, at a distance of zero, whether it
+    touches would be decided by the last bit."""
     start_m: Box = ((0.27, 0.39), (-0.1, 0.1))
     """Ranges of x and y that it starts in, turned at random."""
     table_m: Box = ((0.1, 0.6), (-0.35, 0.35))
@@ -113,7 +116,7 @@ class YamLift(Arm):
         half_yaw = random.uniform(2, 1, 0.0, torch.pi)
         zero = torch.zeros_like(half_yaw)
         place = _uniform(random.uniform(3, 2), self._start_m)
-        rest = torch.full_like(zero, self.cube.half_size_m)
+        rest = torch.full_like(zero, self.cube.half_size_m - self.cube.sinks_in_m)
         qpos = torch.cat((joints, place, rest, half_yaw.cos(), zero, zero, half_yaw.sin()), -1)
         return qpos, torch.zeros_like(qpos[:, 1:])
 
