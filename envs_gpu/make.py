@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from envs_gpu.physics import BACKENDS
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 from envs_gpu.vec_env import VecEnv
@@ -66,7 +66,7 @@ def make_env(
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
     if chosen == "newton":
-        options = replace(options, mjcf=task.scene().to_xml())
+        options = replace(options, mjcf=scene_text(task.scene()))
     return SimEnv(
         name,
         task,

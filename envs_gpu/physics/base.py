@@ -46,6 +46,14 @@ class PhysicsOptions:
     """The scene as text, for an engine that reads it itself (`newton`)."""
 
 
+def scene_text(scene: mujoco.MjSpec) -> str:
+    """The scene as MJCF that finds its meshes from everywhere, for an engine that reads it itself."""
+    scene = scene.copy()
+    for folder in ("meshdir", "texturedir"):
+        setattr(scene, folder, f"{scene.modelfiledir}{getattr(scene, folder)}")
+    return scene.to_xml()
+
+
 class UnsupportedModelError(ValueError):
     """A backend cannot simulate this model as it is; the message is one line that says why."""
 

@@ -1,0 +1,131 @@
+"""How far an engine's physics is from that of the referee, C MuJoCo, over one control step.
+
+At every control step of the referee's path under random actions the engine starts from the referee's state,
+so that errors cannot grow. Float32 alone does not say how small the error must be: a contact that sets in, or
+a stiff joint, makes much of a small difference. So a control group runs along, the referee itself from the
+same state off by one float32 bit. At every stated quantile of the states the engine may be no further from
+the referee than a stated multiple of the control group, and a floor where that happens to be tiny.
+
+Quantiles end at 99 %: in the worst of many states a contact sets in within rounding, in one engine and not
+in the other, and the worst alone would measure how many states were tried. It is reported all the same.
+
+Letters: T control steps, N worlds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from envs_gpu.physics import BACKENDS
+from envs_gpu.physics.base import Physics, PhysicsOptions, scene_text
+from envs_gpu.random import WorldRandom
+from envs_gpu.tasks.base import Episode, Task
+
+QUANTILES = (0.5, 0.9, 0.99)
+FLOOR = 1e-6
+"""m, rad, m/s and rad/s; float32's spacing is 2.4e-7 between 2 and 4."""
+FACTOR = {"mujoco": 1.0, "warp": 10.0, "newton": 10.0, "mjx": 50.0}
+"""How many times further than the control group. Engines round at every operation of every substep, the
+control group once; ours differ from it by 1 to 7 times. MJX ends Newton's method when the cost, a float32
+sum, falls no further, which can be before the forces are right to more than four digits."""
+FLOAT32_EPS = 2.0**-23
+NUM_DRAWS = 4
+"""Members of the control group; the furthest of them counts."""
+
+_CPU = torch.device("cpu")
+
+
+class Errors(NamedTuple):
+    """Largest absolute error of each state, `[T * N]`."""
+
+    qpos: Tensor
+    """m and rad."""
+    qvel: Tensor
+    """m/s and rad/s."""
+
+
+class Drift(NamedTuple):
+    """What one control step of an engine adds, beside what rounding its start once adds to the referee."""
+
+    engine: Errors
+    control_group: Errors
+    factor: float
+
+    def excess(self) -> float:
+        """The largest error at a stated quantile over what is allowed there; at most 1 where all is well."""
+        return max(ours / allowed for _, _, ours, allowed in self.quantiles())
+
+    def quantiles(self) -> Iterator[tuple[str, float, float, float]]:
+        """Quantity, quantile, the engine's error, and the most that it may be."""
+        for name in Errors._fields:
+            ours, theirs = getattr(self.engine, name), getattr(self.control_group, name)
+            for quantile in QUANTILES:
+                allowed = FLOOR + self.factor * theirs.quantile(quantile).item()
+                yield name, quantile, ours.quantile(quantile).item(), allowed
+
+
+def one_step_drift(
+    task: Task, backend: str, num_worlds: int, num_steps: int, options: PhysicsOptions | None = None
+) -> Drift:
+    """Measure `backend` on a fresh `task` from `num_steps * num_worlds` states, on the CPU.
+
+    Raises:
+        UnsupportedModelError: the backend cannot simulate this task.
+    """
+    scene = task.scene()
+    options = replace(options or PhysicsOptions(), mjcf=scene_text(scene))
+    model = scene.compile()
+    task.bind(model, _CPU)
+    engine = BACKENDS.get(backend)(model, num_worlds, _CPU, options)
+    referee, control = (BACKENDS.get("mujoco")(model, num_worlds, _CPU, options) for _ in range(2))
+    errors = list(_errors(task, engine, referee, control, num_steps))
+    for physics in (engine, referee, control):
+        physics.close()
+    ours, theirs = (
+        Errors(*map(torch.cat, zip(*column, strict=True))) for column in zip(*errors, strict=True)
+    )
+    return Drift(ours, theirs, FACTOR[backend])
+
+
+def _errors(
+    task: Task, engine: Physics, referee: Physics, control: Physics, num_steps: int
+) -> Iterator[tuple[Errors, Errors]]:
+    """The engine's errors and the control group's, one control step after the other."""
+    actions, noise = (torch.Generator().manual_seed(seed) for seed in (1, 2))
+    num_worlds = referee.num_worlds
+    state = task.initial_state(Episode.first(WorldRandom(0, num_worlds, _CPU)))
+    low, high = task.action_low, task.action_high
+    for _ in range(num_steps):
+        qpos, qvel = (values.float().double() for values in state)
+        ctrl = task.control(low + (high - low) * torch.rand(num_worlds, len(low), generator=actions))
+        state = _after(referee, qpos, qvel, ctrl, task.substeps)
+        ours = _error(_after(engine, qpos, qvel, ctrl, task.substeps), state)
+        group = [
+            _error(_after(control, _nudged(qpos, noise), _nudged(qvel, noise), ctrl, task.substeps), state)
+            for _ in range(NUM_DRAWS)
+        ]
+        yield ours, Errors(*(torch.stack(column).amax(0) for column in zip(*group, strict=True)))
+
+
+def _after(
+    physics: Physics, qpos: Tensor, qvel: Tensor, ctrl: Tensor, substeps: int
+) -> tuple[Tensor, Tensor]:
+    """Positions and velocities one control step after a restart."""
+    physics.set_state(torch.ones(physics.num_worlds, dtype=torch.bool), qpos, qvel)
+    physics.step(ctrl, substeps)
+    return physics.state.qpos.double().clone(), physics.state.qvel.double().clone()
+
+
+def _error(reached: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> Errors:
+    return Errors(*((x - y).abs().amax(-1) for x, y in zip(reached, expected, strict=True)))
+
+
+def _nudged(values: Tensor, generator: torch.Generator) -> Tensor:
+    """Off by up to one bit of float32."""
+    noise = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
+    return values * (1 + FLOAT32_EPS * noise)
