@@ -87,8 +87,7 @@ class Arm(Task):
         default = [self.robot.default_position(joint) for joint in joints]
         self._default_qpos = torch.tensor(default, device=device, dtype=torch.float64)
         self._default_pose = self._default_qpos.float()
-        servos = model.actuator_trnid[:, 0].tolist()  # of the free joint, the highest number, there is none
-        self._neutral_target = self._default_pose[servos]
+        self._neutral_target = self._default_pose[model.actuator_trnid[:, 0].tolist()]
         self._action_scale = torch.full_like(self._neutral_target, self.robot.action_scale)
         limits = torch.tensor(model.jnt_range[: self._num_joints], device=device, dtype=torch.float32)
         self._joint_low, self._joint_high = limits.T

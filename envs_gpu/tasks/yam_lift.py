@@ -21,6 +21,8 @@ Box = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Cube:
+    """What is grasped, and where it is put and wanted."""
+
     half_size_m: float = 0.02
     mass_kg: float = 0.06
     sinks_in_m: float = 1e-4
@@ -51,10 +53,10 @@ class Weights:
 class YamLift(Arm):
     """Observation groups, noise-free:
 
-    `policy` `[N, 42]`: joint positions relative to the default pose (8), joint velocities (8), the cube's
+    `policy` `[N, 41]`: joint positions relative to the default pose (8), joint velocities (8), the cube's
     position in the base's frame (3), its x and y axes there (6), the way from the tool to the cube (3), goal
-    (3), the way from the cube to the goal (3), last action (7); the last action moves both fingers.
-    `critic` `[N, 53]`: all of it, then the cube's velocity (3) and angular velocity (3), the tool's velocity
+    (3), the way from the cube to the goal (3), last action (7), whose seventh moves both fingers.
+    `critic` `[N, 52]`: all of it, then the cube's velocity (3) and angular velocity (3), the tool's velocity
     (3), and the force of each finger on the cube in 10 N (2).
     """
 
@@ -100,7 +102,8 @@ class YamLift(Arm):
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
-        self._neutral_target[-1] = 0.5 * self._target_high[-1]  # half open
+        # A little wider than the cube's diagonal: noise alone closes it, and opens it.
+        self._neutral_target[-1] = 0.75 * self._target_high[-1]
         self._action_scale[-1] = self._target_high[-1]
         self._finger_pads = [self._block(f"contact_{body}") for body in pad_names()]
         self._start_m, self._table_m, self._goal_m = (
@@ -113,7 +116,7 @@ class YamLift(Arm):
         unit = random.uniform(1, len(self.action_low) - 1, -noise, noise)
         joints = self._default_qpos.expand(len(unit), -1).clone()
         joints[:, : unit.shape[-1]] += unit
-        half_yaw = random.uniform(2, 1, 0.0, torch.pi)
+        half_yaw = random.uniform(2, 1, -torch.pi / 8, torch.pi / 8)  # a quarter turn more is the same cube
         zero = torch.zeros_like(half_yaw)
         place = _uniform(random.uniform(3, 2), self._start_m)
         rest = torch.full_like(zero, self.cube.half_size_m - self.cube.sinks_in_m)
