@@ -97,7 +97,7 @@ def one_step_drift(
     ours, theirs = (
         Errors(*map(torch.cat, zip(*column, strict=True))) for column in zip(*errors, strict=True)
     )
-    return Drift(ours, theirs, FACTOR[backend])
+    return Drift(ours, theirs, FACTOR[backend] * task.rounding_factor)
 
 
 def _errors(

@@ -59,6 +59,9 @@ class Task(ABC):
     """Control steps after which an episode is truncated."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Backends that cannot run this task, name -> why, in a sentence."""
+    rounding_factor: ClassVar[float] = 1.0
+    """How much further engines may be from the referee than with other tasks, see `envs_gpu.parity`; more
+    than one only where it was measured why."""
 
     @abstractmethod
     def scene(self) -> mujoco.MjSpec:
