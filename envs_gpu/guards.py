@@ -71,18 +71,16 @@ def causes(action: Tensor, state: PhysicsState, reward: Tensor, observation: dic
         reward: `[N]`.
         observation: groups `[N, ...]`.
     """
-    well = (
-        (Cause.ACTION, _everywhere(action.isfinite())),
-        # False for NaN too.
-        (Cause.STATE, _everywhere(state.qpos.abs() < mujoco.mjMAXVAL)),
-        (Cause.STATE, _everywhere(state.qvel.abs() < mujoco.mjMAXVAL)),
-        (Cause.REWARD, reward.isfinite()),
-        *((Cause.OBSERVATION, _everywhere(group.isfinite())) for group in observation.values()),
+    state_holds = [_everywhere(value.abs() < mujoco.mjMAXVAL) for value in (state.qpos, state.qvel)]
+    observation_holds = [_everywhere(group.isfinite()) for group in observation.values()]
+    holds = (  # in the order of `Cause`; a comparison with NaN is false
+        _everywhere(action.isfinite()),
+        state_holds[0] & state_holds[1],
+        reward.isfinite(),
+        functools.reduce(torch.logical_and, observation_holds),
     )
-    bits = torch.zeros_like(reward, dtype=torch.uint8)
-    for cause, holds in well:
-        bits = bits | (~holds).to(torch.uint8) * int(cause)
-    return bits
+    bits = 1 << torch.arange(len(holds), dtype=torch.uint8, device=reward.device)  # [4]
+    return (~torch.stack(holds) * bits[:, None]).sum(0, dtype=torch.uint8)
 
 
 class BrokenShare:

@@ -55,6 +55,8 @@ class Moment:
     """The deepest."""
     penetration_of: str
     warnings: tuple[str, ...]
+    warned_in: int | None
+    """The first substep with one of them."""
     difference: float | None
     """The largest between C and the record at its end, in qpos and qvel; None where either is not finite."""
     difference_at: str
@@ -72,7 +74,7 @@ class Replay:
 
     @property
     def broken(self) -> Moment | None:
-        """The first control step that breaks in C."""
+        """The first control step whose state goes bad in C."""
         return next((moment for moment in self.moments if moment.substep), None)
 
     @property
@@ -89,6 +91,12 @@ class Replay:
             return (
                 f"breaks in C MuJoCo too: control step {-moment.age}, substep {moment.substep} of "
                 f"{header['substeps']}, {time_s:.4g} s, in {', '.join(moment.bad_joints[:4])}"
+            )
+        warned = next((moment for moment in self.moments if moment.warned_in), None)
+        if warned:
+            return (
+                f"C MuJoCo warns ({', '.join(warned.warnings)}) in control step {-warned.age}, substep "
+                f"{warned.warned_in} of {header['substeps']}; its state stays finite, but rollouts stop there"
             )
         if self.dump.causes == Cause.ACTION:
             return "the physics does not break: the policy's action was not finite, and clipping hid it"
@@ -157,12 +165,14 @@ def _replay_step(model: mujoco.MjModel, dump: Dump, index: int) -> Moment:
         given = "controls"
     dofs, coordinates = _dof_names(model), _qpos_names(model)
     velocity, acceleration, depth = _Largest(), _Largest(), _Largest()
-    substep, bad = None, ()
+    substep, warned_in, bad = None, None, ()
     for number in range(1, int(dump.header["substeps"]) + 1):
         velocity.see(np.abs(data.qvel), dofs)
         mujoco.mj_step(model, data)
         acceleration.see(np.abs(data.qacc), dofs)
         depth.see(-data.contact.dist, list(_pair_names(model, data)))
+        if warned_in is None and any(data.warning[kind].number for kind in _WARNINGS):
+            warned_in = number
         if not _is_sound(data):
             substep, bad = number, _bad_joints(model, data)
             break
@@ -185,6 +195,7 @@ def _replay_step(model: mujoco.MjModel, dump: Dump, index: int) -> Moment:
         penetration_m=max(depth.value, 0.0),
         penetration_of=depth.name if depth.value > 0 else "",
         warnings=tuple(text for kind, text in _WARNINGS.items() if data.warning[kind].number),
+        warned_in=warned_in,
         difference=difference.value if is_known else None,
         difference_at=difference.name,
     )

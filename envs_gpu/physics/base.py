@@ -48,8 +48,8 @@ class PhysicsOptions:
     mjcf: str = ""
     """The scene as text, for an engine that reads it itself (`newton`)."""
     max_contacts: int | None = None
-    """Contacts that worlds have room for, on average: they share it. None counts the scene's (`warp`, `newton`,
-    `mjx` on Warp)."""
+    """Contacts that worlds have room for, on average: they share it. None counts the scene's (`warp`,
+    `newton`, `mjx` on Warp)."""
     max_constraints: int | None = None
     """Constraint rows that every world has room for; None and backends as for `max_contacts`."""
 

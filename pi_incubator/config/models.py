@@ -54,9 +54,9 @@ class EnvSection(Section):
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
     max_contacts: Count | None = None
-    """Contacts that worlds have room for on average, on warp, newton and mjx on Warp; null counts the scene's."""
+    """Contacts that worlds have room for on average (warp, newton, mjx on Warp); null counts the scene's."""
     max_constraints: Count | None = None
-    """Constraint rows that every world has room for, on the same backends; null counts the scene's."""
+    """Constraint rows that every world has room for (warp, newton, mjx on Warp); null counts the scene's."""
 
 
 class GuardsSection(Section):

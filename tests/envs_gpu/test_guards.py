@@ -74,6 +74,16 @@ def test_a_world_breaks_alone_for_every_cause(cause, tmp_path):
         env.check()
 
 
+def test_a_world_that_c_stops_simulating_is_broken():
+    """`mujoco.rollout` repeats the state of a world from C's first warning on: finite, and in the past."""
+    env = make()
+    env.step(actions(env, 1)[0])
+    control = env.task.control
+    env.task.control = lambda action: torch.where(torch.arange(4)[:, None] == 1, torch.nan, control(action))
+    result = env.step(actions(env, 1)[0])
+    assert result.broken.tolist() == [False, True, False, False]
+
+
 def test_memory_of_a_broken_world_is_not_spoiled():
     """What a curriculum reads at the reset is that of the step before."""
     env = make(task="go1_velocity", num_envs=2)
