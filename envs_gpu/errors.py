@@ -7,3 +7,11 @@ class EnvError(Exception):
 
 class RobotUnavailableError(EnvError):
     """A robot's files could be neither found nor downloaded."""
+
+
+class BrokenWorldsError(EnvError):
+    """More worlds than allowed have a simulation that blew up."""
+
+
+class DumpError(EnvError):
+    """The dump of a broken world cannot be read or replayed."""

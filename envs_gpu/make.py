@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from envs_gpu.guards import GuardOptions
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from envs_gpu.sim_env import SimEnv
@@ -48,6 +49,7 @@ def make_env(
     first_world: int = 0,
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
+    guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
@@ -58,7 +60,9 @@ def make_env(
     """
     if is_zoo_name(name):
         family, env_name = find(name)
-        return family.make(env_name, num_envs, device, seed, first_world)
+        env = family.make(env_name, num_envs, device, seed, first_world)
+        env.book.share.limit = guards.max_broken_share
+        return env
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
     task = TASKS.get(name)()
@@ -75,4 +79,5 @@ def make_env(
         seed,
         first_world,
         compiled,
+        guards,
     )

@@ -10,10 +10,16 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.dump import Scene
+from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+
+_Judgement = tuple[
+    dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, dict[str, Tensor], Tensor
+]
 
 
 class SimEnv(VecEnv):
@@ -27,6 +33,7 @@ class SimEnv(VecEnv):
         seed: of the worlds' random numbers.
         first_world: identity of the first world, for ranks of a distributed run.
         compiled: run the task's functions through `torch.compile`.
+        guards: what is done about worlds whose simulation blows up.
     """
 
     def __init__(
@@ -38,11 +45,17 @@ class SimEnv(VecEnv):
         seed: int = 0,
         first_world: int = 0,
         compiled: bool = False,
+        guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
     ) -> None:
         self.task = task
-        model = task.scene().compile()
+        scene = task.scene()
+        model = scene.compile()
         task.bind(model, device)
         self.physics = make_physics(model)
+        self._guards = Guards(
+            guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
+        )
+        self._overflow = OverflowWatch(self.physics)
         self._first_world = first_world
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
@@ -63,6 +76,7 @@ class SimEnv(VecEnv):
         everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._totals: Tensor | None = None
         self._memory: dict[str, Tensor] = {}
+        self._guards.forget()
         self._restart(everyone)
         self.obs = self._observe()
         return self.obs
@@ -82,11 +96,13 @@ class SimEnv(VecEnv):
 
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
-        action = action.clamp(self.task.action_low, self.task.action_high)
-        self.physics.step(self.task.control(action), self.task.substeps)
+        given, action = action, action.clamp(self.task.action_low, self.task.action_high)
+        ctrl = self.task.control(action)
+        self._guards.remember(ctrl)
+        self.physics.step(ctrl, self.task.substeps)
         self._episode_step += 1
-        observation, self._memory, reward, terminated, truncated, metrics, totals = self._judge(
-            self.physics.state, self._episode(), action, self._episode_return
+        observation, self._memory, reward, terminated, truncated, broken_by, metrics, totals = self._judge(
+            self.physics.state, self._episode(), action, given, self._episode_return
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
@@ -95,13 +111,15 @@ class SimEnv(VecEnv):
         done = terminated | truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
+            self._guards.isolate(broken_by, self._episode_step)
             self._restart(done)
             fresh = self._observe()
             # The other worlds keep the bits that they had: those do not depend on who else was reset.
             self.obs = final_obs.apply(lambda old, new: torch.where(done.unsqueeze(-1), new, old), fresh)
-        return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics)
+        return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics, broken_by != 0)
 
     def pop_metrics(self) -> dict[str, float]:
+        self._guards.look()
         if self._totals is None:
             return {}
         num_steps, num_episodes, episode_return, episode_length, *sums = self._totals.tolist()
@@ -110,7 +128,10 @@ class SimEnv(VecEnv):
         if num_episodes:
             metrics["episode/return"] = episode_return / num_episodes
             metrics["episode/length"] = episode_length / num_episodes
-        return metrics | {"episode/count": num_episodes}
+        return metrics | {"episode/count": num_episodes} | self._overflow.pop()
+
+    def check(self) -> None:
+        self._guards.check()
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"physics.{name}": value for name, value in self.physics.state_dict().items()}
@@ -128,6 +149,7 @@ class SimEnv(VecEnv):
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
         self.obs = self._pack(_below(state, "obs.", self.device))
+        self._guards.forget()
 
     def close(self) -> None:
         self.physics.close()
@@ -136,8 +158,8 @@ class SimEnv(VecEnv):
         return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
 
     def _judge_outcome(
-        self, state: PhysicsState, episode: Episode, action: Tensor, episode_return: Tensor
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
+        self, state: PhysicsState, episode: Episode, action: Tensor, given: Tensor, episode_return: Tensor
+    ) -> _Judgement:
         """Everything between the physics step and the reset, in one compiled piece."""
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
@@ -145,10 +167,11 @@ class SimEnv(VecEnv):
         observation = {name: value.float() for name, value in observation.items()}
         reward = torch.stack(list(outcome.reward.values())).sum(0).float()
         # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
-        finite = reward.isfinite()
-        for value in observation.values():
-            finite = finite & value.isfinite().all(-1)
-        observation = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in observation.items()}
+        broken_by = causes(given, state, reward, observation)
+        finite = broken_by == 0
+        nothing = torch.zeros_like(reward[0])
+        observation = {name: _choose(finite, value, nothing) for name, value in observation.items()}
+        memory = {name: _choose(finite, value, episode.memory.get(name)) for name, value in memory.items()}
         reward = torch.where(finite, reward, 0.0)
         terminated = outcome.terminated | ~finite
         episode_return += reward
@@ -160,7 +183,7 @@ class SimEnv(VecEnv):
         metrics["physics/broken"] = (~finite).float()
         counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
-        return observation, memory, reward, terminated, truncated, metrics, totals
+        return observation, memory, reward, terminated, truncated, broken_by, metrics, totals
 
     def _restart(self, done: Tensor) -> None:
         """Start the worlds where `done` `[N]` is true anew."""
@@ -171,7 +194,8 @@ class SimEnv(VecEnv):
 
     def _observe(self) -> TensorDict:
         groups = self._look(self.physics.state, self._episode())
-        return self._pack({name: value.float() for name, value in groups.items()})
+        # Finite even where a world starts broken: its first step will tell.
+        return self._pack({name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in groups.items()})
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)

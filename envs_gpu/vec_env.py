@@ -11,11 +11,16 @@ on `env.device`.
                                          truncated     `[N]` bool, only the time is up: bootstrap `final_obs`
                                          final_obs     the last observation of the episode, before any reset
                                          metrics       name -> `[N]`, reward terms and measures of the task
+                                         broken        `[N]` bool, the simulation blew up: see below
     obs                  -> obs          the observation that `reset` or `step` gave last
 
 `done = terminated | truncated` cuts the trace. Worlds that are done are reset inside the step, by mask, on
 the device: no host sync on CUDA, no Python loop over worlds. Actions are in task units and are clipped to
 `spec.action_low/high`. One world's trajectory depends on neither N, nor its index, nor its neighbours.
+
+A world is `broken` by a step if its state, reward, observation or the action that it was given is not finite.
+It ends there (`terminated`, never `truncated`) and starts anew like any other; its reward and `final_obs` are
+zero, and a learner leaves the step out: the episode until there was sound, what followed is unknown.
 
 Tensors that `reset` and `step` return are the env's own buffers: valid until the next call, clone to keep.
 """
@@ -69,6 +74,7 @@ class StepResult(NamedTuple):
     truncated: Tensor
     final_obs: TensorDict
     metrics: dict[str, Tensor]
+    broken: Tensor
 
 
 class VecEnv(ABC):
@@ -88,6 +94,15 @@ class VecEnv(ABC):
     @abstractmethod
     def pop_metrics(self) -> dict[str, float]:
         """Means over what happened since the last call (`episode/...`, `reward/...`): one host sync."""
+
+    def check(self) -> None:
+        """Stop where too many worlds broke since the last check: one host sync.
+
+        Ask before anything is saved that was learned from them, such as a checkpoint.
+
+        Raises:
+            BrokenWorldsError: more than the allowed share did.
+        """
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import mujoco
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from envs_gpu.physics._capacity import Capacity
 
 
 class PhysicsState(NamedTuple):
@@ -44,6 +47,11 @@ class PhysicsOptions:
     """Which implementation MJX runs, `jax` or `warp` (`mjx`)."""
     mjcf: str = ""
     """The scene as text, for an engine that reads it itself (`newton`)."""
+    max_contacts: int | None = None
+    """Contacts that worlds have room for, on average: they share it. None counts the scene's (`warp`,
+    `newton`, `mjx` on Warp)."""
+    max_constraints: int | None = None
+    """Constraint rows that every world has room for; None and backends as for `max_contacts`."""
 
 
 def scene_text(scene: mujoco.MjSpec) -> str:
@@ -70,6 +78,8 @@ class Physics(ABC):
     """The backend's name in the registry."""
     state: PhysicsState
     """The current state; the same views for the life of the object, unless the backend says otherwise."""
+    room: Capacity | None = None
+    """What a world has room for; None where the simulator makes room as it needs it."""
 
     def __init__(
         self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions
@@ -98,6 +108,24 @@ class Physics(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state_dict` of the same backend, model and number of worlds gave."""
+
+    def overflow_bits(self) -> Tensor:
+        """`[N]` int32 bits of `Overflow` on the device: what found no room since `clear_overflow`.
+
+        Such a world has lost contacts or constraints, and is not the model's world any more.
+        """
+        return torch.zeros(self.num_worlds, dtype=torch.int32, device=self.device)
+
+    def overflow(self) -> Tensor:
+        """`[N]` bool on the device: something found no room since `clear_overflow`."""
+        return self.overflow_bits() != 0
+
+    def clear_overflow(self) -> None:
+        """Forget which worlds overflowed."""
+
+    def world_fields(self) -> dict[str, Tensor]:
+        """Fields of the model that differ from world to world, name -> `[N, ...]`; views, not copies."""
+        return {}
 
     def close(self) -> None:
         """Release threads and device memory; the object is not used afterwards."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from envs_gpu import bridge
 from envs_gpu.physics import _saturated_motors, backend
-from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
@@ -50,7 +50,8 @@ class MjxPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjx_impl`.
+        options: `mjx_impl`; with `warp` also `max_contacts` and `max_constraints`: `jax` makes room for every
+            contact that the model can have.
 
     Raises:
         NotImplementedError: the model has a feature that MJX lacks; the message is MJX's own.
@@ -65,8 +66,8 @@ class MjxPhysics(Physics):
         super().__init__(model, num_worlds, device, options)
         jax_device = jax.devices(device.type)[device.index or 0]
         # Flattening a model takes JAX longer than launching the program: once here, not at every call.
-        constants = _put(model, num_worlds, options.mjx_impl, jax_device)
-        self._constants, structure = jax.tree.flatten(constants)
+        mjx_model, mjx_data, self.room = _put(model, num_worlds, options, jax_device)
+        self._constants, structure = jax.tree.flatten((mjx_model, mjx_data))
         self._program = _program(structure)
         self._nobody = jax.device_put(jnp.zeros(num_worlds, bool), jax_device)
         self._carry: Carry = jax.device_put(_initial_carry(model, num_worlds), jax_device)
@@ -82,12 +83,11 @@ class MjxPhysics(Physics):
         new_qpos, new_qvel = (self._to_jax(value, torch.float32) for value in (qpos, qvel))
         self._advance(self._carry, self._to_jax(mask, torch.bool), new_qpos, new_qvel, 0)
 
-    def overflow(self) -> Tensor:
-        """`[N]` bool on the device: contacts or constraints of this world ever found no room.
+    def overflow_bits(self) -> Tensor:
+        return overflow_of(bridge.to_torch(self._carry.overflow))
 
-        Always false with `mjx_impl="jax"`, which makes room for every contact that the model can have.
-        """
-        return overflowed(bridge.to_torch(self._carry.overflow))
+    def clear_overflow(self) -> None:
+        self._carry = self._carry._replace(overflow=jnp.zeros_like(self._carry.overflow))
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: bridge.to_torch(array).clone() for name, array in self._carry._asdict().items()}
@@ -115,10 +115,13 @@ class MjxPhysics(Physics):
         return bridge.to_jax(bridge.aligned(tensor.to(dtype or tensor.dtype)))
 
 
-def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
-    """The model, and one world's blank data with room for the contacts of all."""
+def _put(
+    model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
+) -> tuple[mjx.Model, mjx.Data, Capacity | None]:
+    """The model, one world's blank data with room for the contacts of all, and what that room is."""
+    impl = options.mjx_impl
     if impl == "warp":
-        return _put_warp(model, num_worlds, device)
+        return _put_warp(model, num_worlds, options, device)
     correct_mjx(collision_driver)
     _saturated_motors.correct_mjx(derivative)
     model = copy.copy(model)
@@ -126,21 +129,24 @@ def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) 
     # deepest of its own are what it should have read, as long as it has a slot for each.
     reduction = model.sensor_intprm[:, 1]
     reduction[(model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (reduction == 0)] = 1
-    return mjx.put_model(model, impl=impl, device=device), mjx.make_data(model, impl=impl, device=device)
+    data = mjx.make_data(model, impl=impl, device=device)
+    return mjx.put_model(model, impl=impl, device=device), data, None
 
 
-def _put_warp(model: mujoco.MjModel, num_worlds: int, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
+def _put_warp(
+    model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
+) -> tuple[mjx.Model, mjx.Data, Capacity]:
     from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive
 
     correct_warp(collision_primitive)
     mjx_model = mjx.put_model(model, impl="warp", device=device)
     # Overflows are counted, not printed from the kernels.
     mjx_model = mjx_model.tree_replace({"opt._impl.warn_overflow": 0})
-    room = capacity(model, mjx_model._impl.nxn_geom_pair_filtered)
+    room = capacity(model, mjx_model._impl.nxn_geom_pair_filtered, options)
     data = mjx.make_data(
         model, impl="warp", device=device, naconmax=num_worlds * room.contacts, njmax=room.constraints
     )
-    return mjx_model, data
+    return mjx_model, data, room
 
 
 def _initial_carry(model: mujoco.MjModel, num_worlds: int) -> Carry:

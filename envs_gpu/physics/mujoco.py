@@ -80,6 +80,7 @@ class MujocoPhysics(Physics):
             full, path = self._full[rows], self._path[rows]
             runner.roll(self._stepper, full, self._held[rows], path, None)
             full[:] = path[:, -1]
+            _spoil_stopped(full, path)
             self._evaluate_sensors(runner, rows)
 
         self._on_all_cores(advance, self._blocks)
@@ -183,6 +184,16 @@ def _blocks(num_rows: int, num_threads: int) -> list[slice]:
     """Rows in pieces, two for each thread where there are many: the second lets a fast one take over."""
     size = max(MIN_BLOCK, math.ceil(num_rows / (BLOCKS_PER_THREAD * num_threads)))
     return [slice(first, first + size) for first in range(0, num_rows, size)]
+
+
+def _spoil_stopped(full: np.ndarray, path: np.ndarray) -> None:
+    """Make the worlds NaN whose rollout stopped: time stands still in their `path` `[n, S, state]`.
+
+    `mujoco.rollout` goes no further than C's first warning (an acceleration beyond `mjMAXVAL`, a singular
+    inertia) and repeats the state from there on, so they would pass for worlds that are well.
+    """
+    if path.shape[1] > 1:
+        full[path[:, -1, 0] == path[:, -2, 0], 1:] = np.nan
 
 
 def _variant(model: mujoco.MjModel, disable: mujoco.mjtDisableBit) -> mujoco.MjModel:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from envs_gpu import bridge
 from envs_gpu.physics import backend
-from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.physics.warp import WarpPhysics
 
@@ -44,7 +44,7 @@ class NewtonPhysics(WarpPhysics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjcf`, the same scene as text.
+        options: `mjcf`, the same scene as text; `max_contacts`, `max_constraints`.
 
     Raises:
         UnsupportedModelError: Newton cannot read the scene, or makes another robot of it.
@@ -57,7 +57,7 @@ class NewtonPhysics(WarpPhysics):
     ) -> None:
         super().__init__(model, num_worlds, device, options)
         with wp.ScopedDevice(self._wp_device):
-            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
+            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy(), options)
             # `njmax` also holds the equality that Newton adds.
             self._solver = _make_solver(model, num_worlds, options.mjcf, room.contacts, room.constraints + 6)
             _check_same_robot(model, self._solver.mj_model)
@@ -69,8 +69,12 @@ class NewtonPhysics(WarpPhysics):
         self._newton_overflow = bridge.warp_to_torch(self._solver.mjw_data.overflow)
         wp.synchronize_device(self._wp_device)
 
-    def overflow(self) -> Tensor:
-        return super().overflow() | overflowed(self._newton_overflow)
+    def overflow_bits(self) -> Tensor:
+        return super().overflow_bits() | overflow_of(self._newton_overflow)
+
+    def clear_overflow(self) -> None:
+        super().clear_overflow()
+        self._newton_overflow.zero_()
 
     def _advance(self, substeps: int) -> None:
         ours, theirs = self._data, self._solver.mjw_data

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from envs_gpu import bridge
 from envs_gpu.physics import backend
-from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
 from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
@@ -35,7 +35,7 @@ class WarpPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: nothing here.
+        options: `max_contacts`, `max_constraints`.
     """
 
     name = "warp"
@@ -50,7 +50,7 @@ class WarpPhysics(Physics):
         with wp.ScopedDevice(self._wp_device):
             self._model = mjw.put_model(model)
             self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same
-            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
+            self.room = room = capacity(model, self._model.nxn_geom_pair_filtered.numpy(), options)
             self._data = mjw.put_data(
                 model, mujoco.MjData(model), num_worlds, nconmax=room.contacts, njmax=room.constraints
             )
@@ -84,12 +84,11 @@ class WarpPhysics(Physics):
         self._qvel.copy_(qvel)
         self._launch(self._restart_graph)
 
-    def overflow(self) -> Tensor:
-        """`[N]` bool on the device: contacts or constraints of this world ever found no room.
+    def overflow_bits(self) -> Tensor:
+        return overflow_of(self._overflow)
 
-        Such a world has lost contacts, and is not the model's world any more.
-        """
-        return overflowed(self._overflow)
+    def clear_overflow(self) -> None:
+        self._overflow.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {name: tensor.clone() for name, tensor in self._tensors.items()}

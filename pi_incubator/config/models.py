@@ -53,6 +53,21 @@ class EnvSection(Section):
     """Worlds stepped together as one batch."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
+    max_contacts: Count | None = None
+    """Contacts that worlds have room for on average (warp, newton, mjx on Warp); null counts the scene's."""
+    max_constraints: Count | None = None
+    """Constraint rows that every world has room for (warp, newton, mjx on Warp); null counts the scene's."""
+
+
+class GuardsSection(Section):
+    """What is done about worlds that broke, beside restarting them and masking them out of the batch."""
+
+    max_broken_share: Fraction = 0.5
+    """Stop when more than this share of the worlds broke since the last report or save; 1 never stops."""
+    history_steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Control steps before the break that a dump of a broken world holds."""
+    max_dumps: Annotated[int, Field(ge=0, le=10_000)] = 10
+    """Most dumps of broken worlds in the run's folder, in broken/; 0 writes none."""
 
 
 class NetworkSection(Section):
@@ -180,6 +195,8 @@ class ExperimentConfig(Section):
     """What the run is called and where it writes."""
     env: EnvSection = EnvSection()
     """The simulated worlds."""
+    guards: GuardsSection = GuardsSection()
+    """What is done about worlds that broke."""
     network: NetworkSection = NetworkSection()
     """The policy and value networks."""
     algorithm: AlgorithmSection = AlgorithmSection()

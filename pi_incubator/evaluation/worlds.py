@@ -8,6 +8,7 @@ from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.models import EnvSection
 
 MAX_WORLDS = 1024
 SEED_OFFSET = 1_000_000
@@ -25,7 +26,17 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         num_envs=min(num_envs, MAX_WORLDS),
         device=device,
         seed=evaluation_seed(cfg),
-        options=PhysicsOptions(num_threads=cfg.compute.physics_threads, mjx_impl=cfg.env.mjx_impl),
+        options=physics_options(cfg.env, cfg.compute.physics_threads),
+    )
+
+
+def physics_options(cfg: EnvSection, num_threads: int) -> PhysicsOptions:
+    """What the config tells the physics."""
+    return PhysicsOptions(
+        num_threads=num_threads,
+        mjx_impl=cfg.mjx_impl,
+        max_contacts=cfg.max_contacts,
+        max_constraints=cfg.max_constraints,
     )
 
 
