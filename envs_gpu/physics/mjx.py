@@ -22,6 +22,7 @@ from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 
@@ -117,6 +118,7 @@ class MjxPhysics(Physics):
 
 def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
     """The model, and one world's blank data with room for the contacts of all."""
+    model = without_pgs(model)
     if impl == "warp":
         return _put_warp(model, num_worlds, device)
     correct_mjx(collision_driver)

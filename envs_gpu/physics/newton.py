@@ -25,6 +25,7 @@ from torch import Tensor
 from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.physics.warp import WarpPhysics
 
@@ -88,7 +89,7 @@ def _make_solver(
 ) -> Any:
     """Newton's solver of `num_worlds` copies of the scene, with the scene's own solver settings."""
     options = ("integrator", "cone", "solver", "jacobian", "iterations", "ls_iterations")
-    settings: dict[str, Any] = {name: int(getattr(model.opt, name)) for name in options}
+    settings: dict[str, Any] = {name: int(getattr(without_pgs(model).opt, name)) for name in options}
     settings |= {name: float(getattr(model.opt, name)) for name in ("tolerance", "ls_tolerance", "impratio")}
     settings |= {name: float(getattr(model.opt, name)) for name in ("density", "viscosity")}
     worlds = newton.ModelBuilder()
