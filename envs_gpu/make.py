@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import torch
 
+from envs_gpu.errors import ModelChoiceError
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
+from envs_gpu.tasks.base import Task
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import find, is_zoo_name
 
@@ -38,6 +40,21 @@ def lacks_device(backend: str, device: torch.device) -> str | None:
     return None
 
 
+def make_task(name: str, model: str | None = None) -> Task:
+    """The task called `name`, with the robot in the MJCF file `model` if it is a task for any robot.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+        ModelChoiceError: `model` is given and the task takes none.
+    """
+    entry = TASKS.get(name)
+    if entry.takes_model:
+        return entry(model=model)
+    if model is not None:
+        raise ModelChoiceError(f"{name} brings its own robot", "set it to null, or env.name to hold_pose")
+    return entry()
+
+
 def make_env(
     name: str,
     *,
@@ -48,20 +65,27 @@ def make_env(
     first_world: int = 0,
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
+    model: str | None = None,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
+    `model` is the MJCF file of a robot, for the tasks that take any; without it they take an example.
+
     Raises:
         UnknownNameError: no such task, env or backend; the message suggests the nearest.
+        ModelChoiceError: `model` is given and the task takes none.
+        ModelError: the scene cannot be compiled.
         UnsupportedModelError: the backend cannot run this task.
         ZooError: the family's package is not installed, or a policy cannot handle the env.
     """
     if is_zoo_name(name):
+        if model is not None:
+            raise ModelChoiceError(f"{name} brings its own robot", "set it to null")
         family, env_name = find(name)
         return family.make(env_name, num_envs, device, seed, first_world)
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
-    task = TASKS.get(name)()
+    task = make_task(name, model)
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")

@@ -98,7 +98,7 @@ def _make_solver(
         robot = newton.ModelBuilder()
         SolverMuJoCo.register_custom_attributes(robot)
         robot.rigid_gap = 0.0  # MJCF's default; contacts further away than their margin exert no force
-        robot.add_mjcf(mjcf, ctrl_direct=True)
+        robot.add_mjcf(mjcf.replace(' solver="PGS"', ""), ctrl_direct=True)  # a name that it cannot read
         worlds.replicate(robot, num_worlds)
         return SolverMuJoCo(worlds.finalize(), nconmax=num_contacts, njmax=num_constraints, **settings)
     # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.

@@ -17,7 +17,7 @@ _FIELDS = (
 def add_contact_sensor(spec: mujoco.MjSpec, geom: str, against: str | None, num_contacts: int) -> str:
     """Add a sensor of up to `num_contacts` contacts of `geom` with the geom `against`; returns its name.
 
-    A sensor matches single geoms, not bodies, because that is what MJX implements. `against=None` is any geom.
+    A sensor matches single geoms, not bodies, because that is what MJX implements; `None` is any geom.
     """
     name = f"contact_{geom}_{against or 'any'}"
     sensor = spec.add_sensor(
