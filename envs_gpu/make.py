@@ -40,19 +40,32 @@ def lacks_device(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def make_task(name: str, model: str | None = None) -> Task:
-    """The task called `name`, with the robot in the MJCF file `model` if it is a task for any robot.
+def check_model_choice(name: str, model: str | None) -> None:
+    """Check that a config names a robot if, and only if, its task takes one.
 
     Raises:
         UnknownNameError: no such task; the message suggests the nearest.
-        ModelChoiceError: `model` is given and the task takes none.
+        ModelChoiceError: it does not.
     """
-    entry = TASKS.get(name)
-    if entry.takes_model:
-        return entry(model=model)
-    if model is not None:
-        raise ModelChoiceError(f"{name} brings its own robot", "set it to null, or env.name to hold_pose")
-    return entry()
+    takes_model = not is_zoo_name(name) and TASKS.get(name).takes_model
+    if takes_model and model is None:
+        raise ModelChoiceError(f"{name} needs a robot", "set it to the path of an MJCF file")
+    if model is not None and not takes_model:
+        fix = "set it to null, or env.name to a task for any robot, such as hold_pose"
+        raise ModelChoiceError(f"{name} brings its own robot", fix)
+
+
+def make_task(name: str, model: str | None = None) -> Task:
+    """The task called `name`; `model` is the robot of a task that takes any, None its example.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+        ModelChoiceError: the task takes no `model`.
+    """
+    if model is None:
+        return TASKS.get(name)()
+    check_model_choice(name, model)
+    return TASKS.get(name)(model=model)
 
 
 def make_env(
@@ -80,7 +93,7 @@ def make_env(
     """
     if is_zoo_name(name):
         if model is not None:
-            raise ModelChoiceError(f"{name} brings its own robot", "set it to null")
+            check_model_choice(name, model)
         family, env_name = find(name)
         return family.make(env_name, num_envs, device, seed, first_world)
     chosen, _ = choose_backend(backend, device)

@@ -1,4 +1,4 @@
-"""Generalized positions of any model: hinges and slides are numbers, ball and free joints turn by quaternions.
+"""Generalized positions of any model: hinges and slides are numbers, ball and free joints quaternions.
 
 Letters: N worlds, nq positions, nv velocities.
 """

@@ -26,6 +26,7 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         device=device,
         seed=evaluation_seed(cfg),
         options=PhysicsOptions(num_threads=cfg.compute.physics_threads, mjx_impl=cfg.env.mjx_impl),
+        model=cfg.env.model,
     )
 
 
