@@ -291,11 +291,18 @@ def _from_mujoco(error: Exception, source: str, elements: list[Element]) -> Mode
         where = (fitting or [source])[0]
         return ModelError(f"{where}: no file {file[1]!r}; put it there, or correct the path")
     if at := re.search(r" ?Element (?:name )?'(.*?)'.*?line (\d+)", text):
-        here = [e for e in elements if e.line == int(at[2])]
-        fitting = [str(e) for e in here if at[1] in (e.tag, e.attributes.get("name", ""))]
-        where = fitting[-1] if fitting else f"{source}, line {at[2]}, element {at[1]!r}"
-        return ModelError(f"{where}: {text[: at.start()]}; {fix}")
+        name, line, problem = at[1], int(at[2]), text[: at.start()]
+        called = [e for e in elements if name in (e.tag, e.attributes.get("name", ""))]
+        # MuJoCo forgets the lines of included files: there the word that it quotes has to do.
+        quoted = set(re.findall("'(.*?)'", problem))
+        fitting = [str(e) for e in called if (e.line == line if line else quoted & _words(e))]
+        where = fitting[-1] if fitting else f"{source}, line {line}, element {name!r}"
+        return ModelError(f"{where}: {problem}; {fix}")
     return ModelError(f"{source}: {text}; {fix}")
+
+
+def _words(element: Element) -> set[str]:
+    return {*element.attributes, *element.attributes.values()}
 
 
 def _names_file(element: Element, file: str) -> bool:
