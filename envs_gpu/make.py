@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import torch
 
+from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
+from envs_gpu.tasks.base import Task
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import find, is_zoo_name
 
@@ -39,6 +41,34 @@ def lacks_device(backend: str, device: torch.device) -> str | None:
     return None
 
 
+def check_model_choice(name: str, model: str | None) -> None:
+    """Check that a config names a robot if, and only if, its task takes one.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+        ModelChoiceError: it does not.
+    """
+    takes_model = not is_zoo_name(name) and TASKS.get(name).takes_model
+    if takes_model and model is None:
+        raise ModelChoiceError(f"{name} needs a robot", "set it to the path of an MJCF file")
+    if model is not None and not takes_model:
+        fix = "set it to null, or env.name to a task for any robot, such as hold_pose"
+        raise ModelChoiceError(f"{name} brings its own robot", fix)
+
+
+def make_task(name: str, model: str | None = None) -> Task:
+    """The task called `name`; `model` is the robot of a task that takes any, None its example.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+        ModelChoiceError: the task takes no `model`.
+    """
+    if model is None:
+        return TASKS.get(name)()
+    check_model_choice(name, model)
+    return TASKS.get(name)(model=model)
+
+
 def make_env(
     name: str,
     *,
@@ -50,22 +80,29 @@ def make_env(
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
     guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
+    model: str | None = None,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
+    `model` is the MJCF file of a robot, for the tasks that take any; without it they take an example.
+
     Raises:
         UnknownNameError: no such task, env or backend; the message suggests the nearest.
+        ModelChoiceError: `model` is given and the task takes none.
+        ModelError: the scene cannot be compiled.
         UnsupportedModelError: the backend cannot run this task.
         ZooError: the family's package is not installed, or a policy cannot handle the env.
     """
     if is_zoo_name(name):
+        if model is not None:
+            check_model_choice(name, model)
         family, env_name = find(name)
         env = family.make(env_name, num_envs, device, seed, first_world)
         env.book.share.limit = guards.max_broken_share
         return env
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
-    task = TASKS.get(name)()
+    task = make_task(name, model)
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")

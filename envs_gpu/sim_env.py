@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs_gpu.dump import Scene
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
+from envs_gpu.models import compile_model, naming
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode, Task
@@ -49,8 +50,9 @@ class SimEnv(VecEnv):
     ) -> None:
         self.task = task
         scene = task.scene()
-        model = scene.compile()
-        task.bind(model, device)
+        model = compile_model(scene, task.source or f"task {name}")
+        with naming(f"task {name}"):
+            task.bind(model, device)
         self.physics = make_physics(model)
         self._guards = Guards(
             guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
@@ -61,15 +63,22 @@ class SimEnv(VecEnv):
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
         self._judge, self._look = self._judge_outcome, task.observe
-        if compiled:
-            self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
-            self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
         self.reset(seed)
         self.spec = replace(self.spec, obs_dims={group: value.shape[-1] for group, value in self.obs.items()})
+        if compiled:
+            self._compile(seed)
+
+    def _compile(self, seed: int) -> None:
+        """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
+        action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
+        self.task.outcome(self.physics.state, self._episode(), action)
+        self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
+        self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
+        self.reset(seed)
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
@@ -208,7 +217,6 @@ def _make_spec(
     num_envs: int,
     device: torch.device,
 ) -> EnvSpec:
-    joints = model.actuator_trnid[:, 0]
     return EnvSpec(
         name=name,
         num_envs=num_envs,
@@ -216,11 +224,18 @@ def _make_spec(
         action_dim=len(task.action_low),
         action_low=tuple(task.action_low.tolist()),
         action_high=tuple(task.action_high.tolist()),
-        joint_names=tuple(model.joint(joint).name for joint in joints),
+        joint_names=tuple(_driven(model, actuator) for actuator in range(model.nu)),
         control_hz=1.0 / task.control_dt,
         max_episode_steps=task.max_episode_steps,
         device=device,
     )
+
+
+def _driven(model: mujoco.MjModel, actuator: int) -> str:
+    """The joint that an actuator drives; the actuator's own name where it drives something else."""
+    joint, _ = model.actuator_trnid[actuator]
+    drives_joint = model.actuator_trntype[actuator] == mujoco.mjtTrn.mjTRN_JOINT
+    return (model.joint(joint) if drives_joint else model.actuator(actuator)).name
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:

@@ -22,6 +22,7 @@ from envs_gpu import bridge
 from envs_gpu.physics import _saturated_motors, backend
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 
@@ -120,6 +121,7 @@ def _put(
 ) -> tuple[mjx.Model, mjx.Data, Capacity | None]:
     """The model, one world's blank data with room for the contacts of all, and what that room is."""
     impl = options.mjx_impl
+    model = without_pgs(model)
     if impl == "warp":
         return _put_warp(model, num_worlds, options, device)
     correct_mjx(collision_driver)

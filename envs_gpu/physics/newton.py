@@ -25,6 +25,7 @@ from torch import Tensor
 from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflow_of
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.physics.warp import WarpPhysics
 
@@ -92,7 +93,7 @@ def _make_solver(
 ) -> Any:
     """Newton's solver of `num_worlds` copies of the scene, with the scene's own solver settings."""
     options = ("integrator", "cone", "solver", "jacobian", "iterations", "ls_iterations")
-    settings: dict[str, Any] = {name: int(getattr(model.opt, name)) for name in options}
+    settings: dict[str, Any] = {name: int(getattr(without_pgs(model).opt, name)) for name in options}
     settings |= {name: float(getattr(model.opt, name)) for name in ("tolerance", "ls_tolerance", "impratio")}
     settings |= {name: float(getattr(model.opt, name)) for name in ("density", "viscosity")}
     worlds = newton.ModelBuilder()
@@ -101,7 +102,7 @@ def _make_solver(
         robot = newton.ModelBuilder()
         SolverMuJoCo.register_custom_attributes(robot)
         robot.rigid_gap = 0.0  # MJCF's default; contacts further away than their margin exert no force
-        robot.add_mjcf(mjcf, ctrl_direct=True)
+        robot.add_mjcf(mjcf.replace(' solver="PGS"', ""), ctrl_direct=True)  # a name that it cannot read
         worlds.replicate(robot, num_worlds)
         return SolverMuJoCo(worlds.finalize(), nconmax=num_contacts, njmax=num_constraints, **settings)
     # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.

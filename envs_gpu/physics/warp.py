@@ -18,6 +18,7 @@ from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
@@ -48,7 +49,7 @@ class WarpPhysics(Physics):
         correct_warp(collision_primitive)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
-            self._model = mjw.put_model(model)
+            self._model = mjw.put_model(without_pgs(model))
             self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same
             self.room = room = capacity(model, self._model.nxn_geom_pair_filtered.numpy(), options)
             self._data = mjw.put_data(

@@ -12,6 +12,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.models import Sensors
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.random import Draws, WorldRandom
 
@@ -62,6 +63,10 @@ class Task(ABC):
     rounding_factor: ClassVar[float] = 1.0
     """How much further engines may be from the referee than with other tasks, see `envs_gpu.parity`; more
     than one only where it was measured why."""
+    takes_model: ClassVar[bool] = False
+    """Whether the task is for any robot: its class is then called with `model`, the path of an MJCF file."""
+    source: str = ""
+    """The MJCF file that the scene was read from, for errors in it; empty for a scene of the task's own."""
 
     @abstractmethod
     def scene(self) -> mujoco.MjSpec:
@@ -72,10 +77,10 @@ class Task(ABC):
         self.action_low, self.action_high = torch.tensor(
             model.actuator_ctrlrange.T, dtype=torch.float32, device=device
         )
-        self.sensor = {
-            model.sensor(i).name: slice(adr, adr + dim)
+        self.sensor = Sensors(
+            (model.sensor(i).name, slice(adr, adr + dim))
             for i, (adr, dim) in enumerate(zip(model.sensor_adr, model.sensor_dim, strict=True))
-        }
+        )
         self.control_dt = model.opt.timestep * self.substeps
 
     def control(self, action: Tensor) -> Tensor:

@@ -51,6 +51,8 @@ class EnvSection(Section):
     """Physics backend; auto takes warp on a GPU and mujoco on a CPU."""
     num_envs: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Worlds stepped together as one batch."""
+    model: Name | None = None
+    """Robot of a task that takes any, such as hold_pose: an MJCF file, relative to the working directory."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
     max_contacts: Count | None = None

@@ -27,6 +27,7 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         device=device,
         seed=evaluation_seed(cfg),
         options=physics_options(cfg.env, cfg.compute.physics_threads),
+        model=cfg.env.model,
     )
 
 

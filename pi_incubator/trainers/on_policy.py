@@ -7,8 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
-from envs_gpu.make import make_env
+from envs_gpu.make import check_model_choice, make_env
 from envs_gpu.physics.base import UnsupportedModelError
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
@@ -78,6 +79,7 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
         ConfigError: a policy here cannot handle the env, or the backend not the task.
     """
     try:
+        check_model_choice(cfg.env.name, cfg.env.model)
         return make_env(
             cfg.env.name,
             backend=cfg.env.backend,
@@ -92,7 +94,11 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
                 dump_dir=folder.broken if folder and cfg.guards.max_dumps else None,
                 max_dumps=cfg.guards.max_dumps,
             ),
+            model=cfg.env.model,
         )
+    except ModelChoiceError as error:
+        problem, fix = error.problem, error.fix
+        raise ConfigError("config", "env.model", cfg.env.model, problem=problem, fix=fix) from None
     except ZooError as error:
         name, problem = cfg.env.name, error.problem
         raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None
