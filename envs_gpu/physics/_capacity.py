@@ -14,6 +14,9 @@ _PAIRWISE_LIMIT = 128
 _CONTACTS_PER_GEOM = 4
 """Beyond it, so many contacts a geom: more than bodies in a heap have, fewer than all pairs at once."""
 
+_CONTACTS_ON_HFIELD = 4
+"""Every cell that a geom touches makes a contact, and MuJoCo Warp and MJX keep so many of them."""
+
 _SOLVER_LIMITS = (1 << 9) | (1 << 10)
 """ITERATIONS and LS_ITERATIONS of `mujoco_warp.OverflowType`: the solver stopped, no buffer was too small."""
 
@@ -34,8 +37,7 @@ def capacity(model: mujoco.MjModel, geom_pairs: np.ndarray) -> Capacity:
         model: the compiled scene.
         geom_pairs: `[P, 2]` the pairs of geoms that collision detection considers.
     """
-    points = np.vectorize(_contact_points, otypes=[int])
-    contacts = int(points(model.geom_type[geom_pairs]).min(axis=1).sum()) if len(geom_pairs) else 0
+    contacts = sum(_pair_points(*model.geom_type[pair]) for pair in geom_pairs)
     if contacts > _PAIRWISE_LIMIT:
         contacts = max(_PAIRWISE_LIMIT, _CONTACTS_PER_GEOM * len(np.unique(geom_pairs)))
     limits = int(model.jnt_limited.sum() + model.tendon_limited.sum())
@@ -49,13 +51,20 @@ def overflowed(bits: Tensor) -> Tensor:
     return (bits & ~_SOLVER_LIMITS) != 0
 
 
+def _pair_points(*geom_types: int) -> int:
+    """Most points at which two geoms of these types touch."""
+    if _GEOM.mjGEOM_HFIELD in geom_types:
+        return _CONTACTS_ON_HFIELD
+    return min(map(_contact_points, geom_types))
+
+
 def _contact_points(geom_type: int) -> int:
     """Most points at which a geom of this type touches another one."""
     if geom_type in (_GEOM.mjGEOM_SPHERE, _GEOM.mjGEOM_ELLIPSOID):
         return 1
     if geom_type == _GEOM.mjGEOM_CAPSULE:
         return 2
-    if geom_type in (_GEOM.mjGEOM_PLANE, _GEOM.mjGEOM_HFIELD):
+    if geom_type == _GEOM.mjGEOM_PLANE:
         return int(mujoco.mjMAXCONPAIR)
     return 8
 

@@ -77,6 +77,27 @@ class Legged(Task):
         target = self._default_pose + self.robot.action_scale * action
         return target.clamp(self._target_low, self._target_high)
 
+    def _proprioception(self, state: PhysicsState, last_action: Tensor, *asked: Tensor) -> tuple[Tensor, ...]:
+        """What the robot measures, and what is `asked` of it: see the tasks' observations."""
+        read = state.sensordata
+        return (
+            -read[:, self.sensor["up"]],
+            read[:, self.sensor["gyro"]],
+            *asked,
+            state.qpos[:, 7:] - self._default_pose,
+            state.qvel[:, 6:],
+            last_action,
+        )
+
+    def _privileged(self, state: PhysicsState) -> tuple[Tensor, ...]:
+        """What it cannot measure: linear velocity, base height, foot contacts, foot heights."""
+        return (
+            state.sensordata[:, self.sensor["velocity"]],
+            self._above_ground(state.qpos[:, :3]).unsqueeze(-1),
+            self._foot_contact(state),
+            self._foot_height(state),
+        )
+
     def _above_ground(self, position: Tensor) -> Tensor:
         """Heights `[...]` of points `[..., 3]` above the ground right below them, m."""
         return position[..., 2]

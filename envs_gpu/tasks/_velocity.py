@@ -106,22 +106,9 @@ class Velocity(Legged):
         }
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        memory, read = episode.memory, state.sensordata
-        policy = (
-            -read[:, self.sensor["up"]],
-            read[:, self.sensor["gyro"]],
-            memory["command"],
-            state.qpos[:, 7:] - self._default_pose,
-            state.qvel[:, 6:],
-            memory["last_action"],
-        )
-        privileged = (
-            read[:, self.sensor["velocity"]],
-            self._above_ground(state.qpos[:, :3]).unsqueeze(-1),
-            self._foot_contact(state),
-            self._foot_height(state),
-            memory["air_time_s"],
-        )
+        memory = episode.memory
+        policy = self._proprioception(state, memory["last_action"], memory["command"])
+        privileged = (*self._privileged(state), memory["air_time_s"])
         return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
