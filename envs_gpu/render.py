@@ -116,7 +116,8 @@ def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjMod
     model.light_dir0[straight_down] = LIGHT_DIRECTION
     ground = _ground(model)
     model.geom_size[ground, :2] = GROUND_M
-    materials = set(model.geom_matid[ground]) - {-1}
+    uneven = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_HFIELD)
+    materials = set(model.geom_matid[np.concatenate((ground, uneven))]) - {-1}
     for material in materials:
         model.mat_texuniform[material] = True
         model.mat_texrepeat[material] = 1.0 / TILE_M

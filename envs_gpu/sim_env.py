@@ -184,7 +184,8 @@ class SimEnv(VecEnv):
         reward = torch.where(finite, reward, 0.0)
         terminated = outcome.terminated | ~finite
         episode_return += reward
-        truncated = (episode.step >= self.task.max_episode_steps) & ~terminated
+        cut = episode.step >= self.task.max_episode_steps
+        truncated = (cut if outcome.truncated is None else cut | outcome.truncated) & ~terminated
         done = terminated | truncated
         metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
         metrics |= {name: value.float() for name, value in outcome.measures.items()}

@@ -18,6 +18,9 @@ _PAIRWISE_LIMIT = 128
 _CONTACTS_PER_GEOM = 4
 """Beyond it, so many contacts a geom: more than bodies in a heap have, fewer than all pairs at once."""
 
+_CONTACTS_ON_HFIELD = 4
+"""Every cell that a geom touches makes a contact, and MuJoCo Warp and MJX keep so many of them."""
+
 _CONTACTS = (1 << 2) | (1 << 3) | (1 << 4)
 """BROADPHASE, NARROWPHASE and CCD of `mujoco_warp.OverflowType`: as many as there is room for contacts."""
 _CONSTRAINTS = (1 << 0) | (1 << 1)
@@ -56,8 +59,7 @@ def capacity(
         geom_pairs: `[P, 2]` the pairs of geoms that collision detection considers.
         options: `max_contacts` and `max_constraints` come first.
     """
-    points = np.vectorize(_contact_points, otypes=[int])
-    contacts = int(points(model.geom_type[geom_pairs]).min(axis=1).sum()) if len(geom_pairs) else 0
+    contacts = sum(_pair_points(*model.geom_type[pair]) for pair in geom_pairs)
     if contacts > _PAIRWISE_LIMIT:
         contacts = max(_PAIRWISE_LIMIT, _CONTACTS_PER_GEOM * len(np.unique(geom_pairs)))
     contacts = options.max_contacts or max(contacts, 1)
@@ -76,13 +78,20 @@ def overflow_of(bits: Tensor) -> Tensor:
     return found
 
 
+def _pair_points(*geom_types: int) -> int:
+    """Most points at which two geoms of these types touch."""
+    if _GEOM.mjGEOM_HFIELD in geom_types:
+        return _CONTACTS_ON_HFIELD
+    return min(map(_contact_points, geom_types))
+
+
 def _contact_points(geom_type: int) -> int:
     """Most points at which a geom of this type touches another one."""
     if geom_type in (_GEOM.mjGEOM_SPHERE, _GEOM.mjGEOM_ELLIPSOID):
         return 1
     if geom_type == _GEOM.mjGEOM_CAPSULE:
         return 2
-    if geom_type in (_GEOM.mjGEOM_PLANE, _GEOM.mjGEOM_HFIELD):
+    if geom_type == _GEOM.mjGEOM_PLANE:
         return int(mujoco.mjMAXCONPAIR)
     return 8
 

@@ -26,6 +26,8 @@ class Outcome(NamedTuple):
     """`[N]` bool: the task ended here, whatever the clock says."""
     measures: dict[str, Tensor]
     """What a person wants to read beside the return, name -> `[N]` (units in the name)."""
+    truncated: Tensor | None = None
+    """`[N]` bool: the episode is cut short here, as by the clock, though the task would go on."""
 
 
 class Episode(NamedTuple):
