@@ -36,7 +36,6 @@ class Legged(Task):
     """Geoms that touch the ground beside those; all others pass through it."""
     timestep_s = 0.005
     integrator = mujoco.mjtIntegrator.mjINT_EULER
-    solver_iterations, line_search_iterations = 10, 20
     substeps = 4
 
     def scene(self) -> mujoco.MjSpec:
@@ -45,7 +44,7 @@ class Legged(Task):
         option.timestep, option.integrator = self.timestep_s, self.integrator
         # Pyramids are what MJX runs. With five iterations, engines stop at different forces.
         option.cone, option.impratio = mujoco.mjtCone.mjCONE_PYRAMIDAL, 1.0
-        option.iterations, option.ls_iterations = self.solver_iterations, self.line_search_iterations
+        option.iterations, option.ls_iterations = 10, 20
         for sensor in spec.sensors:
             spec.delete(sensor)
         # The ground touches the robot, and nothing else touches anything: physics decides the speed.

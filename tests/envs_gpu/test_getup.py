@@ -28,7 +28,7 @@ def test_lying_states_lie_at_rest(model):
     """Held for another second, they stay where they are; they touch the ground, and none stands."""
     states = lying_states()
     assert len(states) >= 64
-    assert states[:, 2].max() < 0.8 * 0.288
+    assert states[:, 2].max() < 0.7 * 0.288
     up = up_cosine(states)
     for low, high in ((-1, -0.5), (-0.5, 0.5), (0.5, 1)):  # on the back, on a side, on the belly
         assert ((up >= low) & (up <= high)).mean() > 0.1
@@ -77,9 +77,8 @@ def test_trunk_and_legs_touch_the_ground_alone(model):
 
 
 def test_nothing_falls_through_the_ground():
-    """Robots that throw themselves about: contacts give way at an impact, and push everything out again.
-
-    A fall from half a metre ends at 3 m/s, which MuJoCo's contacts stop within their time constant of 20 ms.
+    """Robots that throw themselves about: MuJoCo's contacts give way to an impact (7 cm once here; 10 or 50
+    iterations of the solver give the same), and push everything out again.
     """
     env = getup_env(16)
     generator = torch.Generator().manual_seed(0)
@@ -90,9 +89,9 @@ def test_nothing_falls_through_the_ground():
             data.qpos[:] = env.physics.state.qpos[world].numpy()
             mujoco.mj_fwdPosition(env.physics.model, data)
             depth.append(-data.contact.dist.min(initial=0.0))
-    assert max(depth) < 3.0 * 0.02
+    assert max(depth) < 0.1
     assert np.median(depth) < 0.01
-    assert np.mean(np.array(depth) > 0) > 0.8
+    assert np.mean(np.array(depth) > 0) > 0.5
 
 
 def test_nothing_ends_an_episode_but_the_clock():
@@ -122,11 +121,11 @@ def test_measures_and_reward_by_hand():
     action = torch.full((4, 12), 0.1)
     outcome = env.task.outcome(env.physics.state, env._episode(), action)
     assert outcome.measures["upright"].tolist() == [True, True, False, False]
-    assert outcome.measures["standing"].tolist() == [True, False, False, False]
-    upright = (0.5 + 0.5 * np.array(up)) ** 2
+    assert not outcome.measures["standing"].any()  # the feet of the default pose are just above the ground
+    upright = 0.5 + 0.5 * np.array(up)
     high = upright**2 * np.array(height) / 0.288
     expected = {"upright": 2 * upright, "height": 2 * high, "pose": high, "still": 0.5 * high}
-    expected["action_rate"] = np.full(4, -0.02 * 12 * 0.01)
+    expected["action_rate"] = np.full(4, -0.01 * 12 * 0.01)
     for name, value in expected.items():
         np.testing.assert_allclose(outcome.reward[name], 0.02 * value, atol=1e-7)
     assert not outcome.terminated.any()
@@ -141,7 +140,9 @@ def test_standing_pays_more_than_every_way_of_lying():
     standing = getup_env(1)
     placed(standing, [1.0], [0.288])
     for _ in range(10):
-        reward = standing.step(torch.zeros(1, 12)).reward
+        result = standing.step(torch.zeros(1, 12))
+    reward = result.reward
+    assert result.metrics["standing"].all()
     assert reward > 0.02 * 4.4
     assert (lying < 0.6 * reward).all()
 
