@@ -11,6 +11,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.physics.base import Physics, PhysicsState
+from envs_gpu.pixels import GROUP as PIXELS
+from envs_gpu.pixels import NoPixels
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
@@ -27,6 +29,7 @@ class SimEnv(VecEnv):
         seed: of the worlds' random numbers.
         first_world: identity of the first world, for ranks of a distributed run.
         compiled: run the task's functions through `torch.compile`.
+        make_pixels: draws the worlds of the task's scene as an observation; None draws nothing.
     """
 
     def __init__(
@@ -38,11 +41,13 @@ class SimEnv(VecEnv):
         seed: int = 0,
         first_world: int = 0,
         compiled: bool = False,
+        make_pixels: Callable[[mujoco.MjSpec], NoPixels] | None = None,
     ) -> None:
         self.task = task
         model = task.scene().compile()
         task.bind(model, device)
         self.physics = make_physics(model)
+        self._pixels = make_pixels(task.scene()) if make_pixels else NoPixels()
         self._first_world = first_world
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
@@ -56,7 +61,8 @@ class SimEnv(VecEnv):
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
         self.reset(seed)
-        self.spec = replace(self.spec, obs_dims={group: value.shape[-1] for group, value in self.obs.items()})
+        widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
+        self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
@@ -77,6 +83,7 @@ class SimEnv(VecEnv):
         """Put the worlds where `mask` `[N]` is true into a given state; their episodes' clocks go on."""
         episode = self._episode()
         self.physics.set_state(mask, qpos, qvel)
+        self._pixels.restart(mask, self.physics.state.qpos)
         begun = self.task.begin(self.physics.state, episode)
         self._memory = {name: _choose(mask, new, episode.memory.get(name)) for name, new in begun.items()}
 
@@ -90,6 +97,7 @@ class SimEnv(VecEnv):
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
+        self._pixels.advance(self.physics.state.qpos)
         final_obs = self._pack(observation)
         self.obs = final_obs
         done = terminated | truncated
@@ -98,7 +106,7 @@ class SimEnv(VecEnv):
             self._restart(done)
             fresh = self._observe()
             # The other worlds keep the bits that they had: those do not depend on who else was reset.
-            self.obs = final_obs.apply(lambda old, new: torch.where(done.unsqueeze(-1), new, old), fresh)
+            self.obs = final_obs.apply(lambda old, new: _choose(done, new, old), fresh)
         return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -127,10 +135,12 @@ class SimEnv(VecEnv):
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
+        self._pixels.load_state_dict(state)
         self.obs = self._pack(_below(state, "obs.", self.device))
 
     def close(self) -> None:
         self.physics.close()
+        self._pixels.close()
 
     def _episode(self) -> Episode:
         return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
@@ -174,6 +184,7 @@ class SimEnv(VecEnv):
         return self._pack({name: value.float() for name, value in groups.items()})
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
+        observation = observation | self._pixels.observation()
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)
 
 

@@ -68,7 +68,8 @@ def _write_files(
         except UserError as error:
             log.warning("no video: %s", error)  # a trained policy is worth more than its film
     if cfg.deployment.export == "onnx":
-        observations = record_observations(worlds, policy, cfg.deployment.num_check_observations, seed)
+        count = cfg.deployment.num_check_observations
+        observations = record_observations(worlds, policy, count, seed, policy.actor_group)
         difference = export_checked(cfg, policy, worlds.spec, observations, folder.onnx)
         where = f"{len(observations):,} recorded observations"
         print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")

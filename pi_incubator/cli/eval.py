@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     if arguments.onnx:
         from pi_incubator.deploy.onnx import load_onnx
 
-        act = load_onnx(folder.onnx)
+        act = load_onnx(folder.onnx, policy.actor_group)
     summary = evaluate(env, act, num_episodes, seed).summary()
     print_table(summary, title=f"{folder.path.name}: {num_episodes} episodes of {cfg.env.name}")
     if arguments.json:

@@ -6,6 +6,7 @@ import torch
 
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.pixels import PixelOptions
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 
@@ -26,7 +27,13 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         device=device,
         seed=evaluation_seed(cfg),
         options=PhysicsOptions(num_threads=cfg.compute.physics_threads, mjx_impl=cfg.env.mjx_impl),
+        pixels=pixel_options(cfg),
     )
+
+
+def pixel_options(cfg: ExperimentConfig) -> PixelOptions | None:
+    """What the run's worlds are drawn as, if they are."""
+    return PixelOptions(**cfg.env.pixels.model_dump()) if cfg.env.pixels else None
 
 
 def evaluation_seed(cfg: ExperimentConfig) -> int:

@@ -9,12 +9,14 @@ from torch import Tensor
 
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.pixels import PixelError
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.evaluation.worlds import pixel_options
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
 from pi_incubator.run_folder import RunFolder
@@ -67,7 +69,7 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan) -> VecEnv:
     """The env of a run.
 
     Raises:
-        ConfigError: a policy here cannot handle the env, or the backend not the task.
+        ConfigError: a policy here cannot handle the env, the backend not the task, or nothing can be drawn.
     """
     try:
         return make_env(
@@ -78,7 +80,12 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan) -> VecEnv:
             seed=cfg.experiment.seed,
             options=PhysicsOptions(num_threads=plan.physics_threads, mjx_impl=cfg.env.mjx_impl),
             compiled=plan.compiled,
+            pixels=pixel_options(cfg),
+            episode_length_s=cfg.env.episode_length_s,
         )
+    except PixelError as error:
+        field, fix = f"env.pixels.{error.key}", error.fix
+        raise ConfigError("config", field, error.value, problem=error.problem, fix=fix) from None
     except ZooError as error:
         name, problem = cfg.env.name, error.problem
         raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None
