@@ -126,6 +126,7 @@ class SimEnv(VecEnv):
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
+        state |= {f"pixels.{name}": value for name, value in self._pixels.state_dict().items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
         return state
 
@@ -135,8 +136,15 @@ class SimEnv(VecEnv):
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
-        self._pixels.load_state_dict(state)
+        self._pixels.load_state_dict(_below(state, "pixels.", self.device))
         self.obs = self._pack(_below(state, "obs.", self.device))
+
+    @property
+    def drawn_model(self) -> mujoco.MjModel:
+        return self.physics.model
+
+    def positions(self) -> Tensor:
+        return self.physics.state.qpos
 
     def close(self) -> None:
         self.physics.close()

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -109,6 +109,15 @@ class VecEnv(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`; the next `step` gives what it would have given then."""
+
+    @property
+    def drawn_model(self) -> Any:
+        """The MuJoCo model (`mujoco.MjModel`) by which a world is drawn; None where there is none."""
+        return None
+
+    def positions(self) -> Tensor:
+        """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory."""
+        raise NotImplementedError(f"{self.spec.name} has no positions")
 
     def close(self) -> None:
         """Release threads and device memory."""

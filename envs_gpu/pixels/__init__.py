@@ -4,7 +4,8 @@ A painter draws worlds from their positions alone, so it serves every physics ba
 on nothing but its own world. The latest `frames` pictures of a world are stacked, oldest first, because
 velocities show in no single one.
 
-Letters: N worlds, K worlds that are drawn, nq positions, H height, W width, C channels of a whole stack.
+Letters: N worlds, K worlds that are drawn, nq positions, H height, W width, C channels of a whole stack,
+L pictures that are remembered.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class PixelOptions:
     camera: str | None = None
     """A camera of the model, or `follow`; None follows what moves freely, else takes the first camera."""
     frames: int = 3
-    """Pictures in a stack: the latest ones, one a control step."""
+    """Pictures in a stack, the latest one among them."""
+    frame_gap: int = 1
+    """Control steps between two pictures of a stack."""
     gray: bool = False
     """One channel a picture instead of red, green and blue."""
     renderer: str = "auto"
@@ -93,8 +96,12 @@ class NoPixels:
         """No group."""
         return {}
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a bit-exact continuation needs."""
+        return {}
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to load."""
+        """Continue from what `state_dict` gave."""
 
     def close(self) -> None:
         """Nothing to release."""
@@ -123,17 +130,21 @@ class PixelStack(NoPixels):
         num_threads: int = 1,
     ) -> None:
         self._painter = make_painter(spec, options, num_worlds, device, num_threads)
-        self._num_frames = options.frames
         self._channels = 1 if options.gray else 3
-        self.shape = (options.frames * self._channels, options.height, options.width)
-        self._frames = torch.zeros(num_worlds, *self.shape, dtype=torch.uint8, device=device)
+        self._length = (options.frames - 1) * options.frame_gap + 1
+        self._size = (options.height, options.width)
+        self.shape = (options.frames * self._channels, *self._size)
+        # Oldest first. [N, L, channels, H, W]
+        history = (num_worlds, self._length, self._channels, *self._size)
+        self._history = torch.zeros(history, dtype=torch.uint8, device=device)
+        self._gap = options.frame_gap
         self._luma = torch.tensor(LUMA, device=device)
         # A world that went NaN is drawn in the model's initial position: its pictures must be numbers too.
         self._qpos0 = torch.tensor(spec.copy().compile().qpos0, device=device)
 
     def advance(self, qpos: Tensor) -> None:
         """Take the next picture of every world, in positions `qpos` `[N, nq]`."""
-        self._frames = torch.cat((self._frames[:, self._channels :], self._draw(qpos)), dim=1)
+        self._history = torch.cat((self._history[:, 1:], self._draw(qpos)), dim=1)
 
     def restart(self, mask: Tensor, qpos: Tensor) -> None:
         """Forget the past where `mask` `[N]` is true: a stack begins with copies of its first picture."""
@@ -141,30 +152,31 @@ class PixelStack(NoPixels):
             rows = mask.nonzero().squeeze(-1)
             if not len(rows):
                 return
-            self._frames = self._frames.clone()
-            self._frames[rows] = self._draw(qpos[rows]).repeat(1, self._num_frames, 1, 1)
+            self._history = self._history.clone()
+            self._history[rows] = self._draw(qpos[rows])
         else:
-            fresh = self._draw(qpos).repeat(1, self._num_frames, 1, 1)
-            self._frames = torch.where(mask[:, None, None, None], fresh, self._frames)
+            self._history = torch.where(mask[:, None, None, None, None], self._draw(qpos), self._history)
 
     def observation(self) -> dict[str, Tensor]:
         """`pixels` `[N, C, H, W]`, which later calls leave as it is."""
-        return {GROUP: self._frames}
+        return {GROUP: self._history[:, :: self._gap].flatten(1, 2)}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"history": self._history.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from the observation in an env's `state`."""
-        self._frames = state[f"obs.{GROUP}"].to(self._frames.device, copy=True)
+        self._history = state["history"]
 
     def close(self) -> None:
         self._painter.close()
 
     def _draw(self, qpos: Tensor) -> Tensor:
-        """`[K, nq]` -> `[K, channels, H, W]`."""
+        """`[K, nq]` -> `[K, 1, channels, H, W]`."""
         finite = qpos.isfinite().all(-1, keepdim=True)
         picture = self._painter.draw(torch.where(finite, qpos, self._qpos0.to(qpos.dtype)))
         if self._channels == 1:
             picture = (picture.float() @ self._luma).round().to(torch.uint8).unsqueeze(-1)
-        return picture.permute(0, 3, 1, 2)
+        return picture.permute(0, 3, 1, 2).unsqueeze(1)
 
 
 def choose_renderer(renderer: str) -> tuple[str, str]:

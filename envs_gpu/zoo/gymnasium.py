@@ -118,6 +118,13 @@ class GymnasiumEnv(VecEnv):
     def pop_metrics(self) -> dict[str, float]:
         return self._book.pop()
 
+    @property
+    def drawn_model(self) -> Any:
+        return getattr(self.worlds[0].unwrapped, "model", None)
+
+    def positions(self) -> Tensor:
+        return torch.from_numpy(np.stack([world.unwrapped.data.qpos for world in self.worlds]))
+
     def state_dict(self) -> dict[str, Tensor]:
         """Numbers only. What a world keeps in objects of its own (none of Gymnasium's do) is not among it."""
         columns = [_numbers(world) for world in self.worlds]

@@ -52,7 +52,9 @@ class PixelsSection(Section):
     camera: Name | None = None
     """Camera of the model, or follow; null follows what moves freely, and else takes the first camera."""
     frames: Annotated[int, Field(ge=1, le=64)] = 3
-    """Pictures in an observation: the latest ones, because one alone shows no velocity."""
+    """Pictures in an observation, because one alone shows no velocity."""
+    frame_gap: Annotated[int, Field(ge=1, le=64)] = 1
+    """Control steps between two of these pictures."""
     gray: bool = False
     """Whether a picture has one channel instead of red, green and blue."""
     renderer: Literal["auto", "warp", "mujoco"] = "auto"
@@ -170,6 +172,8 @@ class EvaluationSection(Section):
     """Whether a video of the policy is recorded."""
     video_length_s: Positive = 10.0
     """Length of the video, in simulated seconds."""
+    video_worlds: Annotated[int, Field(ge=1, le=64)] = 1
+    """Worlds in the video, as tiles of one picture."""
 
 
 class CheckpointSection(Section):
