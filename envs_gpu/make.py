@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import mujoco
 import torch
 
 from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
+from envs_gpu.physics.mujoco import available_cores
+from envs_gpu.pixels import PixelOptions, PixelStack
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 from envs_gpu.tasks.base import Task
 from envs_gpu.vec_env import VecEnv
-from envs_gpu.zoo import find, is_zoo_name
+from envs_gpu.zoo import ZooError, find, is_zoo_name
 
 
 def choose_backend(backend: str, device: torch.device, name: str = "") -> tuple[str, str]:
@@ -81,10 +85,13 @@ def make_env(
     compiled: bool = False,
     guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
     model: str | None = None,
+    pixels: PixelOptions | None = None,
+    episode_length_s: float | None = None,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
     `model` is the MJCF file of a robot, for the tasks that take any; without it they take an example.
+    `pixels` adds a group of that name to the observations; `episode_length_s` replaces the task's own.
 
     Raises:
         UnknownNameError: no such task, env or backend; the message suggests the nearest.
@@ -92,10 +99,14 @@ def make_env(
         ModelError: the scene cannot be compiled.
         UnsupportedModelError: the backend cannot run this task.
         ZooError: the family's package is not installed, or a policy cannot handle the env.
+        PixelError: the worlds cannot be drawn as asked for.
     """
     if is_zoo_name(name):
         if model is not None:
             check_model_choice(name, model)
+        if pixels or episode_length_s:
+            given = "env.pixels" if pixels else "env.episode_length_s"
+            raise ZooError(f"{given} is for our own tasks only", f"set {given} to null")
         family, env_name = find(name)
         env = family.make(env_name, num_envs, device, seed, first_world)
         env.book.share.limit = guards.max_broken_share
@@ -103,6 +114,8 @@ def make_env(
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
     task = make_task(name, model)
+    if episode_length_s:
+        task.max_episode_steps = max(1, round(episode_length_s / _control_dt(task)))
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
@@ -117,4 +130,19 @@ def make_env(
         first_world,
         compiled,
         guards,
+        _pixel_maker(pixels, num_envs, device, options),
     )
+
+
+def _control_dt(task: Task) -> float:
+    """Simulated seconds per action."""
+    return task.scene().option.timestep * task.substeps
+
+
+def _pixel_maker(
+    pixels: PixelOptions | None, num_envs: int, device: torch.device, options: PhysicsOptions
+) -> Callable[[mujoco.MjSpec], PixelStack] | None:
+    if pixels is None:
+        return None
+    num_threads = options.num_threads or available_cores()
+    return lambda spec: PixelStack(spec, pixels, num_envs, device, num_threads)

@@ -14,6 +14,8 @@ from envs_gpu.dump import Scene
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.models import compile_model, naming
 from envs_gpu.physics.base import Physics, PhysicsState
+from envs_gpu.pixels import GROUP as PIXELS
+from envs_gpu.pixels import NoPixels
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
@@ -35,6 +37,7 @@ class SimEnv(VecEnv):
         first_world: identity of the first world, for ranks of a distributed run.
         compiled: run the task's functions through `torch.compile`.
         guards: what is done about worlds whose simulation blows up.
+        make_pixels: draws the worlds of the task's scene as an observation; None draws nothing.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class SimEnv(VecEnv):
         first_world: int = 0,
         compiled: bool = False,
         guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
+        make_pixels: Callable[[mujoco.MjSpec], NoPixels] | None = None,
     ) -> None:
         self.task = task
         scene = task.scene()
@@ -58,6 +62,7 @@ class SimEnv(VecEnv):
             guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
         )
         self._overflow = OverflowWatch(self.physics)
+        self._pixels = make_pixels(task.scene()) if make_pixels else NoPixels()
         self._first_world = first_world
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
@@ -68,7 +73,8 @@ class SimEnv(VecEnv):
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
         self.reset(seed)
-        self.spec = replace(self.spec, obs_dims={group: value.shape[-1] for group, value in self.obs.items()})
+        widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
+        self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
         if compiled:
             self._compile(seed)
 
@@ -100,6 +106,7 @@ class SimEnv(VecEnv):
         """Put the worlds where `mask` `[N]` is true into a given state; their episodes' clocks go on."""
         episode = self._episode()
         self.physics.set_state(mask, qpos, qvel)
+        self._pixels.restart(mask, self.physics.state.qpos)
         begun = self.task.begin(self.physics.state, episode)
         self._memory = {name: _choose(mask, new, episode.memory.get(name)) for name, new in begun.items()}
 
@@ -115,6 +122,7 @@ class SimEnv(VecEnv):
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
+        self._pixels.advance(self.physics.state.qpos)
         final_obs = self._pack(observation)
         self.obs = final_obs
         done = terminated | truncated
@@ -124,7 +132,7 @@ class SimEnv(VecEnv):
             self._restart(done)
             fresh = self._observe()
             # The other worlds keep the bits that they had: those do not depend on who else was reset.
-            self.obs = final_obs.apply(lambda old, new: torch.where(done.unsqueeze(-1), new, old), fresh)
+            self.obs = final_obs.apply(lambda old, new: _choose(done, new, old), fresh)
         return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics, broken_by != 0)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -148,6 +156,7 @@ class SimEnv(VecEnv):
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
+        state |= {f"pixels.{name}": value for name, value in self._pixels.state_dict().items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
         return state
 
@@ -157,11 +166,20 @@ class SimEnv(VecEnv):
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
+        self._pixels.load_state_dict(_below(state, "pixels.", self.device))
         self.obs = self._pack(_below(state, "obs.", self.device))
         self._guards.forget()
 
+    @property
+    def drawn_model(self) -> mujoco.MjModel:
+        return self.physics.model
+
+    def positions(self) -> Tensor:
+        return self.physics.state.qpos
+
     def close(self) -> None:
         self.physics.close()
+        self._pixels.close()
 
     def _episode(self) -> Episode:
         return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
@@ -208,6 +226,7 @@ class SimEnv(VecEnv):
         return self._pack({name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in groups.items()})
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
+        observation = observation | self._pixels.observation()
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)
 
 

@@ -128,6 +128,19 @@ class JaxEnv(ZooEnv):
         obs = {group: state[f"obs.{group}"].to(self.device, copy=True) for group in self.spec.obs_dims}
         self.obs = TensorDict(obs, batch_size=[self.num_envs], device=self.device)
 
+    @property
+    def drawn_model(self) -> Any:
+        owner = self.env if hasattr(self.env, "mj_model") else getattr(self.env, "sys", None)
+        return getattr(owner, "mj_model", None)
+
+    def positions(self) -> Tensor:
+        return bridge.to_torch(self._qpos())
+
+    def _qpos(self) -> jax.Array:
+        """Playground keeps MJX's data in its state, brax a pipeline of its own."""
+        state = self._carry.state
+        return state.data.qpos if hasattr(state, "data") else state.pipeline_state.q
+
     def _begin(self, seed: jax.Array, worlds: jax.Array) -> tuple[Carry, dict[str, jax.Array]]:
         """Everything anew: worlds with the identities `worlds` `[N]`."""
         key = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.PRNGKey(seed), worlds)

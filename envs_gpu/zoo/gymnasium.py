@@ -118,6 +118,13 @@ class GymnasiumEnv(ZooEnv):
         self.obs = self._pack(torch.from_numpy(obs))
         return StepResult(self.obs, rewards, terminated, truncated, final_obs, metrics, broken)
 
+    @property
+    def drawn_model(self) -> Any:
+        return getattr(self.worlds[0].unwrapped, "model", None)
+
+    def positions(self) -> Tensor:
+        return torch.from_numpy(np.stack([world.unwrapped.data.qpos for world in self.worlds]))
+
     def state_dict(self) -> dict[str, Tensor]:
         """Numbers only. What a world keeps in objects of its own (none of Gymnasium's do) is not among it."""
         columns = [_numbers(world) for world in self.worlds]

@@ -105,7 +105,8 @@ class PPO(Learner):
         return report
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
-        losses = self.loss(minibatch)
+        observations = {group: minibatch[group] for group in self.policy.groups}
+        losses = self.loss(minibatch.replace(self.policy.encode(observations)))
         loss = sum(losses[name] for name in LOSSES)
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
@@ -145,6 +146,7 @@ def only(valid: Tensor, order: Tensor) -> Tensor:
 
 
 def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
+    """The loss on features, found under their groups' names."""
     actor = ProbabilisticTensorDictSequential(
         TensorDictModule(_Distribution(policy), in_keys=[policy.actor_group], out_keys=["loc", "scale"]),
         ProbabilisticTensorDictModule(
@@ -176,5 +178,5 @@ class _Distribution(torch.nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy.distribution(normalized)
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.policy.distribution(features)

@@ -42,6 +42,25 @@ class ExperimentSection(Section):
     """Seed of every random number generator of the run."""
 
 
+class PixelsSection(Section):
+    """What is drawn of every world."""
+
+    width: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Width of a picture, in pixels."""
+    height: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Height of a picture, in pixels."""
+    camera: Name | None = None
+    """Camera of the model, or follow; null follows what moves freely, and else takes the first camera."""
+    frames: Annotated[int, Field(ge=1, le=64)] = 3
+    """Pictures in an observation, because one alone shows no velocity."""
+    frame_gap: Annotated[int, Field(ge=1, le=64)] = 1
+    """Control steps between two of these pictures."""
+    gray: bool = False
+    """Whether a picture has one channel instead of red, green and blue."""
+    renderer: Literal["auto", "warp", "mujoco"] = "auto"
+    """warp casts rays for all worlds at once, mujoco draws one after the other through OpenGL."""
+
+
 class EnvSection(Section):
     """The simulated worlds."""
 
@@ -59,6 +78,10 @@ class EnvSection(Section):
     """Contacts that worlds have room for on average (warp, newton, mjx on Warp); null counts the scene's."""
     max_constraints: Count | None = None
     """Constraint rows that every world has room for (warp, newton, mjx on Warp); null counts the scene's."""
+    episode_length_s: Positive | None = None
+    """Simulated seconds after which training cuts an episode off; null and evaluation go by the task."""
+    pixels: PixelsSection | None = None
+    """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
 
 
 class GuardsSection(Section):
@@ -79,6 +102,8 @@ class NetworkSection(Section):
     """Network: the name of a file in pi_incubator/networks."""
     hidden_sizes: Sizes = (64, 64)
     """Width of each hidden layer, in units."""
+    channels: Sizes = (16, 32, 32)
+    """Channels of each convolution, where there are any."""
     activation: Literal["tanh", "elu", "relu", "silu"] = "tanh"
     """Activation after each hidden layer."""
     init_log_std: Annotated[float, Field(ge=-20, le=5)] = 0.0
@@ -164,6 +189,8 @@ class EvaluationSection(Section):
     """Whether a video of the policy is recorded."""
     video_length_s: Positive = 10.0
     """Length of the video, in simulated seconds."""
+    video_worlds: Annotated[int, Field(ge=1, le=64)] = 1
+    """Worlds in the video, as tiles of one picture."""
 
 
 class CheckpointSection(Section):
@@ -245,6 +272,8 @@ class ExperimentConfig(Section):
                 problem=f"must divide {batch}",
                 fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
             )
+        if (self.network.name == "cnn") != (self.env.pixels is not None):
+            raise _pixels_error(self.network.name, self.env.pixels)
         if self.training.total_steps < self.batch_size:
             raise _cross_field_error(
                 field="training.total_steps",
@@ -257,6 +286,15 @@ class ExperimentConfig(Section):
 
 def _cross_field_error(**context: Any) -> PydanticCustomError:
     return PydanticCustomError("cross_field", "{field} = {value}: {problem}; {fix}", context)
+
+
+def _pixels_error(network: str, pixels: PixelsSection | None) -> PydanticCustomError:
+    """Policies see pixels or vectors: a network and an env that disagree about it."""
+    if pixels is None:
+        problem, fix = "env.pixels = null draws nothing for it to see", "set env.pixels to {}, or this to mlp"
+    else:
+        problem, fix = "it cannot see env.pixels", "set it to cnn, or env.pixels to null"
+    return _cross_field_error(field="network.name", value=network, problem=problem, fix=fix)
 
 
 def _nearest_divisors(number: int, near: int) -> list[int]:

@@ -6,6 +6,7 @@ import torch
 
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.pixels import PixelOptions
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.models import EnvSection
@@ -28,6 +29,7 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         seed=evaluation_seed(cfg),
         options=physics_options(cfg.env, cfg.compute.physics_threads),
         model=cfg.env.model,
+        pixels=pixel_options(cfg),
     )
 
 
@@ -39,6 +41,11 @@ def physics_options(cfg: EnvSection, num_threads: int) -> PhysicsOptions:
         max_contacts=cfg.max_contacts,
         max_constraints=cfg.max_constraints,
     )
+
+
+def pixel_options(cfg: ExperimentConfig) -> PixelOptions | None:
+    """What the run's worlds are drawn as, if they are."""
+    return PixelOptions(**cfg.env.pixels.model_dump()) if cfg.env.pixels else None
 
 
 def evaluation_seed(cfg: ExperimentConfig) -> int:

@@ -11,6 +11,7 @@ from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
 from envs_gpu.make import check_model_choice, make_env
 from envs_gpu.physics.base import UnsupportedModelError
+from envs_gpu.pixels import PixelError
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint
@@ -18,7 +19,7 @@ from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.errors import DivergedError
-from pi_incubator.evaluation.worlds import physics_options
+from pi_incubator.evaluation.worlds import physics_options, pixel_options
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
 from pi_incubator.run_folder import RunFolder
@@ -76,7 +77,7 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
     """The env of a run, which dumps broken worlds into its `folder`, if there is one.
 
     Raises:
-        ConfigError: a policy here cannot handle the env, or the backend not the task.
+        ConfigError: a policy here cannot handle the env, the backend not the task, or nothing can be drawn.
     """
     try:
         check_model_choice(cfg.env.name, cfg.env.model)
@@ -95,10 +96,15 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
                 max_dumps=cfg.guards.max_dumps,
             ),
             model=cfg.env.model,
+            pixels=pixel_options(cfg),
+            episode_length_s=cfg.env.episode_length_s,
         )
     except ModelChoiceError as error:
         problem, fix = error.problem, error.fix
         raise ConfigError("config", "env.model", cfg.env.model, problem=problem, fix=fix) from None
+    except PixelError as error:
+        field, fix = f"env.pixels.{error.key}", error.fix
+        raise ConfigError("config", field, error.value, problem=error.problem, fix=fix) from None
     except ZooError as error:
         name, problem = cfg.env.name, error.problem
         raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None

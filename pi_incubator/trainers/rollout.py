@@ -39,7 +39,7 @@ class Rollout:
         valid = torch.ones_like(transition["done"])
         self.data = TensorDict(
             {
-                **{group: buffer(spec.obs_dims[group]) for group in groups},
+                **{group: buffer(*spec.obs_shape(group), dtype=spec.obs_dtype(group)) for group in groups},
                 "action": buffer(spec.action_dim),
                 "action_log_prob": buffer(),
                 "state_value": buffer(1),
