@@ -23,7 +23,9 @@ def add_stage(spec: mujoco.MjSpec, floor_z_m: float) -> None:
 
 
 def add_light_and_sky(spec: mujoco.MjSpec) -> None:
-    """Add a sky, a light and the material `TILES`, for a scene with a ground of its own."""
+    """Add a sky, the material `TILES`, for a scene with a ground of its own, and the only light there is."""
+    for lamp in spec.lights:  # what a robot brings along would burn out the ground below it
+        spec.delete(lamp)
     texture, builtin = mujoco.mjtTexture, mujoco.mjtBuiltin
     sky = spec.add_texture(name="sky", type=texture.mjTEXTURE_SKYBOX, builtin=builtin.mjBUILTIN_GRADIENT)
     sky.rgb1, sky.rgb2, sky.width, sky.height = (0.6, 0.75, 0.9), (0.95, 0.97, 1.0), 256, 256
