@@ -86,7 +86,7 @@ class Replay:
             where = f"before control step {-first.age} started, at {first.time_s:.4g} s"
             blame = "the policy, not the physics" if first.given == "controls" else "see the steps before"
             return f"not finite came first in the {first.given}, {where}: {blame}"
-        if moment := self.broken:
+        if (moment := self.broken) and moment.substep:
             time_s = moment.time_s + self.control_dt * moment.substep / header["substeps"]
             return (
                 f"breaks in C MuJoCo too: control step {-moment.age}, substep {moment.substep} of "
@@ -165,7 +165,9 @@ def _replay_step(model: mujoco.MjModel, dump: Dump, index: int) -> Moment:
         given = "controls"
     dofs, coordinates = _dof_names(model), _qpos_names(model)
     velocity, acceleration, depth = _Largest(), _Largest(), _Largest()
-    substep, warned_in, bad = None, None, ()
+    substep: int | None = None
+    warned_in: int | None = None
+    bad: tuple[str, ...] = ()
     for number in range(1, int(dump.header["substeps"]) + 1):
         velocity.see(np.abs(data.qvel), dofs)
         mujoco.mj_step(model, data)
@@ -248,7 +250,7 @@ def _qpos_names(model: mujoco.MjModel) -> list[str]:
 
 
 def _coordinate_names(model: mujoco.MjModel, addresses: np.ndarray, total: int) -> list[str]:
-    names = []
+    names: list[str] = []
     for joint, (begin, end) in enumerate(zip(addresses, [*addresses[1:], total], strict=True)):
         name = model.joint(joint).name or f"joint {joint}"
         names += [f"{name}[{i}]" for i in range(end - begin)] if end - begin > 1 else [name]
