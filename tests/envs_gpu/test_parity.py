@@ -82,6 +82,8 @@ TOLERANCES = {
 # How much further than the control group's worlds may be: the median, and of many worlds the 90th percentile.
 # Measured with Ant: 1.9 at most (warp), 7 (mjx, of 8 worlds, for the reason above).
 CONTROL_GROUP_FACTOR = {"warp": 3.0, "newton": 3.0, "mjx-warp": 5.0, "mjx": 15.0}
+# Humanoid, which has fallen by then: 3.8 (warp, 90th percentile after 80 steps).
+HUMANOID_FACTOR = {"warp": 5.0, "newton": 5.0}
 
 
 class Path(NamedTuple):
@@ -192,6 +194,7 @@ def test_a_hundred_steps_no_further_than_rounding_takes_the_referee(name, engine
             "a model that is a bit off leaves sooner than the control group, whose state alone is off"
         )
     num_worlds = NUM_WORLDS[engine]
+    factor = (HUMANOID_FACTOR if name == "humanoid" else {}).get(engine, CONTROL_GROUP_FACTOR[engine])
     path, control_group = (
         worlds(referee_path(name, seed, engine in READS_TEXT), num_worlds) for seed in (None, 2)
     )
@@ -205,5 +208,5 @@ def test_a_hundred_steps_no_further_than_rounding_takes_the_referee(name, engine
         ours = (physics.state.qpos.double() - referee).abs().amax(-1)  # [N]
         theirs = (control_group.after[0][step] - referee).abs().amax(-1)
         for quantile in (0.5, 0.9) if num_worlds >= 32 else (0.5,):
-            allowed = 1e-6 + CONTROL_GROUP_FACTOR[engine] * theirs.quantile(quantile)
+            allowed = 1e-6 + factor * theirs.quantile(quantile)
             assert ours.quantile(quantile) <= allowed, f"step {step + 1}, quantile {quantile}"
