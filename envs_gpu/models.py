@@ -106,17 +106,7 @@ def compile_model(spec: mujoco.MjSpec, source: str) -> mujoco.MjModel:
     _check_timestep(model.opt.timestep, f"{source}, <option>")
     for field in _FINITE:
         _check_finite(model, field, source)
-    if model.nu == 0:
-        raise ModelError(f"{source}: no actuators, so nothing to control; add an <actuator> section")
-    for i in np.flatnonzero(model.actuator_ctrllimited == 0):
-        raise ModelError(
-            f"{source}: {_name(model, 'actuator', i)} has no limits, so an action has no scale; "
-            'give it ctrlrange="low high"'
-        )
-    for i, (low, high) in enumerate(model.actuator_ctrlrange):
-        if not (math.isfinite(low) and math.isfinite(high)):
-            who = _name(model, "actuator", i)
-            raise ModelError(f'{source}: {who} has ctrlrange="{low:g} {high:g}"; write finite numbers')
+    _check_actuators(model, source)
     return model
 
 
@@ -270,14 +260,26 @@ def _check_finite(model: mujoco.MjModel, field: str, source: str) -> None:
     if not len(bad):
         return
     kind, _, attribute = field.partition("_")
-    where = _name(model, _NAMED[kind], bad[0][0]) if kind in _NAMED else field
+    where = _name(model, _NAMED[kind], int(bad[0][0])) if kind in _NAMED else field
     number = values[tuple(bad[0])]
     raise ModelError(f"{source}: {attribute or field} of {where} is {number}; write a finite number")
 
 
+def _check_actuators(model: mujoco.MjModel, source: str) -> None:
+    if model.nu == 0:
+        raise ModelError(f"{source}: no actuators, so nothing to control; add an <actuator> section")
+    for i in range(model.nu):
+        who, (low, high) = _name(model, "actuator", i), model.actuator_ctrlrange[i]
+        if not model.actuator_ctrllimited[i]:
+            problem = "has no limits, so an action has no scale"
+            raise ModelError(f'{source}: {who} {problem}; give it ctrlrange="low high"')
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise ModelError(f'{source}: {who} has ctrlrange="{low:g} {high:g}"; write finite numbers')
+
+
 def _name(model: mujoco.MjModel, kind: str, index: int) -> str:
     """What to call an element in an error."""
-    name = getattr(model, kind)(int(index)).name
+    name = getattr(model, kind)(index).name
     return f"{kind} {name!r}" if name else f"{kind} number {index}"
 
 
