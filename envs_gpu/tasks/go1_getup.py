@@ -73,7 +73,7 @@ class Go1Getup(Legged):
     upright_cosine = 0.9
     """A base is upright within 26 degrees of it."""
     standing_share_of_height, standing_feet = 0.7, 3
-    """A robot stands that is upright, so high and on so many feet; motors sag to 0.8 in the default pose."""
+    """A robot stands that is upright, so high, and on so many feet; its default pose sags to 0.8 of it."""
     max_episode_steps = 300
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:

@@ -144,7 +144,7 @@ def test_standing_pays_more_than_every_way_of_lying():
     reward = result.reward
     assert result.metrics["standing"].all()
     assert reward > 0.02 * 4.4
-    assert (lying < 0.6 * reward).all()
+    assert (lying < 0.75 * reward).all()
 
 
 @pytest.mark.slow
