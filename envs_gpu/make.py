@@ -8,10 +8,11 @@ import torch
 
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.randomize import Randomization
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 from envs_gpu.vec_env import VecEnv
-from envs_gpu.zoo import find, is_zoo_name
+from envs_gpu.zoo import ZooError, find, is_zoo_name
 
 
 def choose_backend(backend: str, device: torch.device, name: str = "") -> tuple[str, str]:
@@ -48,6 +49,8 @@ def make_env(
     first_world: int = 0,
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
+    randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+    observation_history: int = 1,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
@@ -55,8 +58,12 @@ def make_env(
         UnknownNameError: no such task, env or backend; the message suggests the nearest.
         UnsupportedModelError: the backend cannot run this task.
         ZooError: the family's package is not installed, or a policy cannot handle the env.
+        RandomizationError: the task's model cannot have what `randomization` describes.
     """
     if is_zoo_name(name):
+        if not randomization.is_off or observation_history > 1:
+            problem = f"{name} brings its own physics and observations, which cannot be randomized or stacked"
+            raise ZooError(problem, "leave randomization out and env.observation_history at 1")
         family, env_name = find(name)
         return family.make(env_name, num_envs, device, seed, first_world)
     chosen, _ = choose_backend(backend, device)
@@ -65,6 +72,7 @@ def make_env(
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
+    options = replace(options, per_world=randomization.model_fields)
     if chosen == "newton":
         options = replace(options, mjcf=task.scene().to_xml())
     return SimEnv(
@@ -75,4 +83,6 @@ def make_env(
         seed,
         first_world,
         compiled,
+        randomization,
+        observation_history,
     )

@@ -10,8 +10,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.random import WorldRandom
+from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
@@ -27,6 +29,11 @@ class SimEnv(VecEnv):
         seed: of the worlds' random numbers.
         first_world: identity of the first world, for ranks of a distributed run.
         compiled: run the task's functions through `torch.compile`.
+        randomization: what differs between worlds.
+        observation_history: how many of its last observations the policy sees in one row, oldest first.
+
+    Raises:
+        RandomizationError: the task's model cannot have what `randomization` describes.
     """
 
     def __init__(
@@ -38,6 +45,8 @@ class SimEnv(VecEnv):
         seed: int = 0,
         first_world: int = 0,
         compiled: bool = False,
+        randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+        observation_history: int = 1,
     ) -> None:
         self.task = task
         model = task.scene().compile()
@@ -47,10 +56,14 @@ class SimEnv(VecEnv):
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
-        self._judge, self._look = self._judge_outcome, task.observe
+        self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
+        noise = randomization.observation_noise
+        self._perception = Perception(noise, task.observation_noise_scale, observation_history)
+        self._judge, self._look, self._perceive = self._judge_outcome, task.observe, self._perception.next
         if compiled:
             self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
             self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
+            self._perceive = torch.compile(self._perceive, dynamic=False, fullgraph=True)
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
@@ -70,7 +83,7 @@ class SimEnv(VecEnv):
     def restart(self, mask: Tensor) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
         self._restart(mask)
-        self.obs = self._observe()
+        self._show_starts(mask, self.obs)
         return self.obs
 
     def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -83,22 +96,22 @@ class SimEnv(VecEnv):
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         action = action.clamp(self.task.action_low, self.task.action_high)
-        self.physics.step(self.task.control(action), self.task.substeps)
+        arriving = self._randomizer.before_step(action, self._random, self._episode_step)
+        self.physics.step(self.task.control(arriving), self.task.substeps)
         self._episode_step += 1
+        episode = self._episode()
         observation, self._memory, reward, terminated, truncated, metrics, totals = self._judge(
-            self.physics.state, self._episode(), action, self._episode_return
+            self.physics.state, episode, action, self._episode_return
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
-        final_obs = self._pack(observation)
+        final_obs = self._pack(self._perceive(observation, self.obs["policy"], episode.random))
         self.obs = final_obs
         done = terminated | truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
             self._restart(done)
-            fresh = self._observe()
-            # The other worlds keep the bits that they had: those do not depend on who else was reset.
-            self.obs = final_obs.apply(lambda old, new: torch.where(done.unsqueeze(-1), new, old), fresh)
+            self._show_starts(done, final_obs)
         return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -117,6 +130,7 @@ class SimEnv(VecEnv):
         state |= {f"random.{name}": value for name, value in self._random.state_dict().items()}
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
+        state |= {f"randomizer.{name}": value for name, value in self._randomizer.state_dict().items()}
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
         return state
@@ -124,6 +138,7 @@ class SimEnv(VecEnv):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.physics.load_state_dict(_below(state, "physics.", self.device))
         self._random.load_state_dict(_below(state, "random.", self.device))
+        self._randomizer.load_state_dict(_below(state, "randomizer.", self.device))
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
@@ -167,11 +182,24 @@ class SimEnv(VecEnv):
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        self.place(done, *self.task.initial_state(self._episode()))
+        self._randomizer.restart(done, self._random.draws())
+        episode = self._episode()
+        self.place(done, *self._randomizer.start(*self.task.initial_state(episode), episode.random))
 
     def _observe(self) -> TensorDict:
-        groups = self._look(self.physics.state, self._episode())
-        return self._pack({name: value.float() for name, value in groups.items()})
+        """What worlds see that have just begun."""
+        episode = self._episode()
+        groups = self._look(self.physics.state, episode)
+        seen = self._perception.first({name: value.float() for name, value in groups.items()}, episode.random)
+        return self._pack(seen)
+
+    def _show_starts(self, begun: Tensor, before: TensorDict) -> None:
+        """Observe the worlds where `begun` `[N]` is true; the others keep every bit of `before`.
+
+        Those do not depend on who else was reset.
+        """
+        fresh = self._observe()
+        self.obs = before.apply(lambda old, new: torch.where(begun.unsqueeze(-1), new, old), fresh)
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)

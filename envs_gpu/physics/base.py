@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,6 +46,8 @@ class PhysicsOptions:
     """Which implementation MJX runs, `jax` or `warp` (`mjx`)."""
     mjcf: str = ""
     """The scene as text, for an engine that reads it itself (`newton`)."""
+    per_world: tuple[str, ...] = ()
+    """Model fields that worlds may differ in, such as `body_mass` or `opt.gravity`; see `Physics.randomize`."""
 
 
 class UnsupportedModelError(ValueError):
@@ -70,6 +74,8 @@ class Physics(ABC):
         self.num_worlds = num_worlds
         self.device = device
         self.options = options
+        self._per_world: dict[str, list[Tensor]] = {}
+        """Every `[N, ...]` array in which the engine reads a field of `options.per_world`."""
 
     @abstractmethod
     def step(self, ctrl: Tensor, substeps: int) -> None:
@@ -83,6 +89,26 @@ class Physics(ABC):
         keep every bit.
         """
 
+    def randomize(self, field: str, values: Tensor, mask: Tensor) -> None:
+        """Give the worlds where `mask` `[N]` is true `values` `[N, ...]` of their own of a model field.
+
+        What MuJoCo's compiler derives from a field (`dof_invweight0`, `body_invweight0`, which scale the
+        softness of constraints) stays the model's on every backend, so that one can check the other. Sensors
+        follow with the next `step` or `set_state`.
+
+        Raises:
+            KeyError: the field is not one of `options.per_world`.
+        """
+        for view in self._per_world[field]:
+            write_rows(view, mask, values)
+
+    def push(self, mask: Tensor, change: Tensor) -> None:
+        """Add `change` `[N, nv]` to the velocities of the worlds where `mask` `[N]` is true.
+
+        Sensors follow with the next `step`.
+        """
+        write_rows(self.state.qvel, mask, self.state.qvel + change)
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a bit-exact continuation needs, as copies."""
@@ -93,3 +119,36 @@ class Physics(ABC):
 
     def close(self) -> None:
         """Release threads and device memory; the object is not used afterwards."""
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """The per-world fields, as copies, for `state_dict`."""
+        return {f"model.{field}": views[0].clone() for field, views in self._per_world.items()}
+
+    def _load_model_state(self, state: dict[str, Tensor]) -> None:
+        everyone = torch.ones(self.num_worlds, dtype=torch.bool, device=self.device)
+        for field in self._per_world:
+            self.randomize(field, state[f"model.{field}"].to(self.device), everyone)
+
+
+def write_rows(target: Tensor, mask: Tensor, values: Tensor) -> None:
+    """Write the rows of `values` `[N, ...]` where `mask` `[N]` is true into `target`, without a host sync."""
+    if target.device.type == "cpu":
+        target[mask] = values[mask].to(target.dtype)
+    else:
+        target.copy_(torch.where(mask.view(-1, *[1] * (target.dim() - 1)), values.to(target.dtype), target))
+
+
+def nominal(model: mujoco.MjModel, field: str) -> np.ndarray:
+    """The model's own value of a field, `opt.gravity` of its options."""
+    return np.asarray(attrgetter(field)(model))
+
+
+def check_layout(engine: str, model: mujoco.MjModel, field: str, theirs: np.ndarray) -> None:
+    """Check that an engine holds `field` as the model does.
+
+    Raises:
+        UnsupportedModelError: values of a world, laid out like the model's, would mean something else there.
+    """
+    ours = nominal(model, field)
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
+        raise UnsupportedModelError(f"{engine} holds {field} otherwise than the scene: it cannot be randomized")

@@ -8,6 +8,7 @@ compiled from the scene as it is, senses.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
@@ -44,7 +45,7 @@ class NewtonPhysics(WarpPhysics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjcf`, the same scene as text.
+        options: `mjcf`, the same scene as text, and `per_world`.
 
     Raises:
         UnsupportedModelError: Newton cannot read the scene, or makes another robot of it.
@@ -66,6 +67,9 @@ class NewtonPhysics(WarpPhysics):
                 theirs = getattr(self._solver.mjw_model, name)
                 theirs.assign(np.broadcast_to(getattr(model, name), theirs.numpy().shape))
             self._solver.mjw_model.opt.warn_overflow = 0
+            if options.per_world:
+                _check_same_order(model, self._solver.mj_model)
+                self._give_rows(self._solver.mjw_model)
         self._newton_overflow = bridge.warp_to_torch(self._solver.mjw_data.overflow)
         wp.synchronize_device(self._wp_device)
 
@@ -114,3 +118,19 @@ def _check_same_robot(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
         ours, theirs = getattr(scene, name), getattr(imported, name)
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
             raise UnsupportedModelError(f"newton imports this scene with another {name}")
+
+
+def _check_same_order(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
+    """Check by name that rows of the scene's fields are rows of Newton's; its names end in the scene's.
+
+    Raises:
+        UnsupportedModelError: Newton has other elements or another order: values would go to the wrong ones.
+    """
+    for kind, number in (("body", scene.nbody), ("geom", scene.ngeom), ("joint", scene.njnt)):
+        ours, theirs = ([getattr(model, kind)(i).name for i in range(number)] for model in (scene, imported))
+        for name, label in zip(ours, theirs, strict=True):
+            if not re.search(rf"(^|[/_]){re.escape(name)}(_\d+)?$", label):
+                problem = f"has {label!r} where the scene has {kind} {name!r}"
+                raise UnsupportedModelError(f"newton {problem}: its worlds cannot be randomized")
+    if not np.array_equal(scene.actuator_trnid, imported.actuator_trnid):
+        raise UnsupportedModelError("newton orders the actuators otherwise: its worlds cannot be randomized")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
 
@@ -19,7 +20,7 @@ from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
 from envs_gpu.physics._capsule_frame import correct_warp
 from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout
 
 _CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
 
@@ -35,7 +36,10 @@ class WarpPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: nothing here.
+        options: `per_world`.
+
+    Raises:
+        UnsupportedModelError: the engine holds one of the per-world fields in another way.
     """
 
     name = "warp"
@@ -50,6 +54,7 @@ class WarpPhysics(Physics):
         with wp.ScopedDevice(self._wp_device):
             self._model = mjw.put_model(model)
             self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same
+            self._give_rows(self._model)  # before the graphs are captured, which keep the arrays' addresses
             room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
             self._data = mjw.put_data(
                 model, mujoco.MjData(model), num_worlds, nconmax=room.contacts, njmax=room.constraints
@@ -92,11 +97,24 @@ class WarpPhysics(Physics):
         return overflowed(self._overflow)
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self._tensors.items()}
+        return {name: tensor.clone() for name, tensor in self._tensors.items()} | self._model_state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
+        self._load_model_state(state)
+
+    def _give_rows(self, model: mjw.Model) -> None:
+        """Replace the per-world fields of `model`, one row for all worlds, by a row for each."""
+        for field in self.options.per_world:
+            *path, name = field.split(".")
+            owner = attrgetter(*path)(model) if path else model
+            shared = getattr(owner, name)
+            row = shared.numpy()[:1]
+            check_layout(self.name, self.model, field, row[0])
+            rows = wp.array(row.repeat(self.num_worlds, 0), dtype=shared.dtype, device=self._wp_device)
+            setattr(owner, name, rows)
+            self._per_world.setdefault(field, []).append(bridge.warp_to_torch(rows))
 
     def _advance(self, substeps: int) -> None:
         for _ in range(substeps):

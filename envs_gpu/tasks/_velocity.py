@@ -58,6 +58,16 @@ class Weights:
     fall: float = -50.0
 
 
+@dataclass(frozen=True)
+class SensorNoise:
+    """How far a robot's sensors are off, where a run asks for noise of 1; as in Isaac Lab and mjlab."""
+
+    gravity: float = 0.05
+    turn_rad_s: float = 0.2
+    joint_rad: float = 0.01
+    joint_rad_s: float = 1.5
+
+
 class Velocity(Task):
     """Observation groups, noise-free:
 
@@ -76,6 +86,7 @@ class Velocity(Task):
     """Geoms whose touching the ground is a fall."""
     commands = Commands()
     weights = Weights()
+    sensor_noise = SensorNoise()
     tracking_std_m_s = 0.5
     max_tilt_cosine = 0.5  # a base tilted by more than 60 degrees has fallen
     swing_s = (0.15, 0.4)
@@ -115,6 +126,11 @@ class Velocity(Task):
             self._block("foot_position_"),
         )
         self._torque = self._block("torque_")
+        noise, joints = self.sensor_noise, torch.ones(self._num_joints, device=device)
+        blocks = [(noise.gravity, 3), (noise.turn_rad_s, 3), (0.0, 3)]  # in the order of `observe`
+        base = torch.cat([torch.full((width,), scale, device=device) for scale, width in blocks])
+        pose = (noise.joint_rad * joints, noise.joint_rad_s * joints, 0.0 * joints)
+        self.observation_noise_scale = torch.cat((base, *pose))
 
     def control(self, action: Tensor) -> Tensor:
         target = self._default_pose + self.robot.action_scale * action

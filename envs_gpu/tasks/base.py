@@ -57,6 +57,8 @@ class Task(ABC):
     """Physics timesteps per control step (frame skip)."""
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
+    observation_noise_scale: Tensor | None = None
+    """`[D]` how much noise each entry of the `policy` group gets, where a run asks for noise; None is 1 each."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Backends that cannot run this task, name -> why, in a sentence."""
 
