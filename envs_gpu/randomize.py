@@ -1,7 +1,7 @@
 """Domain randomization: every world has physics, delays and noise of its own, drawn on the device.
 
-Described by `Randomization`; `Randomizer` draws from the worlds' own random streams, so that what a world gets
-depends on neither their number, nor its index, nor its neighbours, and writes model fields with
+Described by `Randomization`; `Randomizer` draws from the worlds' own random streams, so that what a world
+gets depends on neither their number, nor its index, nor its neighbours, and writes model fields with
 `Physics.randomize`. Several knobs on one field (gains and motor strength, mass and inertia) multiply.
 
 After Peng et al. 2018 ("Sim-to-Real Transfer of Robotic Control with Dynamics Randomization").
@@ -144,7 +144,9 @@ class _Knob:
         self.chosen = torch.tensor(_matching(name, draw, self.kind.element, names), device=device)
         _check_fits(name, draw, model, self.chosen.tolist())
         shape = (num_worlds, len(names), self.kind.width)
-        self.values = torch.full(shape, self.kind.neutral, dtype=torch.float64, device=device)  # [N, E, width]
+        self.values = torch.full(
+            shape, self.kind.neutral, dtype=torch.float64, device=device
+        )  # [N, E, width]
         self.num_lanes = draw.num_lanes(self.kind.width * (1 if draw.shared else len(self.chosen)))
 
     def turn(self, unit: Tensor, where: _Where) -> None:
@@ -402,8 +404,12 @@ def _check_fits(name: str, draw: Draw, model: mujoco.MjModel, chosen: Sequence[i
     if name == "com":
         simple = [model.body(body).name for body in chosen if model.body_simple[body]]
         if simple:
-            problem = f"matches {simple[0]!r}, whose mass matrix MuJoCo keeps diagonal: its center cannot move"
-            raise RandomizationError("com.names", draw.names, problem, "set it to a pattern without that body")
+            problem = (
+                f"matches {simple[0]!r}, whose mass matrix MuJoCo keeps diagonal: its center cannot move"
+            )
+            raise RandomizationError(
+                "com.names", draw.names, problem, "set it to a pattern without that body"
+            )
     if name in ("gains", "motor_strength"):
         plain = (int(mujoco.mjtGain.mjGAIN_FIXED), int(mujoco.mjtGain.mjGAIN_AFFINE))
         other = [model.actuator(a).name for a in chosen if model.actuator_gaintype[a] not in plain]
@@ -412,9 +418,7 @@ def _check_fits(name: str, draw: Draw, model: mujoco.MjModel, chosen: Sequence[i
             raise RandomizationError(f"{name}.names", draw.names, problem, "set it to a pattern without that")
 
 
-def _matching_dofs(
-    knob: str, draw: Draw | None, model: mujoco.MjModel, device: torch.device
-) -> Tensor:
+def _matching_dofs(knob: str, draw: Draw | None, model: mujoco.MjModel, device: torch.device) -> Tensor:
     """The dofs of the joints that the pattern matches; none without a draw."""
     joints = _matching(knob, draw, "joint", _element_names(model, "joint")) if draw else []
     dofs = [dof for dof in range(model.nv) if model.dof_jntid[dof] in joints]
@@ -427,5 +431,3 @@ def _pushed_dofs(model: mujoco.MjModel, draw: Draw | None, device: torch.device)
     types = model.jnt_type[model.dof_jntid[dofs.tolist()]]
     floating = torch.tensor(types == int(mujoco.mjtJoint.mjJNT_FREE), dtype=torch.bool, device=device)
     return dofs[floating] if floating.any() else dofs
-
-

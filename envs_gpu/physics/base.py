@@ -47,7 +47,7 @@ class PhysicsOptions:
     mjcf: str = ""
     """The scene as text, for an engine that reads it itself (`newton`)."""
     per_world: tuple[str, ...] = ()
-    """Model fields that worlds may differ in, such as `body_mass` or `opt.gravity`; see `Physics.randomize`."""
+    """Model fields that worlds may differ in, such as `body_mass`, `opt.gravity`; see `Physics.randomize`."""
 
 
 class UnsupportedModelError(ValueError):
@@ -151,4 +151,6 @@ def check_layout(engine: str, model: mujoco.MjModel, field: str, theirs: np.ndar
     """
     ours = nominal(model, field)
     if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
-        raise UnsupportedModelError(f"{engine} holds {field} otherwise than the scene: it cannot be randomized")
+        raise UnsupportedModelError(
+            f"{engine} holds {field} otherwise than the scene: it cannot be randomized"
+        )

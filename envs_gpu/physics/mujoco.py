@@ -156,7 +156,7 @@ def _inertia_of_dof(model: mujoco.MjModel, dof: int) -> int:
 
 
 def _engine_model(model: mujoco.MjModel, per_world: tuple[str, ...]) -> mujoco.MjModel:
-    """A copy of `model` that keeps a NaN instead of resetting the world, and takes shortcuts only where due."""
+    """A copy of `model` that keeps a NaN instead of resetting the world, with shortcuts only where due."""
     own = copy.copy(model)
     own.opt.disableflags |= int(_DISABLE.mjDSBL_AUTORESET)
     if model.ntree == 1:

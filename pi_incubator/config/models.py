@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from math import gcd, isqrt
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from pi_incubator.config.randomization import RandomizationSection
+from pi_incubator.config.section import Section
+from pi_incubator.config.section import cross_field_error as _cross_field_error
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # Files give a list, which is no tuple: the outer type is lenient, each size stays a strict integer.
@@ -21,14 +24,6 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Rules shared by every section."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class ExperimentSection(Section):
@@ -53,6 +48,8 @@ class EnvSection(Section):
     """Worlds stepped together as one batch."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
+    observation_history: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Observations that the policy sees in one row, the last ones, oldest first."""
 
 
 class NetworkSection(Section):
@@ -180,6 +177,8 @@ class ExperimentConfig(Section):
     """What the run is called and where it writes."""
     env: EnvSection = EnvSection()
     """The simulated worlds."""
+    randomization: RandomizationSection = RandomizationSection()
+    """What differs between the worlds of a training; evaluation runs in the nominal world."""
     network: NetworkSection = NetworkSection()
     """The policy and value networks."""
     algorithm: AlgorithmSection = AlgorithmSection()
@@ -234,10 +233,6 @@ class ExperimentConfig(Section):
                 fix=f"set it to {self.batch_size} or more, or lower env.num_envs or algorithm.horizon",
             )
         return self
-
-
-def _cross_field_error(**context: Any) -> PydanticCustomError:
-    return PydanticCustomError("cross_field", "{field} = {value}: {problem}; {fix}", context)
 
 
 def _nearest_divisors(number: int, near: int) -> list[int]:

@@ -17,7 +17,8 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
     """`num_envs` worlds of the run's task, at most `MAX_WORLDS`.
 
     Not the training env: that may have many more worlds than there are episodes to run. Not compiled either:
-    a few thousand steps do not repay it.
+    a few thousand steps do not repay it. And not randomized: every policy is judged in the nominal world, so
+    that figures of runs with other randomizations can be compared.
     """
     return make_env(
         cfg.env.name,
@@ -26,6 +27,7 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         device=device,
         seed=evaluation_seed(cfg),
         options=PhysicsOptions(num_threads=cfg.compute.physics_threads, mjx_impl=cfg.env.mjx_impl),
+        observation_history=cfg.env.observation_history,
     )
 
 

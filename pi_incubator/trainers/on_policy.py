@@ -9,6 +9,7 @@ from torch import Tensor
 
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.randomize import RandomizationError
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint
@@ -17,6 +18,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
+from pi_incubator.randomization import describe
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
 from pi_incubator.trainers.rollout import Rollout
@@ -67,7 +69,8 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan) -> VecEnv:
     """The env of a run.
 
     Raises:
-        ConfigError: a policy here cannot handle the env, or the backend not the task.
+        ConfigError: a policy here cannot handle the env, or the backend not the task, or the task's model
+            cannot be randomized so.
     """
     try:
         return make_env(
@@ -78,7 +81,12 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan) -> VecEnv:
             seed=cfg.experiment.seed,
             options=PhysicsOptions(num_threads=plan.physics_threads, mjx_impl=cfg.env.mjx_impl),
             compiled=plan.compiled,
+            randomization=describe(cfg.randomization),
+            observation_history=cfg.env.observation_history,
         )
+    except RandomizationError as error:
+        field, problem = error.field, error.problem
+        raise ConfigError("config", field, error.value, problem=problem, fix=error.fix) from None
     except ZooError as error:
         name, problem = cfg.env.name, error.problem
         raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None
