@@ -165,9 +165,8 @@ class _Where:
 
     def __init__(self, mask: Tensor) -> None:
         self.mask = mask
-        on_cpu = mask.device.type == "cpu"
-        self.rows: Any = mask.nonzero().squeeze(-1) if on_cpu else slice(None)
-        self.nobody = on_cpu and not len(self.rows)
+        self.rows: Any = mask.nonzero().squeeze(-1) if mask.device.type == "cpu" else slice(None)
+        self.nobody = isinstance(self.rows, Tensor) and not len(self.rows)
 
     def write(self, target: Tensor, rows: Tensor) -> None:
         """Write `rows` `[n, ...]` of the concerned worlds into `target` `[N, ...]`."""

@@ -129,7 +129,7 @@ class _SimpleDofs:
     def __init__(self, model: mujoco.MjModel, batch: Batch) -> None:
         self._dofs = np.flatnonzero(model.dof_simplenum)
         self._bodies = model.dof_bodyid[self._dofs]
-        self._kinds = np.array([_inertia_of_dof(model, dof) for dof in self._dofs], dtype=int)
+        self._kinds = np.array([_inertia_of_dof(model, int(dof)) for dof in self._dofs], dtype=np.int64)
         if len(self._dofs):
             self._mass, self._inertia, self._armature = map(batch.expand, _INERTIAL)
             self._diagonal = batch.expand("dof_M0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from operator import attrgetter
+from typing import Any
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
 
@@ -112,7 +113,9 @@ class WarpPhysics(Physics):
             shared = getattr(owner, name)
             row = shared.numpy()[:1]
             check_layout(self.name, self.model, field, row[0])
-            rows = wp.array(row.repeat(self.num_worlds, 0), dtype=shared.dtype, device=self._wp_device)
+            rows: wp.array[Any] = wp.array(
+                row.repeat(self.num_worlds, 0), dtype=shared.dtype, device=self._wp_device
+            )
             setattr(owner, name, rows)
             self._per_world.setdefault(field, []).append(bridge.warp_to_torch(rows))
 

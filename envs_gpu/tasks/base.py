@@ -58,7 +58,7 @@ class Task(ABC):
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
     observation_noise_scale: Tensor | None = None
-    """`[D]` factor on the noise of each entry of the `policy` group, where a run asks for noise; None is 1."""
+    """`[D]` factor on the noise of each entry of the `policy` group, where a run asks for it; None is 1."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Backends that cannot run this task, name -> why, in a sentence."""
 

@@ -84,7 +84,8 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
     source = sources.get(field, file)
     problem, fix = _explain(first, default=getattr(getattr(DEFAULTS, section), key))
     where = "".join(f"[{i}]" if i.isdigit() else f".{i}" for i in index)
-    return ConfigError(source, field + where, first["input"], problem=problem, fix=fix + more)
+    value = NO_VALUE if first["type"] == "missing" else first["input"]
+    return ConfigError(source, field + where, value, problem=problem, fix=fix + more)
 
 
 def _source(field: str, sources: Mapping[str, str]) -> str | None:

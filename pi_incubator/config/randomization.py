@@ -137,7 +137,7 @@ class RandomizationSection(Section):
     observation_noise: DrawSection | None = None
     """Added at every step to each entry of the policy's observation, times the task's scale of it."""
     pushes: ElementsSection | None = None
-    """Added now and then to each velocity of the floating base (without one, of all joints), in m/s, rad/s."""
+    """Added now and then to each velocity of the floating base, or else of all joints, in m/s or rad/s."""
     initial_state: InitialStateSection | None = None
     """Offsets to the state that the task starts from."""
 
