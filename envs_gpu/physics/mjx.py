@@ -121,7 +121,7 @@ class MjxPhysics(Physics):
     def _rows_of(self, field: str, model: mjx.Model) -> jax.Array:
         """The model's own value of `field`, a row for each world."""
         value = torch.tensor(nominal(self.model, field), dtype=torch.float32)
-        check_layout(self.name, self.model, field, np.asarray(attrgetter(field)(model)))
+        check_layout(self.name, field, value.numpy(), np.asarray(attrgetter(field)(model)))
         rows = value.expand(self.num_worlds, *value.shape).contiguous().to(self.device)
         self._per_world[field] = [rows]
         return self._to_jax(rows)

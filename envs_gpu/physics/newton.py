@@ -26,7 +26,7 @@ from torch import Tensor
 from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, write_rows
 from envs_gpu.physics.warp import WarpPhysics
 
 _SIZES = ("nq", "nv", "nu", "na")
@@ -67,6 +67,8 @@ class NewtonPhysics(WarpPhysics):
                 theirs = getattr(self._solver.mjw_model, name)
                 theirs.assign(np.broadcast_to(getattr(model, name), theirs.numpy().shape))
             self._solver.mjw_model.opt.warn_overflow = 0
+            # Newton orders a body's principal axes in another way.
+            self._principal_axes = torch.tensor(_principal_axes(model, self._solver.mj_model), device=device)
             if options.per_world:
                 _check_same_order(model, self._solver.mj_model)
                 self._give_rows(self._solver.mjw_model)
@@ -75,6 +77,16 @@ class NewtonPhysics(WarpPhysics):
 
     def overflow(self) -> Tensor:
         return super().overflow() | overflowed(self._newton_overflow)
+
+    def randomize(self, field: str, values: Tensor, mask: Tensor) -> None:
+        sensing, stepping = self._per_world[field]
+        write_rows(sensing, mask, values)
+        write_rows(stepping, mask, self._as_held(field, values, self._solver.mjw_model))
+
+    def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
+        if field != "body_inertia" or model is self._model:
+            return values
+        return (self._principal_axes * values.double()[..., None, :]).sum(-1)
 
     def _advance(self, substeps: int) -> None:
         ours, theirs = self._data, self._solver.mjw_data
@@ -118,6 +130,17 @@ def _check_same_robot(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
         ours, theirs = getattr(scene, name), getattr(imported, name)
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
             raise UnsupportedModelError(f"newton imports this scene with another {name}")
+
+
+def _principal_axes(scene: mujoco.MjModel, imported: mujoco.MjModel) -> np.ndarray:
+    """`[body, 3, 3]`: moments around the scene's principal axes -> moments around the imported model's."""
+    turned = np.zeros((scene.nbody, 3, 3))
+    for body in range(scene.nbody):
+        ours, theirs = np.zeros(9), np.zeros(9)
+        mujoco.mju_quat2Mat(ours, scene.body_iquat[body])
+        mujoco.mju_quat2Mat(theirs, imported.body_iquat[body])
+        turned[body] = np.square(theirs.reshape(3, 3).T @ ours.reshape(3, 3))
+    return turned
 
 
 def _check_same_order(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:

@@ -21,7 +21,7 @@ from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
 from envs_gpu.physics._capsule_frame import correct_warp
 from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
 
 _CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
 
@@ -106,18 +106,27 @@ class WarpPhysics(Physics):
         self._load_model_state(state)
 
     def _give_rows(self, model: mjw.Model) -> None:
-        """Replace the per-world fields of `model`, one row for all worlds, by a row for each."""
+        """Replace the per-world fields of `model`, one row for all worlds, by a row for each.
+
+        Raises:
+            UnsupportedModelError: its row is not the scene's.
+        """
         for field in self.options.per_world:
             *path, name = field.split(".")
             owner = attrgetter(*path)(model) if path else model
             shared = getattr(owner, name)
             row = shared.numpy()[:1]
-            check_layout(self.name, self.model, field, row[0])
+            values = torch.tensor(nominal(self.model, field), device=self.device)
+            check_layout(self.name, field, self._as_held(field, values, model).cpu().numpy(), row[0])
             rows: wp.array[Any] = wp.array(
                 row.repeat(self.num_worlds, 0), dtype=shared.dtype, device=self._wp_device
             )
             setattr(owner, name, rows)
             self._per_world.setdefault(field, []).append(bridge.warp_to_torch(rows))
+
+    def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
+        """`values` `[..., *]` of the scene's `field` in the terms of `model`."""
+        return values
 
     def _advance(self, substeps: int) -> None:
         for _ in range(substeps):
