@@ -59,11 +59,13 @@ class SimEnv(VecEnv):
         self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
         noise = randomization.observation_noise
         self._perception = Perception(noise, task.observation_noise_scale, observation_history)
-        self._judge, self._look, self._perceive = self._judge_outcome, task.observe, self._perception.next
+        self._judge, self._look = self._judge_outcome, task.observe
+        self._perceive, self._perceive_first = self._perception.next, self._perception.first
         if compiled:
             self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
             self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
             self._perceive = torch.compile(self._perceive, dynamic=False, fullgraph=True)
+            self._perceive_first = torch.compile(self._perceive_first, dynamic=False, fullgraph=True)
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
@@ -96,7 +98,7 @@ class SimEnv(VecEnv):
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         action = action.clamp(self.task.action_low, self.task.action_high)
-        arriving = self._randomizer.before_step(action, self._random, self._episode_step)
+        arriving = self._randomizer.before_step(action, self._draws)
         self.physics.step(self.task.control(arriving), self.task.substeps)
         self._episode_step += 1
         episode = self._episode()
@@ -142,13 +144,15 @@ class SimEnv(VecEnv):
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
+        self._draws = self._random.draws(self._episode_step)
         self.obs = self._pack(_below(state, "obs.", self.device))
 
     def close(self) -> None:
         self.physics.close()
 
     def _episode(self) -> Episode:
-        return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
+        self._draws = self._random.draws(self._episode_step)
+        return Episode(self._episode_step, self._memory, self._draws)
 
     def _judge_outcome(
         self, state: PhysicsState, episode: Episode, action: Tensor, episode_return: Tensor
@@ -190,7 +194,7 @@ class SimEnv(VecEnv):
         """What worlds see that have just begun."""
         episode = self._episode()
         groups = self._look(self.physics.state, episode)
-        seen = self._perception.first({name: value.float() for name, value in groups.items()}, episode.random)
+        seen = self._perceive_first({name: value.float() for name, value in groups.items()}, episode.random)
         return self._pack(seen)
 
     def _show_starts(self, begun: Tensor, before: TensorDict) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from envs_gpu.randomize import Delay, Draw, Randomization
+from envs_gpu.draw import Draw
+from envs_gpu.randomize import Delay, Randomization
 from pi_incubator.config.randomization import DrawSection, RandomizationSection
 
 

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs_gpu import selection
+
 
 class PhysicsState(NamedTuple):
     """Views into the simulator's own memory, valid until the next `step` or `set_state`.
@@ -89,8 +91,13 @@ class Physics(ABC):
         keep every bit.
         """
 
-    def randomize(self, field: str, values: Tensor, mask: Tensor) -> None:
-        """Give the worlds where `mask` `[N]` is true `values` `[N, ...]` of their own of a model field.
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        """Give `worlds` values of their own of a model field.
+
+        Args:
+            field: one of `options.per_world`.
+            values: `[N, ...]`, in the field's shape.
+            worlds: mask `[N]` bool; or indices `[n]`, and then `values` are `[n, ...]`.
 
         What MuJoCo's compiler derives from a field (`dof_invweight0`, `body_invweight0`, which scale the
         softness of constraints) stays the model's on every backend, so that one can check the other. Sensors
@@ -100,14 +107,14 @@ class Physics(ABC):
             KeyError: the field is not one of `options.per_world`.
         """
         for view in self._per_world[field]:
-            write_rows(view, mask, values)
+            selection.write(view, worlds, values)
 
     def push(self, mask: Tensor, change: Tensor) -> None:
         """Add `change` `[N, nv]` to the velocities of the worlds where `mask` `[N]` is true.
 
         Sensors follow with the next `step`.
         """
-        write_rows(self.state.qvel, mask, self.state.qvel + change)
+        selection.write(self.state.qvel, mask, self.state.qvel + change)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -128,14 +135,6 @@ class Physics(ABC):
         everyone = torch.ones(self.num_worlds, dtype=torch.bool, device=self.device)
         for field in self._per_world:
             self.randomize(field, state[f"model.{field}"].to(self.device), everyone)
-
-
-def write_rows(target: Tensor, mask: Tensor, values: Tensor) -> None:
-    """Write the rows of `values` `[N, ...]` where `mask` `[N]` is true into `target`, without a host sync."""
-    if target.device.type == "cpu":
-        target[mask] = values[mask].to(target.dtype)
-    else:
-        target.copy_(torch.where(mask.view(-1, *[1] * (target.dim() - 1)), values.to(target.dtype), target))
 
 
 def nominal(model: mujoco.MjModel, field: str) -> np.ndarray:

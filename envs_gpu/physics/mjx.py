@@ -20,11 +20,11 @@ from mujoco import mjx
 from mujoco.mjx._src import collision_driver
 from torch import Tensor
 
-from envs_gpu import bridge
+from envs_gpu import bridge, selection
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal, write_rows
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
 
 Varied = dict[str, jax.Array]
 """Fields of the model in which worlds differ, by name, `[N, ...]`."""
@@ -88,16 +88,16 @@ class MjxPhysics(Physics):
         new_qpos, new_qvel = (self._to_jax(value, torch.float32) for value in (qpos, qvel))
         self._advance(self._carry, self._to_jax(mask, torch.bool), new_qpos, new_qvel, 0)
 
-    def randomize(self, field: str, values: Tensor, mask: Tensor) -> None:
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
         # JAX may still read the old rows: it gets new ones.
         rows = bridge.to_torch(self._varied[field]).clone()
-        write_rows(rows, mask, values)
+        selection.write(rows, worlds, values)
         self._varied[field] = self._to_jax(rows)
         self._per_world[field] = [rows]
 
     def push(self, mask: Tensor, change: Tensor) -> None:
         qvel = self.state.qvel.clone()
-        write_rows(qvel, mask, qvel + change)
+        selection.write(qvel, mask, qvel + change)
         self._carry = self._carry._replace(qvel=self._to_jax(qvel))
         self._show()
 

@@ -81,8 +81,8 @@ class MujocoPhysics(Physics):
         self.state.qvel[rows] = qvel[rows].double()
         self._evaluate_sensors(worlds)
 
-    def randomize(self, field: str, values: Tensor, mask: Tensor) -> None:
-        super().randomize(field, values, mask)
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        super().randomize(field, values, worlds)
         if self._simple and field in _INERTIAL:
             self._simple.update()
 

@@ -23,10 +23,10 @@ import warp as wp
 from newton.solvers import SolverMuJoCo
 from torch import Tensor
 
-from envs_gpu import bridge
+from envs_gpu import bridge, selection
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflowed
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, write_rows
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.physics.warp import WarpPhysics
 
 _SIZES = ("nq", "nv", "nu", "na")
@@ -68,7 +68,7 @@ class NewtonPhysics(WarpPhysics):
                 theirs.assign(np.broadcast_to(getattr(model, name), theirs.numpy().shape))
             self._solver.mjw_model.opt.warn_overflow = 0
             # Newton orders a body's principal axes in another way.
-            self._principal_axes = torch.tensor(_principal_axes(model, self._solver.mj_model), device=device)
+            self._principal_axes = torch.tensor(_principal_axes(model, self._solver.mjw_model), device=device)
             if options.per_world:
                 _check_same_order(model, self._solver.mj_model)
                 self._give_rows(self._solver.mjw_model)
@@ -78,10 +78,10 @@ class NewtonPhysics(WarpPhysics):
     def overflow(self) -> Tensor:
         return super().overflow() | overflowed(self._newton_overflow)
 
-    def randomize(self, field: str, values: Tensor, mask: Tensor) -> None:
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
         sensing, stepping = self._per_world[field]
-        write_rows(sensing, mask, values)
-        write_rows(stepping, mask, self._as_held(field, values, self._solver.mjw_model))
+        selection.write(sensing, worlds, values)
+        selection.write(stepping, worlds, self._as_held(field, values, self._solver.mjw_model))
 
     def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
         if field != "body_inertia" or model is self._model:
@@ -132,13 +132,15 @@ def _check_same_robot(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
             raise UnsupportedModelError(f"newton imports this scene with another {name}")
 
 
-def _principal_axes(scene: mujoco.MjModel, imported: mujoco.MjModel) -> np.ndarray:
+def _principal_axes(scene: mujoco.MjModel, imported: mjw.Model) -> np.ndarray:
     """`[body, 3, 3]`: moments around the scene's principal axes -> moments around the imported model's."""
     turned = np.zeros((scene.nbody, 3, 3))
+    frames = imported.body_iquat.numpy()[0].astype(float)
+    frames /= np.linalg.norm(frames, axis=-1, keepdims=True)
     for body in range(scene.nbody):
         ours, theirs = np.zeros(9), np.zeros(9)
         mujoco.mju_quat2Mat(ours, scene.body_iquat[body])
-        mujoco.mju_quat2Mat(theirs, imported.body_iquat[body])
+        mujoco.mju_quat2Mat(theirs, frames[body])
         turned[body] = np.square(theirs.reshape(3, 3).T @ ours.reshape(3, 3))
     return turned
 

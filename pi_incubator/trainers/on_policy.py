@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from envs_gpu.draw import RandomizationError
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
-from envs_gpu.randomize import RandomizationError
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint

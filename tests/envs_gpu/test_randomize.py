@@ -8,11 +8,12 @@ import pytest
 import scipy.stats
 import torch
 
+from envs_gpu.draw import Draw, RandomizationError
 from envs_gpu.make import make_env
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.random import WorldRandom
-from envs_gpu.randomize import Delay, Draw, Randomization, RandomizationError, Randomizer
+from envs_gpu.randomize import Delay, Randomization, Randomizer
 from envs_gpu.terms.tangent import Tangent
 from envs_gpu.zoo import ZooError
 
@@ -83,6 +84,17 @@ def everyone(num_worlds=N):
     return torch.ones(num_worlds, dtype=torch.bool)
 
 
+def fields_of(randomizer):
+    """What every world's model has, name -> `[N, ...]` float64."""
+    return randomizer.knobs.fields(torch.arange(len(randomizer.knobs.numbers)))
+
+
+def drawn(randomizer, knob):
+    """The numbers `[N, elements, width]` of the elements that the knob turns."""
+    numbers = randomizer.knobs.of(knob)
+    return numbers[:, (numbers != numbers[:1]).any(0).any(-1)]
+
+
 def start(model, num_worlds=N):
     """The box slides and turns, the arm hangs out sideways."""
     qpos, qvel = torch.tensor(model.qpos0).repeat(num_worlds, 1), torch.zeros(num_worlds, model.nv)
@@ -126,7 +138,7 @@ def test_each_knob_moves_the_world_as_c_does(engine, knob, model):
     physics, randomizer = build(engine, model, Randomization(**{knob: KNOBS[knob]}))
     played, nominal = play(physics), referee(model, {}, 0)
     for world in range(N):
-        expected = referee(model, randomizer._fields, world)
+        expected = referee(model, fields_of(randomizer), world)
         torch.testing.assert_close(played[world], expected, rtol=TOLERANCE[engine], atol=TOLERANCE[engine])
         assert (expected - nominal).abs().max() > 5e-3
     assert len(played.unique(dim=0)) > 2  # two may pull as hard as the servo can
@@ -137,7 +149,7 @@ def test_all_knobs_at_once_move_the_world_as_c_does(engine, model):
     physics, randomizer = build(engine, model, Randomization(**KNOBS))
     played = play(physics)
     for world in range(N):
-        expected = referee(model, randomizer._fields, world)
+        expected = referee(model, fields_of(randomizer), world)
         torch.testing.assert_close(played[world], expected, rtol=TOLERANCE[engine], atol=TOLERANCE[engine])
 
 
@@ -178,8 +190,8 @@ def test_a_push_adds_to_velocities_of_the_chosen(engine, model):
 def test_knobs_multiply(model):
     knobs = {name: KNOBS[name] for name in ("gains", "motor_strength", "damping", "mass", "inertia")}
     _, randomizer = build("mujoco", model, Randomization(**knobs))
-    value = {name: randomizer._knobs[name].values[..., 0].numpy() for name in knobs}
-    fields = {name: field.numpy() for name, field in randomizer._fields.items()}
+    value = {name: randomizer.knobs.of(name)[..., 0].numpy() for name in knobs}
+    fields = {name: field.numpy() for name, field in fields_of(randomizer).items()}
     strength, gains = value["motor_strength"], value["gains"]
     damping = value["damping"][:, model.actuator_trnid[:, 0]]
     servo, brake = 0, 1  # kp = 20, kv = 1; kv = 0.5
@@ -214,7 +226,7 @@ def test_numbers_are_distributed_as_stated(knob, shape, model):
     element = "*_arm" if knob == "com" else "*"
     draw = Draw(**{**vars(draw), "names": element})
     _, randomizer = build("mujoco", model, Randomization(**{knob: draw}), num_worlds=2000, seed=5)
-    numbers = randomizer._knobs[knob].values[:, randomizer._knobs[knob].chosen].flatten(1)  # [N, elements]
+    numbers = drawn(randomizer, knob).flatten(1)
     for column in numbers.T.numpy():
         assert scipy.stats.kstest(column, stated.cdf).pvalue > 1e-3
     if numbers.shape[1] > 1:  # every element has numbers of its own
@@ -222,14 +234,14 @@ def test_numbers_are_distributed_as_stated(knob, shape, model):
         assert np.abs(correlation - np.eye(len(correlation))).max() < 0.1
     shared = Draw(**{**vars(draw), "shared": True})
     _, randomizer = build("mujoco", model, Randomization(**{knob: shared}))
-    numbers = randomizer._knobs[knob].values[:, randomizer._knobs[knob].chosen]
+    numbers = drawn(randomizer, knob)
     assert torch.equal(numbers, numbers[:, :1].expand_as(numbers))
 
 
 def test_patterns_choose_elements(model):
     draw = Draw(low=2.0, high=3.0, names="*_arm")
     _, randomizer = build("mujoco", model, Randomization(mass=draw))
-    changed = (randomizer._fields["body_mass"] != torch.tensor(model.body_mass)).all(0)
+    changed = (fields_of(randomizer)["body_mass"] != torch.tensor(model.body_mass)).all(0)
     assert [model.body(i).name for i in range(model.nbody) if changed[i]] == ["upper_arm", "lower_arm"]
 
 
