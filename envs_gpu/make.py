@@ -14,6 +14,7 @@ from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from envs_gpu.physics.mujoco import available_cores
 from envs_gpu.pixels import PixelOptions, PixelStack
+from envs_gpu.randomize import Randomization
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 from envs_gpu.tasks.base import Task
@@ -87,6 +88,8 @@ def make_env(
     model: str | None = None,
     pixels: PixelOptions | None = None,
     episode_length_s: float | None = None,
+    randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+    observation_history: int = 1,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
@@ -100,6 +103,7 @@ def make_env(
         UnsupportedModelError: the backend cannot run this task.
         ZooError: the family's package is not installed, or a policy cannot handle the env.
         PixelError: the worlds cannot be drawn as asked for.
+        RandomizationError: the task's model cannot have what `randomization` describes.
     """
     if is_zoo_name(name):
         if model is not None:
@@ -107,6 +111,9 @@ def make_env(
         if pixels or episode_length_s:
             given = "env.pixels" if pixels else "env.episode_length_s"
             raise ZooError(f"{given} is for our own tasks only", f"set {given} to null")
+        if not randomization.is_off or observation_history > 1:
+            problem = f"{name} brings its own physics and observations, which cannot be randomized or stacked"
+            raise ZooError(problem, "leave randomization out and env.observation_history at 1")
         family, env_name = find(name)
         env = family.make(env_name, num_envs, device, seed, first_world)
         env.book.share.limit = guards.max_broken_share
@@ -119,6 +126,7 @@ def make_env(
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
+    options = replace(options, per_world=randomization.model_fields)
     if chosen == "newton":
         options = replace(options, mjcf=scene_text(task.scene()))
     return SimEnv(
@@ -131,6 +139,8 @@ def make_env(
         compiled,
         guards,
         _pixel_maker(pixels, num_envs, device, options),
+        randomization,
+        observation_history,
     )
 
 

@@ -13,10 +13,12 @@ from torch import Tensor
 from envs_gpu.dump import Scene
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.models import compile_model, naming
+from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.pixels import GROUP as PIXELS
 from envs_gpu.pixels import NoPixels
 from envs_gpu.random import WorldRandom
+from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
@@ -38,6 +40,11 @@ class SimEnv(VecEnv):
         compiled: run the task's functions through `torch.compile`.
         guards: what is done about worlds whose simulation blows up.
         make_pixels: draws the worlds of the task's scene as an observation; None draws nothing.
+        randomization: what differs between worlds.
+        observation_history: how many of its last observations the policy sees in one row, oldest first.
+
+    Raises:
+        RandomizationError: the task's model cannot have what `randomization` describes.
     """
 
     def __init__(
@@ -51,6 +58,8 @@ class SimEnv(VecEnv):
         compiled: bool = False,
         guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
         make_pixels: Callable[[mujoco.MjSpec], NoPixels] | None = None,
+        randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+        observation_history: int = 1,
     ) -> None:
         self.task = task
         scene = task.scene()
@@ -67,7 +76,11 @@ class SimEnv(VecEnv):
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
+        self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
+        noise = randomization.observation_noise
+        self._perception = Perception(noise, task.observation_noise_scale, observation_history)
         self._judge, self._look = self._judge_outcome, task.observe
+        self._perceive, self._perceive_first = self._perception.next, self._perception.first
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
@@ -84,6 +97,8 @@ class SimEnv(VecEnv):
         self.task.outcome(self.physics.state, self._episode(), action)
         self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
         self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
+        self._perceive = torch.compile(self._perceive, dynamic=False, fullgraph=True)
+        self._perceive_first = torch.compile(self._perceive_first, dynamic=False, fullgraph=True)
         self.reset(seed)
 
     def reset(self, seed: int) -> TensorDict:
@@ -99,7 +114,7 @@ class SimEnv(VecEnv):
     def restart(self, mask: Tensor) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
         self._restart(mask)
-        self.obs = self._observe()
+        self._show_starts(mask, self.obs)
         return self.obs
 
     def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -113,26 +128,25 @@ class SimEnv(VecEnv):
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         given, action = action, action.clamp(self.task.action_low, self.task.action_high)
-        ctrl = self.task.control(action)
+        ctrl = self.task.control(self._randomizer.before_step(action, self._draws))
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
         self._episode_step += 1
+        episode = self._episode()
         observation, self._memory, reward, terminated, truncated, broken_by, metrics, totals = self._judge(
-            self.physics.state, self._episode(), action, given, self._episode_return
+            self.physics.state, episode, action, given, self._episode_return
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
         self._pixels.advance(self.physics.state.qpos)
-        final_obs = self._pack(observation)
+        final_obs = self._pack(self._perceive(observation, self.obs["policy"], episode.random))
         self.obs = final_obs
         done = terminated | truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
             self._guards.isolate(broken_by, self._episode_step)
             self._restart(done)
-            fresh = self._observe()
-            # The other worlds keep the bits that they had: those do not depend on who else was reset.
-            self.obs = final_obs.apply(lambda old, new: _choose(done, new, old), fresh)
+            self._show_starts(done, final_obs)
         return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics, broken_by != 0)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -155,6 +169,7 @@ class SimEnv(VecEnv):
         state |= {f"random.{name}": value for name, value in self._random.state_dict().items()}
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
+        state |= {f"randomizer.{name}": value for name, value in self._randomizer.state_dict().items()}
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
         state |= {f"pixels.{name}": value for name, value in self._pixels.state_dict().items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
@@ -163,10 +178,12 @@ class SimEnv(VecEnv):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.physics.load_state_dict(_below(state, "physics.", self.device))
         self._random.load_state_dict(_below(state, "random.", self.device))
+        self._randomizer.load_state_dict(_below(state, "randomizer.", self.device))
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
         self._pixels.load_state_dict(_below(state, "pixels.", self.device))
+        self._draws = self._random.draws(self._episode_step)
         self.obs = self._pack(_below(state, "obs.", self.device))
         self._guards.forget()
 
@@ -182,7 +199,8 @@ class SimEnv(VecEnv):
         self._pixels.close()
 
     def _episode(self) -> Episode:
-        return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
+        self._draws = self._random.draws(self._episode_step)
+        return Episode(self._episode_step, self._memory, self._draws)
 
     def _judge_outcome(
         self, state: PhysicsState, episode: Episode, action: Tensor, given: Tensor, episode_return: Tensor
@@ -218,12 +236,25 @@ class SimEnv(VecEnv):
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        self.place(done, *self.task.initial_state(self._episode()))
+        self._randomizer.restart(done, self._random.draws())
+        episode = self._episode()
+        self.place(done, *self._randomizer.start(*self.task.initial_state(episode), episode.random))
 
     def _observe(self) -> TensorDict:
-        groups = self._look(self.physics.state, self._episode())
+        """What worlds see that have just begun."""
+        episode = self._episode()
+        groups = self._look(self.physics.state, episode)
         # Finite even where a world starts broken: its first step will tell.
-        return self._pack({name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in groups.items()})
+        groups = {name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in groups.items()}
+        return self._pack(self._perceive_first(groups, episode.random))
+
+    def _show_starts(self, begun: Tensor, before: TensorDict) -> None:
+        """Observe the worlds where `begun` `[N]` is true; the others keep every bit of `before`.
+
+        Those do not depend on who else was reset.
+        """
+        fresh = self._observe()
+        self.obs = before.apply(lambda old, new: _choose(begun, new, old), fresh)
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         observation = observation | self._pixels.observation()

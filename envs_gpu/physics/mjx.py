@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
@@ -13,17 +14,21 @@ import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 import torch
 from mujoco import mjx
 from mujoco.mjx._src import collision_driver, derivative
 from torch import Tensor
 
-from envs_gpu import bridge
+from envs_gpu import bridge, selection
 from envs_gpu.physics import _saturated_motors, backend
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics._solver import without_pgs
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
+
+Varied = dict[str, jax.Array]
+"""Fields of the model in which worlds differ, by name, `[N, ...]`."""
 
 
 class Carry(NamedTuple):
@@ -51,8 +56,8 @@ class MjxPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjx_impl`; with `warp` also `max_contacts` and `max_constraints`: `jax` makes room for every
-            contact that the model can have.
+        options: `mjx_impl` and `per_world`; with `warp` also `max_contacts` and `max_constraints`, while `jax`
+            makes room for every contact that the model can have.
 
     Raises:
         NotImplementedError: the model has a feature that MJX lacks; the message is MJX's own.
@@ -68,6 +73,7 @@ class MjxPhysics(Physics):
         jax_device = jax.devices(device.type)[device.index or 0]
         # Flattening a model takes JAX longer than launching the program: once here, not at every call.
         mjx_model, mjx_data, self.room = _put(model, num_worlds, options, jax_device)
+        self._varied = {field: self._rows_of(field, mjx_model) for field in options.per_world}
         self._constants, structure = jax.tree.flatten((mjx_model, mjx_data))
         self._program = _program(structure)
         self._nobody = jax.device_put(jnp.zeros(num_worlds, bool), jax_device)
@@ -84,6 +90,19 @@ class MjxPhysics(Physics):
         new_qpos, new_qvel = (self._to_jax(value, torch.float32) for value in (qpos, qvel))
         self._advance(self._carry, self._to_jax(mask, torch.bool), new_qpos, new_qvel, 0)
 
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        # JAX may still read the old rows: it gets new ones.
+        rows = bridge.to_torch(self._varied[field]).clone()
+        selection.write(rows, worlds, values)
+        self._varied[field] = self._to_jax(rows)
+        self._per_world[field] = [rows]
+
+    def push(self, mask: Tensor, change: Tensor) -> None:
+        qvel = self.state.qvel.clone()
+        selection.write(qvel, mask, qvel + change)
+        self._carry = self._carry._replace(qvel=self._to_jax(qvel))
+        self._show()
+
     def overflow_bits(self) -> Tensor:
         return overflow_of(bridge.to_torch(self._carry.overflow))
 
@@ -91,17 +110,27 @@ class MjxPhysics(Physics):
         self._carry = self._carry._replace(overflow=jnp.zeros_like(self._carry.overflow))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: bridge.to_torch(array).clone() for name, array in self._carry._asdict().items()}
+        carry = {name: bridge.to_torch(array).clone() for name, array in self._carry._asdict().items()}
+        return carry | self._model_state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         arrays = {name: self._to_jax(state[name].to(self.device).clone()) for name in Carry._fields}
         self._carry = Carry(**arrays)
+        self._load_model_state(state)
         self._show()
+
+    def _rows_of(self, field: str, model: mjx.Model) -> jax.Array:
+        """The model's own value of `field`, a row for each world."""
+        value = torch.tensor(nominal(self.model, field), dtype=torch.float32)
+        check_layout(self.name, field, value.numpy(), np.asarray(attrgetter(field)(model)))
+        rows = value.expand(self.num_worlds, *value.shape).contiguous().to(self.device)
+        self._per_world[field] = [rows]
+        return self._to_jax(rows)
 
     def _advance(
         self, carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array, substeps: int
     ) -> None:
-        self._carry = self._program(self._constants, carry, mask, qpos, qvel, substeps)
+        self._carry = self._program(self._constants, self._varied, carry, mask, qpos, qvel, substeps)
         self._show()
 
     def _show(self) -> None:
@@ -181,6 +210,7 @@ def _program(structure: jax.tree_util.PyTreeDef) -> Callable[..., Carry]:
 def _advance(
     model: mjx.Model,
     blank: mjx.Data,
+    varied: Varied,
     carry: Carry,
     mask: jax.Array,
     qpos: jax.Array,
@@ -195,13 +225,13 @@ def _advance(
     carry = _restart(carry, mask, qpos, qvel)
 
     def substep(_: int, carry: Carry) -> Carry:
-        return _dynamics(mjx.step, model, blank, carry)
+        return _dynamics(mjx.step, model, blank, varied, carry)
 
     before = carry.sensordata
     carry = jax.lax.fori_loop(0, substeps, substep, carry)
     if not before.shape[-1]:
         return carry
-    sensed = _dynamics(mjx.forward, model, blank, carry)
+    sensed = _dynamics(mjx.forward, model, blank, varied, carry)
     fresh = (substeps > 0) | mask[:, None]
     return carry._replace(sensordata=jnp.where(fresh, sensed.sensordata, before))
 
@@ -221,19 +251,24 @@ def _restart(carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array) ->
 
 
 def _dynamics(
-    function: Callable[[mjx.Model, mjx.Data], mjx.Data], model: mjx.Model, blank: mjx.Data, carry: Carry
+    function: Callable[[mjx.Model, mjx.Data], mjx.Data],
+    model: mjx.Model,
+    blank: mjx.Data,
+    varied: Varied,
+    carry: Carry,
 ) -> Carry:
     """`mjx.step` or `mjx.forward` of every world; only what `Carry` holds survives, XLA drops the rest."""
 
-    def world(carry: Carry) -> Carry:
+    def world(varied: Varied, carry: Carry) -> Carry:
+        own = model.tree_replace(varied)
         fields = carry._asdict()
         overflow = fields.pop("overflow")
         data = blank.replace(**fields)
         if model.impl == mjx.Impl.WARP:
-            data = function(model, data.tree_replace({"_impl.overflow": overflow}))
+            data = function(own, data.tree_replace({"_impl.overflow": overflow}))
             overflow = data._impl.overflow
         else:
-            data = function(model, data)
+            data = function(own, data)
         return Carry(**{name: getattr(data, name) for name in fields}, overflow=overflow)
 
-    return jax.vmap(world)(carry)
+    return jax.vmap(world)(varied, carry)

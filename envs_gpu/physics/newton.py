@@ -8,6 +8,7 @@ compiled from the scene as it is, senses.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
@@ -22,7 +23,7 @@ import warp as wp
 from newton.solvers import SolverMuJoCo
 from torch import Tensor
 
-from envs_gpu import bridge
+from envs_gpu import bridge, selection
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._solver import without_pgs
@@ -45,7 +46,7 @@ class NewtonPhysics(WarpPhysics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjcf`, the same scene as text; `max_contacts`, `max_constraints`.
+        options: `mjcf`, the same scene as text; `per_world`, `max_contacts`, `max_constraints`.
 
     Raises:
         UnsupportedModelError: Newton cannot read the scene, or makes another robot of it.
@@ -67,6 +68,11 @@ class NewtonPhysics(WarpPhysics):
                 theirs = getattr(self._solver.mjw_model, name)
                 theirs.assign(np.broadcast_to(getattr(model, name), theirs.numpy().shape))
             self._solver.mjw_model.opt.warn_overflow = 0
+            # Newton orders a body's principal axes in another way.
+            self._principal_axes = torch.tensor(_principal_axes(model, self._solver.mjw_model), device=device)
+            if options.per_world:
+                _check_same_order(model, self._solver.mj_model)
+                self._give_rows(self._solver.mjw_model)
         self._newton_overflow = bridge.warp_to_torch(self._solver.mjw_data.overflow)
         wp.synchronize_device(self._wp_device)
 
@@ -76,6 +82,16 @@ class NewtonPhysics(WarpPhysics):
     def clear_overflow(self) -> None:
         super().clear_overflow()
         self._newton_overflow.zero_()
+
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        sensing, stepping = self._per_world[field]
+        selection.write(sensing, worlds, values)
+        selection.write(stepping, worlds, self._as_held(field, values, self._solver.mjw_model))
+
+    def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
+        if field != "body_inertia" or model is self._model:
+            return values
+        return (self._principal_axes * values.double()[..., None, :]).sum(-1)
 
     def _advance(self, substeps: int) -> None:
         ours, theirs = self._data, self._solver.mjw_data
@@ -119,3 +135,32 @@ def _check_same_robot(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
         ours, theirs = getattr(scene, name), getattr(imported, name)
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
             raise UnsupportedModelError(f"newton imports this scene with another {name}")
+
+
+def _principal_axes(scene: mujoco.MjModel, imported: mjw.Model) -> np.ndarray:
+    """`[body, 3, 3]`: moments around the scene's principal axes -> moments around the imported model's."""
+    turned = np.zeros((scene.nbody, 3, 3))
+    frames = imported.body_iquat.numpy()[0].astype(float)
+    frames /= np.linalg.norm(frames, axis=-1, keepdims=True)
+    for body in range(scene.nbody):
+        ours, theirs = np.zeros(9), np.zeros(9)
+        mujoco.mju_quat2Mat(ours, scene.body_iquat[body])
+        mujoco.mju_quat2Mat(theirs, frames[body])
+        turned[body] = np.square(theirs.reshape(3, 3).T @ ours.reshape(3, 3))
+    return turned
+
+
+def _check_same_order(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
+    """Check by name that rows of the scene's fields are rows of Newton's; its names end in the scene's.
+
+    Raises:
+        UnsupportedModelError: Newton has other elements or another order: values would go to the wrong ones.
+    """
+    for kind, number in (("body", scene.nbody), ("geom", scene.ngeom), ("joint", scene.njnt)):
+        ours, theirs = ([getattr(model, kind)(i).name for i in range(number)] for model in (scene, imported))
+        for name, label in zip(ours, theirs, strict=True):
+            if not re.search(rf"(^|[/_]){re.escape(name)}(_\d+)?$", label):
+                problem = f"has {label!r} where the scene has {kind} {name!r}"
+                raise UnsupportedModelError(f"newton {problem}: its worlds cannot be randomized")
+    if not np.array_equal(scene.actuator_trnid, imported.actuator_trnid):
+        raise UnsupportedModelError("newton orders the actuators otherwise: its worlds cannot be randomized")

@@ -54,6 +54,16 @@ class Weights:
     fall: float = -50.0
 
 
+@dataclass(frozen=True)
+class SensorNoise:
+    """How far a robot's sensors are off, where a run asks for noise of 1; as in Isaac Lab and mjlab."""
+
+    gravity: float = 0.05
+    turn_rad_s: float = 0.2
+    joint_rad: float = 0.01
+    joint_rad_s: float = 1.5
+
+
 class Velocity(Legged):
     """Track a velocity; a base that touches the ground, or tilts too far, has fallen.
 
@@ -67,6 +77,7 @@ class Velocity(Legged):
 
     commands = Commands()
     weights = Weights()
+    sensor_noise = SensorNoise()
     tracking_std_m_s = 0.5
     max_tilt_cosine = 0.5  # a base tilted by more than 60 degrees has fallen
     swing_s = (0.15, 0.4)
@@ -76,6 +87,11 @@ class Velocity(Legged):
         super().bind(model, device)
         reach = (self.commands.forward_m_s, self.commands.sideways_m_s, self.commands.turn_rad_s)
         self._command_reach = torch.tensor(reach, device=device)
+        noise, joints = self.sensor_noise, torch.ones(self._num_joints, device=device)
+        blocks = [(noise.gravity, 3), (noise.turn_rad_s, 3), (0.0, 3)]  # in the order of `observe`
+        base = torch.cat([torch.full((width,), scale, device=device) for scale, width in blocks])
+        pose = (noise.joint_rad * joints, noise.joint_rad_s * joints, 0.0 * joints)
+        self.observation_noise_scale = torch.cat((base, *pose))
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random

@@ -60,6 +60,8 @@ class Task(ABC):
     """Physics timesteps per control step (frame skip)."""
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
+    observation_noise_scale: Tensor | None = None
+    """`[D]` factor on the noise of each entry of the `policy` group, where a run asks for it; None is 1."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Backends that cannot run this task, name -> why, in a sentence."""
     rounding_factor: ClassVar[float] = 1.0

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from math import gcd, isqrt
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from pi_incubator.config.randomization import RandomizationSection
+from pi_incubator.config.section import Section, cross_field_error
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # Files give a list, which is no tuple: the outer type is lenient, each size stays a strict integer.
@@ -21,14 +23,6 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Rules shared by every section."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class ExperimentSection(Section):
@@ -80,6 +74,8 @@ class EnvSection(Section):
     """Constraint rows that every world has room for (warp, newton, mjx on Warp); null counts the scene's."""
     episode_length_s: Positive | None = None
     """Simulated seconds after which training cuts an episode off; null and evaluation go by the task."""
+    observation_history: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Observations that the policy sees in one row, the last ones, oldest first."""
     pixels: PixelsSection | None = None
     """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
 
@@ -226,6 +222,8 @@ class ExperimentConfig(Section):
     """The simulated worlds."""
     guards: GuardsSection = GuardsSection()
     """What is done about worlds that broke."""
+    randomization: RandomizationSection = RandomizationSection()
+    """What differs between the worlds of a training; evaluation runs in the nominal world."""
     network: NetworkSection = NetworkSection()
     """The policy and value networks."""
     algorithm: AlgorithmSection = AlgorithmSection()
@@ -266,7 +264,7 @@ class ExperimentConfig(Section):
         if self.batch_size % minibatch_size:
             sizes = _nearest_divisors(self.batch_size, minibatch_size)
             envs = _nearest_multiples(minibatch_size // gcd(minibatch_size, horizon), num_envs)
-            raise _cross_field_error(
+            raise cross_field_error(
                 field="algorithm.minibatch_size",
                 value=minibatch_size,
                 problem=f"must divide {batch}",
@@ -275,7 +273,7 @@ class ExperimentConfig(Section):
         if (self.network.name == "cnn") != (self.env.pixels is not None):
             raise _pixels_error(self.network.name, self.env.pixels)
         if self.training.total_steps < self.batch_size:
-            raise _cross_field_error(
+            raise cross_field_error(
                 field="training.total_steps",
                 value=self.training.total_steps,
                 problem=f"must be at least one iteration, {batch}",
@@ -284,17 +282,13 @@ class ExperimentConfig(Section):
         return self
 
 
-def _cross_field_error(**context: Any) -> PydanticCustomError:
-    return PydanticCustomError("cross_field", "{field} = {value}: {problem}; {fix}", context)
-
-
-def _pixels_error(network: str, pixels: PixelsSection | None) -> PydanticCustomError:
+def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
     """Policies see pixels or vectors: a network and an env that disagree about it."""
     if pixels is None:
         problem, fix = "env.pixels = null draws nothing for it to see", "set env.pixels to {}, or this to mlp"
     else:
         problem, fix = "it cannot see env.pixels", "set it to cnn, or env.pixels to null"
-    return _cross_field_error(field="network.name", value=network, problem=problem, fix=fix)
+    return cross_field_error(field="network.name", value=network, problem=problem, fix=fix)
 
 
 def _nearest_divisors(number: int, near: int) -> list[int]:

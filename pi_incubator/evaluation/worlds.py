@@ -19,7 +19,8 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
     """`num_envs` worlds of the run's task, at most `MAX_WORLDS`.
 
     Not the training env: that may have many more worlds than there are episodes to run. Not compiled either:
-    a few thousand steps do not repay it.
+    a few thousand steps do not repay it. And not randomized: every policy is judged in the nominal world, so
+    that figures of runs with other randomizations can be compared.
     """
     return make_env(
         cfg.env.name,
@@ -30,6 +31,7 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         options=physics_options(cfg.env, cfg.compute.physics_threads),
         model=cfg.env.model,
         pixels=pixel_options(cfg),
+        observation_history=cfg.env.observation_history,
     )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from envs_gpu.draw import RandomizationError
 from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
 from envs_gpu.make import check_model_choice, make_env
@@ -22,6 +23,7 @@ from pi_incubator.errors import DivergedError
 from pi_incubator.evaluation.worlds import physics_options, pixel_options
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
+from pi_incubator.randomization import describe
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
 from pi_incubator.trainers.rollout import Rollout
@@ -77,7 +79,8 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
     """The env of a run, which dumps broken worlds into its `folder`, if there is one.
 
     Raises:
-        ConfigError: a policy here cannot handle the env, the backend not the task, or nothing can be drawn.
+        ConfigError: a policy here cannot handle the env, the backend not the task, nothing can be drawn, or
+            the task's model cannot be randomized so.
     """
     try:
         check_model_choice(cfg.env.name, cfg.env.model)
@@ -98,6 +101,8 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
             model=cfg.env.model,
             pixels=pixel_options(cfg),
             episode_length_s=cfg.env.episode_length_s,
+            randomization=describe(cfg.randomization),
+            observation_history=cfg.env.observation_history,
         )
     except ModelChoiceError as error:
         problem, fix = error.problem, error.fix
@@ -105,6 +110,9 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
     except PixelError as error:
         field, fix = f"env.pixels.{error.key}", error.fix
         raise ConfigError("config", field, error.value, problem=error.problem, fix=fix) from None
+    except RandomizationError as error:
+        field, problem = error.field, error.problem
+        raise ConfigError("config", field, error.value, problem=problem, fix=error.fix) from None
     except ZooError as error:
         name, problem = cfg.env.name, error.problem
         raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None
