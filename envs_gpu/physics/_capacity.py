@@ -59,7 +59,7 @@ def capacity(
         geom_pairs: `[P, 2]` the pairs of geoms that collision detection considers.
         options: `max_contacts` and `max_constraints` come first.
     """
-    contacts = sum(_pair_points(*model.geom_type[pair]) for pair in geom_pairs)
+    contacts = sum(_pair_points(*model.geom_type[pair].tolist()) for pair in geom_pairs)
     if contacts > _PAIRWISE_LIMIT:
         contacts = max(_PAIRWISE_LIMIT, _CONTACTS_PER_GEOM * len(np.unique(geom_pairs)))
     contacts = options.max_contacts or max(contacts, 1)

@@ -56,7 +56,7 @@ class MjxPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjx_impl` and `per_world`; with `warp` also `max_contacts` and `max_constraints`, while `jax`
+        options: `mjx_impl` and `per_world`; with `warp` also `max_contacts`, `max_constraints`, where `jax`
             makes room for every contact that the model can have.
 
     Raises:

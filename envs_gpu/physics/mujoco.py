@@ -15,6 +15,9 @@ from envs_gpu.physics import backend
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 _DISABLE, _JOINT, _SAME = mujoco.mjtDisableBit, mujoco.mjtJoint, mujoco.mjtSameFrame
+_WARNING = mujoco.mjtWarning
+_FATAL = [int(_WARNING.mjWARN_INERTIA), int(_WARNING.mjWARN_BADCTRL)]
+"""Warnings after which a world is not the model's any more, though its state is finite."""
 _INERTIAL = ("body_mass", "body_inertia", "dof_armature")
 """What the diagonal of a simple body's mass matrix is made of."""
 
@@ -68,7 +71,9 @@ class MujocoPhysics(Physics):
         # What the solver starts from shall be a function of the state.
         self._warmstart[:] = 0.0
         self._disabled[:] = self._stepping
+        self._batch.warning[:] = 0
         self._batch.step(None, substeps)
+        self._spoil_warned()
         self._evaluate_sensors(None)
 
     def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -108,6 +113,12 @@ class MujocoPhysics(Physics):
             sensordata=torch.from_numpy(self._sensordata),
             time=view("time"),
         )
+
+    def _spoil_warned(self) -> None:
+        """Make the worlds NaN that C warned of: it takes a control that is NaN for zero, and goes on."""
+        warned = self._batch.warning[:, _FATAL, 1].any(1)
+        if warned.any():
+            self.state.qpos[torch.from_numpy(warned)] = torch.nan
 
     def _evaluate_sensors(self, worlds: np.ndarray | None) -> None:
         """Sensors of the state as it is, of `worlds` or of all."""

@@ -74,8 +74,8 @@ def test_a_world_breaks_alone_for_every_cause(cause, tmp_path):
         env.check()
 
 
-def test_a_world_that_c_stops_simulating_is_broken():
-    """`mujoco.rollout` repeats the state of a world from C's first warning on: finite, and in the past."""
+def test_a_world_that_c_simulates_without_its_controls_is_broken():
+    """C takes a control that is NaN for zero: the state stays finite, and is not the task's."""
     env = make()
     env.step(actions(env, 1)[0])
     control = env.task.control
