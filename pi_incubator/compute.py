@@ -69,10 +69,10 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     if lack := lacks_device(backend, device):
         fix = "pip install -e '.[cuda]', or set env.backend to warp"
         raise ConfigError("compute", "env.backend", backend, problem=lack, fix=fix)
-    reasons = (device_reason, backend_reason, threads_reason, compile_reason)
+    reasons = [device_reason, backend_reason, threads_reason, compile_reason]
     if cfg.env.pixels:
-        reasons += (choose_renderer(cfg.env.pixels.renderer)[1],)
-    return ComputePlan(device, backend, num_threads, physics_threads, compiled, reasons)
+        reasons.append(choose_renderer(cfg.env.pixels.renderer)[1])
+    return ComputePlan(device, backend, num_threads, physics_threads, compiled, tuple(reasons))
 
 
 def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:

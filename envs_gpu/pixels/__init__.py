@@ -84,7 +84,8 @@ class Painter(ABC):
 class NoPixels:
     """The null object: an env that is not drawn."""
 
-    shape = None
+    shape: tuple[int, int, int] | None = None
+    """Channels, height, width of the observation; None without one."""
 
     def advance(self, qpos: Tensor) -> None:
         """Nothing to draw."""
