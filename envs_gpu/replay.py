@@ -96,7 +96,7 @@ class Replay:
         if warned:
             return (
                 f"C MuJoCo warns ({', '.join(warned.warnings)}) in control step {-warned.age}, substep "
-                f"{warned.warned_in} of {header['substeps']}; its state stays finite, but the physics is not to be trusted"
+                f"{warned.warned_in} of {header['substeps']}; its state is finite, but not to be trusted"
             )
         if self.dump.causes == Cause.ACTION:
             return "the physics does not break: the policy's action was not finite, and clipping hid it"
