@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.physics.base import Physics, PhysicsState
-from envs_gpu.random import WorldRandom
+from envs_gpu.random import WorldRandom, draws
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
@@ -47,10 +47,13 @@ class SimEnv(VecEnv):
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
-        self._judge, self._look = self._judge_outcome, task.observe
+        self._judge, self._begin = self._judge_outcome, self._begin_episodes
+        self._start, self._draws = task.initial_state, draws
         if compiled:
-            self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
-            self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
+            self._judge, self._begin, self._start, self._draws = (
+                torch.compile(function, dynamic=False, fullgraph=True)
+                for function in (self._judge, self._begin, self._start, self._draws)
+            )
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
@@ -63,14 +66,12 @@ class SimEnv(VecEnv):
         everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._totals: Tensor | None = None
         self._memory: dict[str, Tensor] = {}
-        self._restart(everyone)
-        self.obs = self._observe()
+        self.obs = self._restart(everyone, {})
         return self.obs
 
     def restart(self, mask: Tensor) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
-        self._restart(mask)
-        self.obs = self._observe()
+        self.obs = self._restart(mask, dict(self.obs.items()))
         return self.obs
 
     def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -95,10 +96,7 @@ class SimEnv(VecEnv):
         done = terminated | truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
-            self._restart(done)
-            fresh = self._observe()
-            # The other worlds keep the bits that they had: those do not depend on who else was reset.
-            self.obs = final_obs.apply(lambda old, new: torch.where(done.unsqueeze(-1), new, old), fresh)
+            self.obs = self._restart(done, observation)
         return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics)
 
     def pop_metrics(self) -> dict[str, float]:
@@ -133,7 +131,8 @@ class SimEnv(VecEnv):
         self.physics.close()
 
     def _episode(self) -> Episode:
-        return Episode(self._episode_step, self._memory, self._random.draws(self._episode_step))
+        block = self._draws(self._random.key, self._random.counter, self._episode_step)
+        return Episode(self._episode_step, self._memory, block)
 
     def _judge_outcome(
         self, state: PhysicsState, episode: Episode, action: Tensor, episode_return: Tensor
@@ -162,16 +161,27 @@ class SimEnv(VecEnv):
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
         return observation, memory, reward, terminated, truncated, metrics, totals
 
-    def _restart(self, done: Tensor) -> None:
-        """Start the worlds where `done` `[N]` is true anew."""
+    def _restart(self, done: Tensor, last: dict[str, Tensor]) -> TensorDict:
+        """Start the worlds where `done` `[N]` is true anew; gives what they see then, and `last` of the others."""
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        self.place(done, *self.task.initial_state(self._episode()))
+        episode = self._episode()
+        # At the very start there is neither memory nor observation yet: other inputs, not worth a compilation.
+        start, begin = (self._start, self._begin) if last else (self.task.initial_state, self._begin_episodes)
+        self.physics.set_state(done, *start(episode))
+        self._memory, fresh = begin(self.physics.state, episode, done, last)
+        return self._pack(fresh)
 
-    def _observe(self) -> TensorDict:
-        groups = self._look(self.physics.state, self._episode())
-        return self._pack({name: value.float() for name, value in groups.items()})
+    def _begin_episodes(
+        self, state: PhysicsState, episode: Episode, done: Tensor, last: dict[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
+        begun = self.task.begin(state, episode)
+        memory = {name: _choose(done, new, episode.memory.get(name)) for name, new in begun.items()}
+        fresh = self.task.observe(state, episode._replace(memory=memory))
+        # The other worlds keep the bits that they had: those do not depend on who else was reset.
+        return memory, {name: _choose(done, new.float(), last.get(name)) for name, new in fresh.items()}
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)
