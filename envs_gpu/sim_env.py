@@ -162,12 +162,12 @@ class SimEnv(VecEnv):
         return observation, memory, reward, terminated, truncated, metrics, totals
 
     def _restart(self, done: Tensor, last: dict[str, Tensor]) -> TensorDict:
-        """Start the worlds where `done` `[N]` is true anew; gives what they see then, and `last` of the others."""
+        """Start the worlds where `done` `[N]` is true anew; gives what they see, `last` of the others."""
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
         episode = self._episode()
-        # At the very start there is neither memory nor observation yet: other inputs, not worth a compilation.
+        # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
         start, begin = (self._start, self._begin) if last else (self.task.initial_state, self._begin_episodes)
         self.physics.set_state(done, *start(episode))
         self._memory, fresh = begin(self.physics.state, episode, done, last)

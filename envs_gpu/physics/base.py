@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import mujoco
 import torch
@@ -62,6 +62,8 @@ class Physics(ABC):
     """The backend's name in the registry."""
     state: PhysicsState
     """The current state; the same views for the life of the object, unless the backend says otherwise."""
+    number_matters: ClassVar[str] = ""
+    """Why a world's last bits depend on the number of worlds, in a sentence; empty where they do not."""
 
     def __init__(
         self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions

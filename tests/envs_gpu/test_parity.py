@@ -20,6 +20,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs_gpu.parity import DEVIATIONS, READS_TEXT, Tolerance, rounded
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.random import WorldRandom
@@ -28,47 +29,9 @@ from envs_gpu.tasks.base import Episode
 
 CPU = torch.device("cpu")
 NUM_STEPS = 100
-FLOAT32_EPS = 2.0**-23
 NUM_WORLDS = {"warp": 64, "newton": 64, "mjx": 8, "mjx-warp": 8}
 ENGINES = ["warp", "newton", "mjx", pytest.param("mjx-warp", marks=pytest.mark.slow)]
 
-# Found with Newton 1.8 and not explained yet: further from the referee than float32 accounts for. The numbers
-# are the most that one control step added, to positions and to velocities.
-NOT_EXPLAINED = {
-    ("half_cheetah", "newton"): "7e-5 m or rad and 8e-3 m/s or rad/s",
-    ("inverted_double_pendulum", "newton"): "7e-6 m or rad and 1e-4 m/s or rad/s",
-    ("inverted_pendulum", "newton"): "3e-6 m or rad and 6e-5 m/s or rad/s",
-    ("reacher", "newton"): "2e-6 m or rad and 1e-5 m/s or rad/s",
-    ("swimmer", "newton"): "2e-6 m or rad and 3e-5 m/s or rad/s",
-}
-READS_TEXT = {"newton"}
-"""Engines that read the scene as MJCF, which has six digits: their referee reads the same text."""
-
-
-class Tolerance(NamedTuple):
-    """What one control step may add."""
-
-    qpos: float = 1e-6
-    """m and rad; float32's spacing is 2.4e-7 between 2 and 4."""
-    qvel: float = 1e-6
-    """m/s and rad/s."""
-    exceptions: float = 0.0
-    """Share of the steps that may exceed them."""
-
-
-# Ant's ankles reach 1e3 rad/s^2, of which float32 keeps seven digits at each of 20 Runge-Kutta stages. And
-# where a contact sets in its force jumps, by its damping times the speed: a foot within 1e-7 m of the margin
-# at one of the stages can touch in one engine and not in the other (seen in 1 step of 6,400, 4e-2 rad/s).
-ANT = Tolerance(qpos=1e-6, qvel=5e-5, exceptions=1e-3)
-TOLERANCES = {
-    ("ant", "warp"): ANT,
-    ("ant", "mjx-warp"): ANT,
-    # Newton holds masses, inertias and frames in float32: the model itself is a bit off, not only the state.
-    ("ant", "newton"): Tolerance(qpos=3e-6, qvel=1e-4),
-    # MJX ends Newton's method when the cost, a float32 sum, falls no further, which can be before the forces
-    # are right to more than four digits: tighter solver tolerances change no bit of it, float64 removes it.
-    ("ant", "mjx"): Tolerance(qpos=2e-5, qvel=1e-3, exceptions=2e-3),
-}
 # How much further than the control group's worlds may be: the median, and of many worlds the 90th percentile.
 # Measured with Ant: 1.9 at most (warp), 7 (mjx, of 8 worlds, for the reason above).
 CONTROL_GROUP_FACTOR = {"warp": 3.0, "newton": 3.0, "mjx-warp": 5.0, "mjx": 15.0}
@@ -99,8 +62,8 @@ def build(engine, model, num_worlds, mjcf=""):
 def skip_unsupported(name, engine):
     if reason := TASKS.get(name).unsupported.get(engine):
         pytest.skip(reason)
-    if apart := NOT_EXPLAINED.get((name, engine)):
-        pytest.xfail(f"{engine} is {apart} off in one control step")
+    if (known := DEVIATIONS.get((name, engine))) and not known.explained:
+        pytest.xfail(known.reason)
 
 
 def restart(physics, qpos, qvel):
@@ -109,14 +72,6 @@ def restart(physics, qpos, qvel):
 
 def snapshot(physics):
     return physics.state.qpos.double().clone(), physics.state.qvel.double().clone()
-
-
-def rounded(values, generator=None):
-    """As float32 has it; with a generator, off by up to one bit more."""
-    if generator is not None:
-        noise = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
-        values = values * (1 + FLOAT32_EPS * noise)
-    return values.float().double()
 
 
 @functools.cache
@@ -164,7 +119,8 @@ def test_one_step_from_every_state_of_the_referee(name, engine):
         reached = snapshot(physics)
         errors.append([(x - y[step]).abs().amax(-1) for x, y in zip(reached, path.after, strict=True)])
     qpos, qvel = (torch.stack(column) for column in zip(*errors, strict=True))  # [T, N]
-    tolerance = TOLERANCES.get((name, engine), Tolerance())
+    known = DEVIATIONS.get((name, engine))
+    tolerance = known.tolerance if known else Tolerance()
     exceeding = ((qpos > tolerance.qpos) | (qvel > tolerance.qvel)).double().mean()
     assert exceeding <= tolerance.exceptions, (
         f"{exceeding:.1e} of the steps, {qpos.max():.1e}, {qvel.max():.1e}"

@@ -311,7 +311,7 @@ def test_mjx_still_needs_the_capsule_correction():
 
 @pytest.mark.parametrize("num_restarted", [1, 16, 17, 128, 129])
 def test_a_few_worlds_restart_as_among_all(num_restarted, model, monkeypatch):
-    """On a CPU Warp evaluates few restarted worlds in a small batch: the same bits, and those of the future."""
+    """On a CPU Warp evaluates few restarted worlds in a small batch: the same bits, now and later."""
     num_worlds = 150
     ctrl = controls(model, 20, num_worlds)
     mask = torch.zeros(num_worlds, dtype=torch.bool)
