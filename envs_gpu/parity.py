@@ -91,15 +91,25 @@ def one_step_drift(
     model = scene.compile()
     task.bind(model, _CPU)
     engine = BACKENDS.get(backend)(model, num_worlds, _CPU, options)
-    model = without_pgs(model)  # which the engines lack, and whose 50 iterations end short of the solution
-    referee, control = (BACKENDS.get("mujoco")(model, num_worlds, _CPU, options) for _ in range(2))
+    drift = drift_of(engine, task, num_steps)
+    engine.close()
+    return drift
+
+
+def drift_of(engine: Physics, task: Task, num_steps: int) -> Drift:
+    """The same of worlds that exist already, bound to `task`; they are left somewhere on the way."""
+    # The engines lack PGS, whose 50 iterations end short of the solution.
+    model = without_pgs(engine.model)
+    referee, control = (
+        BACKENDS.get("mujoco")(model, engine.num_worlds, _CPU, PhysicsOptions()) for _ in range(2)
+    )
     errors = list(_errors(task, engine, referee, control, num_steps))
-    for physics in (engine, referee, control):
+    for physics in (referee, control):
         physics.close()
     ours, theirs = (
         Errors(*map(torch.cat, zip(*column, strict=True))) for column in zip(*errors, strict=True)
     )
-    return Drift(ours, theirs, FACTOR[backend] * task.rounding_factor)
+    return Drift(ours, theirs, FACTOR[engine.name] * task.rounding_factor)
 
 
 def _errors(

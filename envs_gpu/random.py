@@ -64,8 +64,7 @@ class WorldRandom:
 
     def draws(self, step: Tensor | None = None) -> Draws:
         """The numbers of every world's episode, or of its control step `step` `[N]` int64."""
-        block = _splitmix(self.key + self.counter * _GOLDEN)  # [N]
-        return Draws(block if step is None else _splitmix(block + _splitmix(step)))
+        return draws(self.key, self.counter, step)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"key": self.key.clone(), "counter": self.counter.clone()}
@@ -73,6 +72,12 @@ class WorldRandom:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.key.copy_(state["key"])
         self.counter.copy_(state["counter"])
+
+
+def draws(key: Tensor, counter: Tensor, step: Tensor | None = None) -> Draws:
+    """What `WorldRandom.draws` gives, of the generator's `key` and `counter` `[N]`."""
+    block = _splitmix(key + counter * _GOLDEN)  # [N]
+    return Draws(block if step is None else _splitmix(block + _splitmix(step)))
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:

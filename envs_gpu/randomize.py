@@ -21,7 +21,7 @@ from envs_gpu import selection
 from envs_gpu.draw import Draw
 from envs_gpu.model_knobs import KNOBS, ModelKnobs, element_names, matching
 from envs_gpu.physics.base import Physics
-from envs_gpu.random import Draws
+from envs_gpu.random import Draws, WorldRandom
 from envs_gpu.terms.tangent import Tangent
 
 # Draws of an episode or a step that no task uses, which count theirs from zero.
@@ -102,12 +102,12 @@ class Randomizer:
         self._sent = torch.zeros(num_worlds, delay.high + 1 if delay else 1, action_dim, device=device)
         self._delay = torch.zeros(num_worlds, dtype=torch.int64, device=device)
 
-    def restart(self, mask: Tensor, draws: Draws) -> None:
+    def restart(self, mask: Tensor, random: WorldRandom) -> None:
         """Draw anew for the worlds where `mask` `[N]` is true, which begin an episode."""
         worlds = selection.concerned(mask)
-        if selection.nobody(worlds):
+        if self._settings.is_off or selection.nobody(worlds):
             return
-        own = Draws(selection.take(draws.block, worlds))
+        own = Draws(selection.take(random.draws().block, worlds))
         self._turn(worlds, own, _AT_RESET)
         if delay := self._settings.action_delay:
             steps = own.uniform(_DELAY, 1, delay.low, delay.high + 1).squeeze(-1)

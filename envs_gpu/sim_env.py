@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import mujoco
 import torch
@@ -17,14 +19,37 @@ from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.pixels import GROUP as PIXELS
 from envs_gpu.pixels import NoPixels
-from envs_gpu.random import WorldRandom
+from envs_gpu.random import Draws, WorldRandom, draws
 from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
-_Judgement = tuple[
-    dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, Tensor, dict[str, Tensor], Tensor
-]
+
+class Clock(NamedTuple):
+    """What the random numbers of every world's control step come from; drawn inside the compiled pieces."""
+
+    key: Tensor
+    counter: Tensor
+    step: Tensor
+
+    def episode(self, memory: dict[str, Tensor]) -> Episode:
+        return Episode(self.step, memory, draws(*self))
+
+
+class Judgement(NamedTuple):
+    """What a control step led to, before any restart."""
+
+    observation: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    broken_by: Tensor
+    """`[N]` bits of `guards.Cause`, zero where a world is well."""
+    metrics: dict[str, Tensor]
+    totals: Tensor
+    """Sums over the worlds: steps, episodes, their returns and lengths, metrics."""
+    draws: Draws
 
 
 class SimEnv(VecEnv):
@@ -46,6 +71,11 @@ class SimEnv(VecEnv):
     Raises:
         RandomizationError: the task's model cannot have what `randomization` describes.
     """
+
+    _draws: Draws
+    """Of the control step that comes next."""
+    _seen: Tensor
+    """`[N, H D]` what the policy saw last."""
 
     def __init__(
         self,
@@ -79,8 +109,7 @@ class SimEnv(VecEnv):
         self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
         noise = randomization.observation_noise
         self._perception = Perception(noise, task.observation_noise_scale, observation_history)
-        self._judge, self._look = self._judge_outcome, task.observe
-        self._perceive, self._perceive_first = self._perception.next, self._perception.first
+        self._judge, self._start, self._begin = self._judge_outcome, self._start_states, self._begin_episodes
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
@@ -89,17 +118,15 @@ class SimEnv(VecEnv):
         widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
         self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
         if compiled:
-            self._compile(seed)
+            self._compile()
 
-    def _compile(self, seed: int) -> None:
+    def _compile(self) -> None:
         """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
         action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
         self.task.outcome(self.physics.state, self._episode(), action)
-        self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
-        self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
-        self._perceive = torch.compile(self._perceive, dynamic=False, fullgraph=True)
-        self._perceive_first = torch.compile(self._perceive_first, dynamic=False, fullgraph=True)
-        self.reset(seed)
+        compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
+        self._judge, self._start = compiled(self._judge), compiled(self._start)
+        self._begin = compiled(self._begin)
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
@@ -107,14 +134,13 @@ class SimEnv(VecEnv):
         self._totals: Tensor | None = None
         self._memory: dict[str, Tensor] = {}
         self._guards.forget()
-        self._restart(everyone)
-        self.obs = self._observe()
+        self.obs = self._restart(everyone, {})
         return self.obs
 
     def restart(self, mask: Tensor) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
-        self._restart(mask)
-        self._show_starts(mask, self.obs)
+        last = {group: value for group, value in self.obs.items() if group != PIXELS}
+        self.obs = self._restart(mask, last)
         return self.obs
 
     def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -132,22 +158,23 @@ class SimEnv(VecEnv):
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
         self._episode_step += 1
-        episode = self._episode()
-        observation, self._memory, reward, terminated, truncated, broken_by, metrics, totals = self._judge(
-            self.physics.state, episode, action, given, self._episode_return
+        judged = self._judge(
+            self.physics.state, self._clock(), self._memory, action, given, self._seen, self._episode_return
         )
-        self._totals = totals if self._totals is None else self._totals + totals
-        self._metric_names = tuple(metrics)
+        self._memory, self._draws, self._seen = judged.memory, judged.draws, judged.observation["policy"]
+        self._totals = judged.totals if self._totals is None else self._totals + judged.totals
+        self._metric_names = tuple(judged.metrics)
         self._pixels.advance(self.physics.state.qpos)
-        final_obs = self._pack(self._perceive(observation, self.obs["policy"], episode.random))
-        self.obs = final_obs
-        done = terminated | truncated
+        final_obs = self.obs = self._pack(judged.observation)
+        done = judged.terminated | judged.truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
-            self._guards.isolate(broken_by, self._episode_step)
-            self._restart(done)
-            self._show_starts(done, final_obs)
-        return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics, broken_by != 0)
+            self._guards.isolate(judged.broken_by, self._episode_step)
+            self.obs = self._restart(done, judged.observation)
+        broken = judged.broken_by != 0
+        return StepResult(
+            self.obs, judged.reward, judged.terminated, judged.truncated, final_obs, judged.metrics, broken
+        )
 
     def pop_metrics(self) -> dict[str, float]:
         self._guards.look()
@@ -184,7 +211,9 @@ class SimEnv(VecEnv):
         self._memory = _below(state, "memory.", self.device)
         self._pixels.load_state_dict(_below(state, "pixels.", self.device))
         self._draws = self._random.draws(self._episode_step)
-        self.obs = self._pack(_below(state, "obs.", self.device))
+        observation = _below(state, "obs.", self.device)
+        self._seen = observation["policy"]
+        self.obs = self._pack(observation)
         self._guards.forget()
 
     @property
@@ -198,14 +227,28 @@ class SimEnv(VecEnv):
         self.physics.close()
         self._pixels.close()
 
+    def _clock(self) -> Clock:
+        return Clock(self._random.key, self._random.counter, self._episode_step)
+
     def _episode(self) -> Episode:
-        self._draws = self._random.draws(self._episode_step)
-        return Episode(self._episode_step, self._memory, self._draws)
+        return self._clock().episode(self._memory)
 
     def _judge_outcome(
-        self, state: PhysicsState, episode: Episode, action: Tensor, given: Tensor, episode_return: Tensor
-    ) -> _Judgement:
-        """Everything between the physics step and the reset, in one compiled piece."""
+        self,
+        state: PhysicsState,
+        clock: Clock,
+        before: dict[str, Tensor],
+        action: Tensor,
+        given: Tensor,
+        seen: Tensor,
+        episode_return: Tensor,
+    ) -> Judgement:
+        """Everything between the physics step and the reset, in one compiled piece.
+
+        `before` is the memory before the step, `given` the action before it was clipped, `seen` what the
+        policy saw last.
+        """
+        episode = clock.episode(before)
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
         observation = self.task.observe(state, episode._replace(memory=memory))
@@ -229,32 +272,48 @@ class SimEnv(VecEnv):
         metrics["physics/broken"] = (~finite).float()
         counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
-        return observation, memory, reward, terminated, truncated, broken_by, metrics, totals
+        observation = self._perception.next(observation, seen, episode.random)
+        return Judgement(
+            observation, memory, reward, terminated, truncated, broken_by, metrics, totals, episode.random
+        )
 
-    def _restart(self, done: Tensor) -> None:
-        """Start the worlds where `done` `[N]` is true anew."""
+    def _restart(self, done: Tensor, last: dict[str, Tensor]) -> TensorDict:
+        """Start the worlds where `done` `[N]` is true anew; gives what they see, `last` of the others."""
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        self._randomizer.restart(done, self._random.draws())
-        episode = self._episode()
-        self.place(done, *self._randomizer.start(*self.task.initial_state(episode), episode.random))
+        self._randomizer.restart(done, self._random)
+        # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
+        start, begin = (self._start, self._begin) if last else (self._start_states, self._begin_episodes)
+        self.physics.set_state(done, *start(self._clock(), self._memory))
+        self._pixels.restart(done, self.physics.state.qpos)
+        self._memory, fresh, self._draws = begin(self.physics.state, self._clock(), self._memory, done, last)
+        self._seen = fresh["policy"]
+        return self._pack(fresh)
 
-    def _observe(self) -> TensorDict:
-        """What worlds see that have just begun."""
-        episode = self._episode()
-        groups = self._look(self.physics.state, episode)
+    def _start_states(self, clock: Clock, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        episode = clock.episode(memory)
+        return self._randomizer.start(*self.task.initial_state(episode), episode.random)
+
+    def _begin_episodes(
+        self,
+        state: PhysicsState,
+        clock: Clock,
+        before: dict[str, Tensor],
+        done: Tensor,
+        last: dict[str, Tensor],
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Draws]:
+        """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
+        episode = clock.episode(before)
+        begun = self.task.begin(state, episode)
+        memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
+        fresh = self.task.observe(state, episode._replace(memory=memory))
         # Finite even where a world starts broken: its first step will tell.
-        groups = {name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in groups.items()}
-        return self._pack(self._perceive_first(groups, episode.random))
-
-    def _show_starts(self, begun: Tensor, before: TensorDict) -> None:
-        """Observe the worlds where `begun` `[N]` is true; the others keep every bit of `before`.
-
-        Those do not depend on who else was reset.
-        """
-        fresh = self._observe()
-        self.obs = before.apply(lambda old, new: _choose(begun, new, old), fresh)
+        fresh = {name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in fresh.items()}
+        fresh = self._perception.first(fresh, episode.random)
+        # The other worlds keep the bits that they had: those do not depend on who else was reset.
+        fresh = {name: _choose(done, new, last.get(name)) for name, new in fresh.items()}
+        return memory, fresh, episode.random
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         observation = observation | self._pixels.observation()

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from operator import attrgetter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import mujoco
 import numpy as np
@@ -86,6 +86,8 @@ class Physics(ABC):
     """The current state; the same views for the life of the object, unless the backend says otherwise."""
     room: Capacity | None = None
     """What a world has room for; None where the simulator makes room as it needs it."""
+    number_matters: ClassVar[str] = ""
+    """Why a world's last bits depend on the number of worlds, in a sentence; empty where they do not."""
 
     def __init__(
         self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions

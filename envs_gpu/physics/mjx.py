@@ -65,6 +65,7 @@ class MjxPhysics(Physics):
     """
 
     name = "mjx"
+    number_matters = "XLA compiles every N anew"
 
     def __init__(
         self, model: mujoco.MjModel, num_worlds: int, device: torch.device, options: PhysicsOptions

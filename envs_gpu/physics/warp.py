@@ -25,6 +25,8 @@ from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
 
 _CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
+_FEW = (16, 128)
+"""On a CPU, up to so many worlds that restart are evaluated in a batch of that size, not among all."""
 
 
 @backend("warp")
@@ -77,6 +79,7 @@ class WarpPhysics(Physics):
         wp.synchronize_device(self._wp_device)  # what was uploaded on Warp's stream is used on torch's
         self._restart_graph = self._capture(self._restart)
         self._step_graphs: dict[int, wp.Graph] = {}
+        self._side_batches: dict[int, WarpPhysics] = {}
         self._launch(self._restart_graph)
 
     def step(self, ctrl: Tensor, substeps: int) -> None:
@@ -86,6 +89,13 @@ class WarpPhysics(Physics):
         self._launch(self._step_graphs[substeps])
 
     def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
+        if self.device.type == "cpu":
+            # Looking is free here, and the sensors of all worlds cost as much as one more timestep.
+            rows = mask.nonzero().squeeze(-1)
+            size = next((size for size in _FEW if len(rows) <= size < self.num_worlds), None)
+            if size is not None:
+                self._restart_few(rows, qpos[rows], qvel[rows], self._side_batch(size))
+                return
         self._mask.copy_(mask)
         self._qpos.copy_(qpos)
         self._qvel.copy_(qvel)
@@ -143,6 +153,24 @@ class WarpPhysics(Physics):
         # On a GPU contacts are summed in another order every time: the last bit of a force may differ.
         inputs = [self._restart_inputs[0], self._sensordata_before]
         wp.launch(keep_unmasked, data.sensordata.shape, inputs=inputs, outputs=[data.sensordata])
+
+    def _restart_few(self, rows: Tensor, qpos: Tensor, qvel: Tensor, side: WarpPhysics) -> None:
+        """Restart the worlds `rows` `[n]` in the first `n` worlds of `side`, and take every bit over."""
+        count = len(rows)
+        if not count:
+            return
+        side._overflow.zero_()
+        side._mask[:count], side._mask[count:] = True, False
+        side._qpos[:count], side._qvel[:count] = qpos, qvel
+        side._launch(side._restart_graph)
+        for name, tensor in self._tensors.items():
+            tensor[rows] = side._tensors[name][:count]
+        self._overflow[rows] |= side._overflow[:count]
+
+    def _side_batch(self, size: int) -> WarpPhysics:
+        if size not in self._side_batches:
+            self._side_batches[size] = WarpPhysics(self.model, size, self.device, self.options)
+        return self._side_batches[size]
 
     def _evaluate_sensors(self) -> None:
         """Sensors of the state as it is; derived quantities only, so the warm start survives."""

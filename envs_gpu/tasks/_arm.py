@@ -140,9 +140,8 @@ class Arm(Task):
 
 
 def _set_stage(spec: mujoco.MjSpec) -> None:
-    """Looked at from the side, with the robot's own camera on its wrist; its lamp is too bright for a sky."""
+    """Looked at from the side, without the robot's own camera."""
     add_stage(spec, -0.002)  # drawn below the base's plate, which the table's plane runs through
-    spec.delete(spec.light("spotlight"))
     spec.delete(spec.camera("front_cam"))
     spec.worldbody.add_camera(name="side", pos=CAMERA_M, quat=CAMERA_QUAT)
 

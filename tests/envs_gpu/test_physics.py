@@ -307,3 +307,22 @@ def test_mjx_still_needs_the_capsule_correction():
     along = data.geom_xmat[ankle].reshape(3, 3)[:, 2] * [1, 1, 0]
     np.testing.assert_allclose(frames["corrected"][1], along / np.linalg.norm(along), atol=1e-5)
     assert not np.allclose(frames["original"][1], frames["corrected"][1], atol=0.1)
+
+
+@pytest.mark.parametrize("num_restarted", [1, 16, 17, 128, 129])
+def test_a_few_worlds_restart_as_among_all(num_restarted, model, monkeypatch):
+    """On a CPU Warp evaluates few restarted worlds in a small batch: the same bits, now and later."""
+    num_worlds = 150
+    ctrl = controls(model, 20, num_worlds)
+    mask = torch.zeros(num_worlds, dtype=torch.bool)
+    mask[torch.randperm(num_worlds, generator=torch.Generator().manual_seed(2))[:num_restarted]] = True
+    among_all, aside = build("warp", model, num_worlds), build("warp", model, num_worlds)
+    for physics in (among_all, aside):
+        monkeypatch.setattr("envs_gpu.physics.warp._FEW", () if physics is among_all else (16, 128))
+        restart(physics)
+        play(physics, ctrl[:10])
+        restart(physics, mask, seed=5)
+    assert bool(aside._side_batches) == (num_restarted <= 128)
+    assert_same_bits(aside.state_dict(), among_all.state_dict())
+    assert aside.state.sensordata[mask].any()
+    assert_same_bits(play(aside, ctrl[10:]), play(among_all, ctrl[10:]))
