@@ -16,8 +16,7 @@ from mujoco import rollout
 from bench._loops import Loop
 from envs_gpu.make import make_task
 from envs_gpu.models import compile_model
-from envs_gpu.physics.base import PhysicsOptions
-from envs_gpu.physics.mujoco import MujocoPhysics, available_cores
+from envs_gpu.physics.mujoco import available_cores
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode
 from pi_incubator.config import ExperimentConfig
@@ -70,12 +69,12 @@ def make(settings: dict[str, Any]) -> PhysicsLoop:
 
 def _initial_states(rules: Any, model: mujoco.MjModel, num_envs: int, seed: int) -> np.ndarray:
     """States at the start of an episode `[N, state]`, as the task draws them."""
-    device = torch.device("cpu")
-    physics = MujocoPhysics(model, num_envs, device, PhysicsOptions())
-    everybody = torch.ones(num_envs, dtype=torch.bool)
-    physics.set_state(everybody, *rules.initial_state(Episode.first(WorldRandom(seed, num_envs, device))))
-    start = physics.state_dict()["full"].numpy()
-    physics.close()
+    random = WorldRandom(seed, num_envs, torch.device("cpu"))
+    qpos, qvel = rules.initial_state(Episode.first(random))
+    data = mujoco.MjData(model)
+    start = np.zeros((num_envs, mujoco.mj_stateSize(model, FULLPHYSICS)))
+    for row, data.qpos[:], data.qvel[:] in zip(start, qpos.numpy(), qvel.numpy(), strict=True):
+        mujoco.mj_getState(model, data, row, FULLPHYSICS)
     return start
 
 
