@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import mujoco
 import torch
 from mujoco import mjx
-from mujoco.mjx._src import collision_driver
+from mujoco.mjx._src import collision_driver, derivative
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import backend
+from envs_gpu.physics import _force_limit, backend
 from envs_gpu.physics._capacity import capacity, overflowed
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
@@ -120,6 +120,7 @@ def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) 
     if impl == "warp":
         return _put_warp(model, num_worlds, device)
     correct_mjx(collision_driver)
+    _force_limit.correct_mjx(derivative)
     model = copy.copy(model)
     # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are. The
     # deepest of its own are what it should have read, as long as it has a slot for each.
