@@ -21,7 +21,7 @@ from mujoco.mjx._src import collision_driver, derivative
 from torch import Tensor
 
 from envs_gpu import bridge, selection
-from envs_gpu.physics import _saturated_motors, backend
+from envs_gpu.physics import _force_limit, backend
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics._solver import without_pgs
@@ -155,7 +155,7 @@ def _put(
     if impl == "warp":
         return _put_warp(model, num_worlds, options, device)
     correct_mjx(collision_driver)
-    _saturated_motors.correct_mjx(derivative)
+    _force_limit.correct_mjx(derivative)
     model = copy.copy(model)
     # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are. The
     # deepest of its own are what it should have read, as long as it has a slot for each.
