@@ -64,8 +64,9 @@ class SimEnv(VecEnv):
         if compiled:
             self._judge = torch.compile(self._judge, dynamic=False, fullgraph=True)
             self._look = torch.compile(self._look, dynamic=False, fullgraph=True)
-            self._perceive = torch.compile(self._perceive, dynamic=False, fullgraph=True)
-            self._perceive_first = torch.compile(self._perceive_first, dynamic=False, fullgraph=True)
+            if noise:
+                self._perceive = torch.compile(self._perceive, dynamic=False, fullgraph=True)
+                self._perceive_first = torch.compile(self._perceive_first, dynamic=False, fullgraph=True)
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
