@@ -88,7 +88,8 @@ class ModelKnobs:
         """`[N, W + 2]`."""
         self._draw_tables([draws[name] for name in owners], device)
         timed = [name for name, draw in draws.items() if draw.per == "interval"]
-        self.num_timed = len(timed)
+        self.timed_fields = tuple(dict.fromkeys(field for name in timed for field in KNOBS[name].fields))
+        """What changes in the midst of an episode."""
         clocks = [timed.index(name) if name in timed else -1 for name in owners]
         self._clocks = torch.tensor(clocks, dtype=torch.int64, device=device)
         self._field_tables(fields, model, device)
@@ -124,7 +125,7 @@ class ModelKnobs:
         return fields
 
     def timed_columns(self, due: Tensor) -> Tensor:
-        """Which columns `[N, W]` turn where knobs per interval are `due` `[N, num_timed or more]`."""
+        """Which columns `[n, W]` turn where knobs per interval are `due` `[n, those knobs or more]`."""
         return due[:, self._clocks] & (self._clocks >= 0)
 
     def of(self, knob: str) -> Tensor:

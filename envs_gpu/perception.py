@@ -34,6 +34,8 @@ class Perception:
 
     def next(self, groups: dict[str, Tensor], before: Tensor, draws: Draws) -> dict[str, Tensor]:
         """A later one; `before` `[N, H D]` is what the policy saw last, oldest first."""
+        if self._noise is None and self._history == 1:
+            return groups
         seen = self._sense(groups, draws)
         if self._history > 1:
             seen = torch.cat((before[:, seen.shape[-1] :], seen), -1)

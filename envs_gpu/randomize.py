@@ -88,7 +88,11 @@ class Randomizer:
         self.knobs = ModelKnobs(draws, randomization.model_fields, model, num_worlds, device)
         intervals = [draw.interval_s for draw in draws.values() if draw.per == "interval"]
         intervals += [randomization.pushes.interval_s] if randomization.pushes else []
-        self._chance = control_dt / torch.tensor(intervals, dtype=torch.float64, device=device)
+        chance = control_dt / torch.tensor(intervals, dtype=torch.float64, device=device)
+        self._log_calm = torch.log1p(-chance.clamp(max=1.0))
+        """`[knobs per interval, and pushes]` logarithm of the chance that a control step brings none."""
+        self._wait = torch.zeros(num_worlds, len(intervals), dtype=torch.int64, device=device)
+        """Control steps until the next one."""
         self._tangent = Tangent(model, device)
         self._pushed = _pushed_dofs(model, randomization.pushes, device)
         self._position, self._velocity = (
@@ -109,6 +113,8 @@ class Randomizer:
             return
         own = Draws(selection.take(random.draws().block, worlds))
         self._turn(worlds, own, _AT_RESET)
+        if self._wait.shape[1]:
+            selection.write(self._wait, worlds, self._waits(own))
         if delay := self._settings.action_delay:
             steps = own.uniform(_DELAY, 1, delay.low, delay.high + 1).squeeze(-1)
             selection.write(self._delay, worlds, steps)
@@ -124,7 +130,7 @@ class Randomizer:
 
     def before_step(self, action: Tensor, draws: Draws) -> Tensor:
         """Push, turn what is due, and give the action `[N, A]` that reaches the motors now."""
-        if len(self._chance):
+        if self._wait.shape[1]:
             self._disturb(draws)
         if not self._settings.action_delay:
             return action
@@ -133,32 +139,44 @@ class Randomizer:
         return self._sent[world, self._sent.shape[1] - 1 - self._delay]
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {"knobs": self.knobs.numbers.clone(), "sent": self._sent.clone(), "delay": self._delay.clone()}
+        state = {"knobs": self.knobs.numbers, "sent": self._sent, "delay": self._delay, "wait": self._wait}
+        return {name: value.clone() for name, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.knobs.numbers.copy_(state["knobs"])
-        self._sent, self._delay = state["sent"].clone(), state["delay"].clone()
+        self._delay.copy_(state["delay"])
+        self._wait.copy_(state["wait"])
+        self._sent = state["sent"].clone()
+
+    def _waits(self, own: Draws) -> Tensor:
+        """Control steps until something comes that each step brings with the same chance (geometric)."""
+        unit = own.uniform(_WHEN, self._wait.shape[1])
+        return (torch.log1p(-unit) / self._log_calm).floor().long() + 1
 
     def _disturb(self, draws: Draws) -> None:
         """What happens in the midst of an episode, at random times."""
-        due = draws.uniform(_WHEN, len(self._chance)) < self._chance  # [N, knobs per interval, and pushes]
+        self._wait -= 1
+        due = self._wait <= 0  # [N, knobs per interval, and pushes]
         if due.device.type == "cpu" and not due.any():
             return
-        if self.knobs.num_timed:
-            turning = self.knobs.timed_columns(due)  # [N, W]
-            worlds = selection.concerned(turning.any(-1))
-            if not selection.nobody(worlds):
-                own = Draws(selection.take(draws.block, worlds))
-                self._turn(worlds, own, _AT_INTERVAL, selection.take(turning, worlds))
+        worlds = selection.concerned(due.any(-1))
+        due, own = selection.take(due, worlds), Draws(selection.take(draws.block, worlds))
+        wait = torch.where(due, self._waits(own), selection.take(self._wait, worlds))
+        selection.write(self._wait, worlds, wait)
+        if self.knobs.timed_fields:
+            self._turn(worlds, own, _AT_INTERVAL, self.knobs.timed_columns(due))
         if draw := self._settings.pushes:
-            self._physics.push(due[:, -1], self._offset(draw, self._pushed, draws, _PUSH))
+            change = self._offset(draw, self._pushed, own, _PUSH)
+            self._physics.push(worlds, torch.where(due[:, -1:], change, 0.0))
 
     def _turn(self, worlds: Tensor, own: Draws, stream: int, turning: Tensor | None = None) -> None:
         """New numbers for the knobs of some worlds, and what follows from them for the model."""
-        if self.knobs.num_lanes:
-            self.knobs.turn(worlds, own.uniform(stream, self.knobs.num_lanes), turning)
-            for field, values in self.knobs.fields(worlds).items():
-                self._physics.randomize(field, values, worlds)
+        if not self.knobs.num_lanes:
+            return
+        self.knobs.turn(worlds, own.uniform(stream, self.knobs.num_lanes), turning)
+        fields = self.knobs.fields(worlds)
+        for field in fields if turning is None else self.knobs.timed_fields:
+            self._physics.randomize(field, fields[field], worlds)
 
     def _offset(self, draw: Draw, dofs: Tensor, draws: Draws, stream: int) -> Tensor:
         """Numbers for `dofs` and zero for the others `[N, nv]`."""

@@ -129,12 +129,13 @@ class Physics(ABC):
         for view in self._per_world[field]:
             selection.write(view, worlds, values)
 
-    def push(self, mask: Tensor, change: Tensor) -> None:
-        """Add `change` `[N, nv]` to the velocities of the worlds where `mask` `[N]` is true.
+    def push(self, worlds: Tensor, change: Tensor) -> None:
+        """Add `change` to the velocities of `worlds`, given as in `randomize`: `[N, nv]`, or `[n, nv]`.
 
         Sensors follow with the next `step`.
         """
-        selection.write(self.state.qvel, mask, self.state.qvel + change)
+        qvel = self.state.qvel
+        selection.write(qvel, worlds, selection.take(qvel, worlds) + change)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:

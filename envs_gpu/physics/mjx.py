@@ -98,9 +98,9 @@ class MjxPhysics(Physics):
         self._varied[field] = self._to_jax(rows)
         self._per_world[field] = [rows]
 
-    def push(self, mask: Tensor, change: Tensor) -> None:
+    def push(self, worlds: Tensor, change: Tensor) -> None:
         qvel = self.state.qvel.clone()
-        selection.write(qvel, mask, qvel + change)
+        selection.write(qvel, worlds, selection.take(qvel, worlds) + change)
         self._carry = self._carry._replace(qvel=self._to_jax(qvel))
         self._show()
 

@@ -23,9 +23,9 @@ from pi_incubator.errors import DivergedError
 from pi_incubator.evaluation.worlds import physics_options, pixel_options
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
-from pi_incubator.randomization import describe
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
+from pi_incubator.trainers.randomization import describe
 from pi_incubator.trainers.rollout import Rollout
 
 ActFunction = Callable[[dict[str, Tensor], Tensor], Act]
