@@ -21,7 +21,7 @@ from envs_gpu import selection
 from envs_gpu.draw import Draw
 from envs_gpu.model_knobs import KNOBS, ModelKnobs, element_names, matching
 from envs_gpu.physics.base import Physics
-from envs_gpu.random import Draws, WorldRandom
+from envs_gpu.random import Draws
 from envs_gpu.terms.tangent import Tangent
 
 # Draws of an episode or a step that no task uses, which count theirs from zero.
@@ -106,12 +106,12 @@ class Randomizer:
         self._sent = torch.zeros(num_worlds, delay.high + 1 if delay else 1, action_dim, device=device)
         self._delay = torch.zeros(num_worlds, dtype=torch.int64, device=device)
 
-    def restart(self, mask: Tensor, random: WorldRandom) -> None:
+    def restart(self, mask: Tensor, draws: Draws) -> None:
         """Draw anew for the worlds where `mask` `[N]` is true, which begin an episode."""
         worlds = selection.concerned(mask)
-        if self._settings.is_off or selection.nobody(worlds):
+        if selection.nobody(worlds):
             return
-        own = Draws(selection.take(random.draws().block, worlds))
+        own = Draws(selection.take(draws.block, worlds))
         self._turn(worlds, own, _AT_RESET)
         if self._wait.shape[1]:
             selection.write(self._wait, worlds, self._waits(own))

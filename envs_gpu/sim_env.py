@@ -106,6 +106,7 @@ class SimEnv(VecEnv):
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
+        self._differ = not randomization.is_off
         self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
         noise = randomization.observation_noise
         self._perception = Perception(noise, task.observation_noise_scale, observation_history)
@@ -282,7 +283,8 @@ class SimEnv(VecEnv):
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        self._randomizer.restart(done, self._random)
+        if self._differ:
+            self._randomizer.restart(done, self._random.draws())
         # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
         start, begin = (self._start, self._begin) if last else (self._start_states, self._begin_episodes)
         self.physics.set_state(done, *start(self._clock(), self._memory))
