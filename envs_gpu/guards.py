@@ -14,6 +14,7 @@ from __future__ import annotations
 import enum
 import functools
 import logging
+import math
 import operator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ class Cause(enum.IntFlag):
     """What was not a number that one can go on with."""
 
     ACTION = 1
+    """The policy's, or the controls that the task made of it."""
     STATE = 2
     REWARD = 4
     OBSERVATION = 8
@@ -67,17 +69,16 @@ def causes(action: Tensor, state: PhysicsState, reward: Tensor, observation: dic
 
     Args:
         action: `[N, A]` as the policy gave it; clipping would hide that it was infinite.
-        state: after the step.
+        state: after the step; its controls are those of the step.
         reward: `[N]`.
         observation: groups `[N, ...]`.
     """
-    state_holds = [_everywhere(value.abs() < mujoco.mjMAXVAL) for value in (state.qpos, state.qvel)]
-    observation_holds = [_everywhere(group.isfinite()) for group in observation.values()]
-    holds = (  # in the order of `Cause`; a comparison with NaN is false
-        _everywhere(action.isfinite()),
-        state_holds[0] & state_holds[1],
+    limit, infinite = float(mujoco.mjMAXVAL), math.inf
+    holds = (  # in the order of `Cause`
+        _below_limit(action, infinite) & _below_limit(state.ctrl, infinite),
+        _below_limit(state.qpos, limit) & _below_limit(state.qvel, limit),
         reward.isfinite(),
-        functools.reduce(torch.logical_and, observation_holds),
+        functools.reduce(torch.logical_and, [_below_limit(x, infinite) for x in observation.values()]),
     )
     bits = 1 << torch.arange(len(holds), dtype=torch.uint8, device=reward.device)  # [4]
     return (~torch.stack(holds) * bits[:, None]).sum(0, dtype=torch.uint8)
@@ -297,9 +298,9 @@ def _below(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[str, Tensor
     return [(name.removeprefix(prefix), value) for name, value in tensors.items() if name.startswith(prefix)]
 
 
-def _everywhere(holds: Tensor) -> Tensor:
-    """`[N, ...]` -> `[N]`."""
-    return holds.flatten(1).all(1)
+def _below_limit(values: Tensor, limit: float) -> Tensor:
+    """`[N, ...]` -> `[N]` bool: every size is below `limit`, which that of NaN is not."""
+    return values.abs().flatten(1).amax(1) < limit
 
 
 def _advice(bits: int) -> str:

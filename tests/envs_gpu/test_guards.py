@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from envs_gpu.errors import BrokenWorldsError
-from envs_gpu.guards import Cause, GuardOptions
+from envs_gpu.guards import Cause, GuardOptions, causes
 from envs_gpu.make import make_env
-from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.physics.base import PhysicsOptions, PhysicsState
 
 CPU = torch.device("cpu")
 
@@ -224,3 +224,17 @@ def test_enough_room_is_silent_and_the_same_physics(caplog):
     assert roomy.pop_metrics()["physics/overflow"] == automatic.pop_metrics()["physics/overflow"] == 0
     assert not caplog.records
     assert "physics/overflow" not in make().pop_metrics()
+
+
+def test_compiled_sees_the_same_causes():
+    """NaN and infinity in every place: a reduction that skips NaN would miss it."""
+    env = make(num_envs=7)
+    state = PhysicsState(*(view.clone() for view in env.physics.state))
+    action, reward, obs = torch.zeros(7, 8), torch.zeros(7), {"policy": torch.zeros(7, 5)}
+    targets = [action, state.ctrl, state.qpos, state.qvel, reward.unsqueeze(-1), obs["policy"]]
+    expected = [Cause.ACTION, Cause.ACTION, Cause.STATE, Cause.STATE, Cause.REWARD, Cause.OBSERVATION, 0]
+    for bad in (torch.nan, torch.inf, -torch.inf):
+        for world, target in enumerate(targets):
+            target[world, -1] = bad
+        for function in (causes, torch.compile(causes, fullgraph=True)):
+            assert function(action, state, reward, obs).tolist() == expected
