@@ -37,6 +37,7 @@ ENGINES = ["warp", "newton", "mjx", pytest.param("mjx-warp", marks=pytest.mark.s
 # are the most that one control step added, to positions and to velocities.
 NOT_EXPLAINED = {
     ("half_cheetah", "newton"): "7e-5 m or rad and 8e-3 m/s or rad/s",
+    ("humanoid", "newton"): "4e-3 m or rad and 3e-1 m/s or rad/s",
     ("inverted_double_pendulum", "newton"): "7e-6 m or rad and 1e-4 m/s or rad/s",
     ("inverted_pendulum", "newton"): "3e-6 m or rad and 6e-5 m/s or rad/s",
     ("reacher", "newton"): "2e-6 m or rad and 1e-5 m/s or rad/s",
@@ -83,7 +84,7 @@ TOLERANCES = {
 # Measured with Ant: 1.9 at most (warp), 7 (mjx, of 8 worlds, for the reason above).
 CONTROL_GROUP_FACTOR = {"warp": 3.0, "newton": 3.0, "mjx-warp": 5.0, "mjx": 15.0}
 # Humanoid, which has fallen by then: 3.8 (warp, 90th percentile after 80 steps).
-HUMANOID_FACTOR = {"warp": 5.0, "newton": 5.0}
+HUMANOID_FACTOR = {"warp": 5.0}
 
 
 class Path(NamedTuple):
