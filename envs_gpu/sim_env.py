@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
+from typing import NamedTuple
 
 import mujoco
 import torch
@@ -14,6 +16,17 @@ from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.random import WorldRandom, draws
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+
+
+class Clock(NamedTuple):
+    """What the random numbers of every world's step come from; drawn inside the compiled pieces."""
+
+    key: Tensor
+    counter: Tensor
+    step: Tensor
+
+    def episode(self, memory: dict[str, Tensor]) -> Episode:
+        return Episode(self.step, memory, draws(*self))
 
 
 class SimEnv(VecEnv):
@@ -48,12 +61,11 @@ class SimEnv(VecEnv):
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
         self._judge, self._begin = self._judge_outcome, self._begin_episodes
-        self._start, self._draws = task.initial_state, draws
+        self._start = self._start_states
         if compiled:
-            self._judge, self._begin, self._start, self._draws = (
-                torch.compile(function, dynamic=False, fullgraph=True)
-                for function in (self._judge, self._begin, self._start, self._draws)
-            )
+            compile_ = functools.partial(torch.compile, dynamic=False, fullgraph=True)
+            self._judge, self._start = compile_(self._judge), compile_(self._start)
+            self._begin = compile_(self._begin)
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
@@ -87,7 +99,7 @@ class SimEnv(VecEnv):
         self.physics.step(self.task.control(action), self.task.substeps)
         self._episode_step += 1
         observation, self._memory, reward, terminated, truncated, metrics, totals = self._judge(
-            self.physics.state, self._episode(), action, self._episode_return
+            self.physics.state, self._clock(), self._memory, action, self._episode_return
         )
         self._totals = totals if self._totals is None else self._totals + totals
         self._metric_names = tuple(metrics)
@@ -130,14 +142,22 @@ class SimEnv(VecEnv):
     def close(self) -> None:
         self.physics.close()
 
+    def _clock(self) -> Clock:
+        return Clock(self._random.key, self._random.counter, self._episode_step)
+
     def _episode(self) -> Episode:
-        block = self._draws(self._random.key, self._random.counter, self._episode_step)
-        return Episode(self._episode_step, self._memory, block)
+        return self._clock().episode(self._memory)
 
     def _judge_outcome(
-        self, state: PhysicsState, episode: Episode, action: Tensor, episode_return: Tensor
+        self,
+        state: PhysicsState,
+        clock: Clock,
+        before: dict[str, Tensor],
+        action: Tensor,
+        episode_return: Tensor,
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """Everything between the physics step and the reset, in one compiled piece."""
+        """Everything between the physics step and the reset, in one compiled piece; `before`: the memory."""
+        episode = clock.episode(before)
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
         observation = self.task.observe(state, episode._replace(memory=memory))
@@ -166,19 +186,27 @@ class SimEnv(VecEnv):
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        episode = self._episode()
         # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
-        start, begin = (self._start, self._begin) if last else (self.task.initial_state, self._begin_episodes)
-        self.physics.set_state(done, *start(episode))
-        self._memory, fresh = begin(self.physics.state, episode, done, last)
+        start, begin = (self._start, self._begin) if last else (self._start_states, self._begin_episodes)
+        self.physics.set_state(done, *start(self._clock(), self._memory))
+        self._memory, fresh = begin(self.physics.state, self._clock(), self._memory, done, last)
         return self._pack(fresh)
 
+    def _start_states(self, clock: Clock, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        return self.task.initial_state(clock.episode(memory))
+
     def _begin_episodes(
-        self, state: PhysicsState, episode: Episode, done: Tensor, last: dict[str, Tensor]
+        self,
+        state: PhysicsState,
+        clock: Clock,
+        before: dict[str, Tensor],
+        done: Tensor,
+        last: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
+        episode = clock.episode(before)
         begun = self.task.begin(state, episode)
-        memory = {name: _choose(done, new, episode.memory.get(name)) for name, new in begun.items()}
+        memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
         fresh = self.task.observe(state, episode._replace(memory=memory))
         # The other worlds keep the bits that they had: those do not depend on who else was reset.
         return memory, {name: _choose(done, new.float(), last.get(name)) for name, new in fresh.items()}
