@@ -148,7 +148,7 @@ def check_same_seed(pair: Pair) -> tuple[Status, str]:
     for _ in range(2):
         start = {name: value.clone() for name, value in env.reset(SEED).items()}
         played.append(play(env, moves))
-    require_same(*played, "the same seed gave another trajectory")
+    require_same(played[0], played[1], "the same seed gave another trajectory")
     other = env.reset(SEED + 1)
     differs = any(not torch.equal(value, other[name]) for name, value in start.items())
     _require(differs, "another seed gave the same start")
