@@ -107,6 +107,8 @@ def show_robots(arguments: argparse.Namespace) -> int:
     """Every robot and model, and whether its files are here."""
     from envs_gpu.robots import ROBOTS, files_of, gymnasium_models, robot_model
 
+    root = os.environ.get("MENAGERIE_ROOT")
+    elsewhere = f"not in MENAGERIE_ROOT={root}" if root else "downloaded at first use"
     rows = {}
     for name, robot in ROBOTS.items():
         files = files_of(robot)
@@ -114,7 +116,7 @@ def show_robots(arguments: argparse.Namespace) -> int:
             "what": robot.description,
             "joints": len(list(robot_model(robot).joints)) if files else None,
             "menagerie": f"{robot.folder}, {robot.entry}",
-            "files": str(files) if files else "downloaded at first use, or set MENAGERIE_ROOT",
+            "files": str(files) if files else elsewhere,
         }
     print_table(rows, title="robots of MuJoCo Menagerie", first_column="robot")
     print(f"models that come with gymnasium, at hand: {', '.join(gymnasium_models())}")
@@ -175,11 +177,10 @@ def _examine(outcome: Outcome, display: _Display) -> None:
     pair = f"{outcome.task} on {outcome.backend}"
     line = display.add(pair)
     search_path = os.pathsep.join(filter(None, [str(SOURCE_ROOT), os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "envs_gpu.check", outcome.task, outcome.backend]
     began = "start"
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command,
+            worker_command(outcome),
             env=os.environ | {"PYTHONPATH": search_path},
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -201,6 +202,11 @@ def _examine(outcome: Outcome, display: _Display) -> None:
             process.kill()
             process.wait()
     display.done(line, f"{pair}: {'FAILED' if outcome.failed else 'ok'}")
+
+
+def worker_command(outcome: Outcome) -> list[str]:
+    """What checks a pair and prints one event a line."""
+    return [sys.executable, "-m", "envs_gpu.check", outcome.task, outcome.backend]
 
 
 def _events(process: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
