@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
+import mujoco
 import torch
 
+from envs_gpu.errors import ModelChoiceError
+from envs_gpu.guards import GuardOptions
 from envs_gpu.physics import BACKENDS
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
+from envs_gpu.physics.mujoco import available_cores
+from envs_gpu.pixels import PixelOptions, PixelStack
+from envs_gpu.randomize import Randomization
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
+from envs_gpu.tasks.base import Task
 from envs_gpu.vec_env import VecEnv
-from envs_gpu.zoo import find, is_zoo_name
+from envs_gpu.zoo import ZooError, find, is_zoo_name
 
 
 def choose_backend(backend: str, device: torch.device, name: str = "") -> tuple[str, str]:
@@ -38,6 +46,34 @@ def lacks_device(backend: str, device: torch.device) -> str | None:
     return None
 
 
+def check_model_choice(name: str, model: str | None) -> None:
+    """Check that a config names a robot if, and only if, its task takes one.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+        ModelChoiceError: it does not.
+    """
+    takes_model = not is_zoo_name(name) and TASKS.get(name).takes_model
+    if takes_model and model is None:
+        raise ModelChoiceError(f"{name} needs a robot", "set it to the path of an MJCF file")
+    if model is not None and not takes_model:
+        fix = "set it to null, or env.name to a task for any robot, such as hold_pose"
+        raise ModelChoiceError(f"{name} brings its own robot", fix)
+
+
+def make_task(name: str, model: str | None = None) -> Task:
+    """The task called `name`; `model` is the robot of a task that takes any, None its example.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+        ModelChoiceError: the task takes no `model`.
+    """
+    if model is None:
+        return TASKS.get(name)()
+    check_model_choice(name, model)
+    return TASKS.get(name)(model=model)
+
+
 def make_env(
     name: str,
     *,
@@ -48,25 +84,51 @@ def make_env(
     first_world: int = 0,
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
+    guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
+    model: str | None = None,
+    pixels: PixelOptions | None = None,
+    episode_length_s: float | None = None,
+    randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+    observation_history: int = 1,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
+    `model` is the MJCF file of a robot, for the tasks that take any; without it they take an example.
+    `pixels` adds a group of that name to the observations; `episode_length_s` replaces the task's own.
+
     Raises:
         UnknownNameError: no such task, env or backend; the message suggests the nearest.
+        ModelChoiceError: `model` is given and the task takes none.
+        ModelError: the scene cannot be compiled.
         UnsupportedModelError: the backend cannot run this task.
         ZooError: the family's package is not installed, or a policy cannot handle the env.
+        PixelError: the worlds cannot be drawn as asked for.
+        RandomizationError: the task's model cannot have what `randomization` describes.
     """
     if is_zoo_name(name):
+        if model is not None:
+            check_model_choice(name, model)
+        if pixels or episode_length_s:
+            given = "env.pixels" if pixels else "env.episode_length_s"
+            raise ZooError(f"{given} is for our own tasks only", f"set {given} to null")
+        if not randomization.is_off or observation_history > 1:
+            problem = f"{name} brings its own physics and observations, which cannot be randomized or stacked"
+            raise ZooError(problem, "leave randomization out and env.observation_history at 1")
         family, env_name = find(name)
-        return family.make(env_name, num_envs, device, seed, first_world)
+        env = family.make(env_name, num_envs, device, seed, first_world)
+        env.book.share.limit = guards.max_broken_share
+        return env
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
-    task = TASKS.get(name)()
+    task = make_task(name, model)
+    if episode_length_s:
+        task.max_episode_steps = max(1, round(episode_length_s / _control_dt(task)))
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
+    options = replace(options, per_world=randomization.model_fields)
     if chosen == "newton":
-        options = replace(options, mjcf=task.scene().to_xml())
+        options = replace(options, mjcf=scene_text(task.scene()))
     return SimEnv(
         name,
         task,
@@ -75,4 +137,22 @@ def make_env(
         seed,
         first_world,
         compiled,
+        guards,
+        _pixel_maker(pixels, num_envs, device, options),
+        randomization,
+        observation_history,
     )
+
+
+def _control_dt(task: Task) -> float:
+    """Simulated seconds per action."""
+    return task.scene().option.timestep * task.substeps
+
+
+def _pixel_maker(
+    pixels: PixelOptions | None, num_envs: int, device: torch.device, options: PhysicsOptions
+) -> Callable[[mujoco.MjSpec], PixelStack] | None:
+    if pixels is None:
+        return None
+    num_threads = options.num_threads or available_cores()
+    return lambda spec: PixelStack(spec, pixels, num_envs, device, num_threads)

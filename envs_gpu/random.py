@@ -34,7 +34,7 @@ class Draws(NamedTuple):
         lane = (self.block[:, None] & 0) + lane  # [N, width]
         bits = _splitmix(self.block[:, None] + lane * _GOLDEN)  # [N, width]
         unit = _shift_right(bits, 11).double() * 2.0**-53
-        return low + (high - low) * unit
+        return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
     def normal(self, draw: int, width: int) -> Tensor:
         """`[N, width]` float64 standard normal numbers (Box and Muller 1958)."""

@@ -47,13 +47,13 @@ class Renderer:
     ) -> None:
         self._model = _presentable(model, width, height)
         self._data = mujoco.MjData(self._model)
-        self._root, self._radius = _robot(self._model)
+        self._root, self._radius = find_robot(self._model)
         self._ground = _ground(self._model)
         self._camera = self._choose_camera(camera)
         self._scene = mujoco.MjvScene(self._model, maxgeom=10_000)
         self._option = mujoco.MjvOption()
         self._viewport = mujoco.MjrRect(0, 0, width, height)
-        self._gl = _make_gl_context(width, height)
+        self._gl = make_gl_context(width, height)
         self._gl.make_current()
         self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
@@ -108,7 +108,7 @@ def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjMod
     model.vis.global_.offwidth, model.vis.global_.offheight = width, height
     # Shadows only around the robot: a small map is sharp there, and drawn in half the time without a GPU.
     model.vis.quality.shadowsize = min(SHADOW_PIXELS, model.vis.quality.shadowsize)
-    model.vis.map.shadowclip = SHADOW_RADII * _robot(model)[1] / model.stat.extent
+    model.vis.map.shadowclip = SHADOW_RADII * find_robot(model)[1] / model.stat.extent
     model.vis.headlight.ambient = np.maximum(model.vis.headlight.ambient, 0.3)  # or shadows are black
     # From straight above, the ground's own shadow flickers on it where drivers round coarsely.
     straight_down = np.flatnonzero(model.light_dir[:, 2] < -0.999)
@@ -116,7 +116,8 @@ def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjMod
     model.light_dir0[straight_down] = LIGHT_DIRECTION
     ground = _ground(model)
     model.geom_size[ground, :2] = GROUND_M
-    materials = set(model.geom_matid[ground]) - {-1}
+    uneven = np.flatnonzero(model.geom_type == mujoco.mjtGeom.mjGEOM_HFIELD)
+    materials = set(model.geom_matid[np.concatenate((ground, uneven))]) - {-1}
     for material in materials:
         model.mat_texuniform[material] = True
         model.mat_texrepeat[material] = 1.0 / TILE_M
@@ -134,7 +135,7 @@ def _ground(model: mujoco.MjModel) -> NDArray[np.intp]:
     return np.flatnonzero(is_plane & (model.geom_quat[:, 0] == 1.0) & (model.geom_bodyid == 0))
 
 
-def _robot(model: mujoco.MjModel) -> tuple[int, float]:
+def find_robot(model: mujoco.MjModel) -> tuple[int, float]:
     """The body at the root of the first joint, and the radius in m of a ball around all that hangs on it."""
     if not model.njnt:
         return 0, model.stat.extent
@@ -146,7 +147,7 @@ def _robot(model: mujoco.MjModel) -> tuple[int, float]:
     return int(root), float((away + model.geom_rbound[geoms]).max(initial=0.1))
 
 
-def _make_gl_context(width: int, height: int) -> Any:
+def make_gl_context(width: int, height: int) -> Any:
     """MuJoCo's choice of OpenGL (`MUJOCO_GL`), or EGL where nobody chose and there is no screen.
 
     MuJoCo itself reads the variable once, when it is imported, and would not be imported at all where EGL

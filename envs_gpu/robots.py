@@ -15,6 +15,7 @@ import mujoco_menagerie
 import numpy as np
 
 from envs_gpu.errors import RobotUnavailableError
+from envs_gpu.models import load_model
 from envs_gpu.registry import UnknownNameError
 
 
@@ -172,7 +173,7 @@ def menagerie_model(folder: str, entry: str) -> mujoco.MjSpec:
             f"no files of the robot {folder!r}: {path} does not exist; set the environment variable "
             "MENAGERIE_ROOT to a folder laid out like MuJoCo Menagerie"
         )
-    return mujoco.MjSpec.from_file(str(path))
+    return load_model(path, trusted=True)
 
 
 def robot_model(robot: Robot) -> mujoco.MjSpec:
@@ -226,7 +227,7 @@ def gymnasium_model(name: str) -> mujoco.MjSpec:
     path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / f"{name}.xml"
     if not path.is_file():
         raise FileNotFoundError(f"gymnasium ships no model {name!r}: {path} does not exist")
-    spec = mujoco.MjSpec.from_file(str(path))
+    spec = load_model(path, trusted=True)
     for kind in ("body", "geom"):
         for number, element in enumerate(spec.worldbody.find_all(kind)):
             element.name = element.name or f"{kind}_{number}"

@@ -12,14 +12,21 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.dump import Scene
+from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
+from envs_gpu.models import compile_model, naming
+from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
-from envs_gpu.random import WorldRandom, draws
+from envs_gpu.pixels import GROUP as PIXELS
+from envs_gpu.pixels import NoPixels
+from envs_gpu.random import Draws, WorldRandom, draws
+from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
 
 class Clock(NamedTuple):
-    """What the random numbers of every world's step come from; drawn inside the compiled pieces."""
+    """What the random numbers of every world's control step come from; drawn inside the compiled pieces."""
 
     key: Tensor
     counter: Tensor
@@ -27,6 +34,22 @@ class Clock(NamedTuple):
 
     def episode(self, memory: dict[str, Tensor]) -> Episode:
         return Episode(self.step, memory, draws(*self))
+
+
+class Judgement(NamedTuple):
+    """What a control step led to, before any restart."""
+
+    observation: dict[str, Tensor]
+    memory: dict[str, Tensor]
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    broken_by: Tensor
+    """`[N]` bits of `guards.Cause`, zero where a world is well."""
+    metrics: dict[str, Tensor]
+    totals: Tensor
+    """Sums over the worlds: steps, episodes, their returns and lengths, metrics."""
+    draws: Draws
 
 
 class SimEnv(VecEnv):
@@ -40,7 +63,19 @@ class SimEnv(VecEnv):
         seed: of the worlds' random numbers.
         first_world: identity of the first world, for ranks of a distributed run.
         compiled: run the task's functions through `torch.compile`.
+        guards: what is done about worlds whose simulation blows up.
+        make_pixels: draws the worlds of the task's scene as an observation; None draws nothing.
+        randomization: what differs between worlds.
+        observation_history: how many of its last observations the policy sees in one row, oldest first.
+
+    Raises:
+        RandomizationError: the task's model cannot have what `randomization` describes.
     """
+
+    _draws: Draws
+    """Of the control step that comes next."""
+    _seen: Tensor
+    """`[N, H D]` what the policy saw last."""
 
     def __init__(
         self,
@@ -51,67 +86,98 @@ class SimEnv(VecEnv):
         seed: int = 0,
         first_world: int = 0,
         compiled: bool = False,
+        guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
+        make_pixels: Callable[[mujoco.MjSpec], NoPixels] | None = None,
+        randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+        observation_history: int = 1,
     ) -> None:
         self.task = task
-        model = task.scene().compile()
-        task.bind(model, device)
+        scene = task.scene()
+        model = compile_model(scene, task.source or f"task {name}")
+        with naming(f"task {name}"):
+            task.bind(model, device)
         self.physics = make_physics(model)
+        self._guards = Guards(
+            guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
+        )
+        self._overflow = OverflowWatch(self.physics)
+        self._pixels = make_pixels(task.scene()) if make_pixels else NoPixels()
         self._first_world = first_world
         num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
-        self._judge, self._begin = self._judge_outcome, self._begin_episodes
-        self._start = self._start_states
-        if compiled:
-            compile_ = functools.partial(torch.compile, dynamic=False, fullgraph=True)
-            self._judge, self._start = compile_(self._judge), compile_(self._start)
-            self._begin = compile_(self._begin)
+        self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
+        noise = randomization.observation_noise
+        self._perception = Perception(noise, task.observation_noise_scale, observation_history)
+        self._judge, self._start, self._begin = self._judge_outcome, self._start_states, self._begin_episodes
         self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
         self.reset(seed)
-        self.spec = replace(self.spec, obs_dims={group: value.shape[-1] for group, value in self.obs.items()})
+        widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
+        self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
+        if compiled:
+            self._compile()
+
+    def _compile(self) -> None:
+        """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
+        action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
+        self.task.outcome(self.physics.state, self._episode(), action)
+        compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
+        self._judge, self._start = compiled(self._judge), compiled(self._start)
+        self._begin = compiled(self._begin)
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
         everyone = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
         self._totals: Tensor | None = None
         self._memory: dict[str, Tensor] = {}
+        self._guards.forget()
         self.obs = self._restart(everyone, {})
         return self.obs
 
     def restart(self, mask: Tensor) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
-        self.obs = self._restart(mask, dict(self.obs.items()))
+        last = {group: value for group, value in self.obs.items() if group != PIXELS}
+        self.obs = self._restart(mask, last)
         return self.obs
 
     def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
         """Put the worlds where `mask` `[N]` is true into a given state; their episodes' clocks go on."""
         episode = self._episode()
         self.physics.set_state(mask, qpos, qvel)
+        self._pixels.restart(mask, self.physics.state.qpos)
         begun = self.task.begin(self.physics.state, episode)
         self._memory = {name: _choose(mask, new, episode.memory.get(name)) for name, new in begun.items()}
 
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
-        action = action.clamp(self.task.action_low, self.task.action_high)
-        self.physics.step(self.task.control(action), self.task.substeps)
+        given, action = action, action.clamp(self.task.action_low, self.task.action_high)
+        ctrl = self.task.control(self._randomizer.before_step(action, self._draws))
+        self._guards.remember(ctrl)
+        self.physics.step(ctrl, self.task.substeps)
         self._episode_step += 1
-        observation, self._memory, reward, terminated, truncated, metrics, totals = self._judge(
-            self.physics.state, self._clock(), self._memory, action, self._episode_return
+        judged = self._judge(
+            self.physics.state, self._clock(), self._memory, action, given, self._seen, self._episode_return
         )
-        self._totals = totals if self._totals is None else self._totals + totals
-        self._metric_names = tuple(metrics)
-        final_obs = self._pack(observation)
-        self.obs = final_obs
-        done = terminated | truncated
+        self._memory, self._draws, self._seen = judged.memory, judged.draws, judged.observation["policy"]
+        self._totals = judged.totals if self._totals is None else self._totals + judged.totals
+        self._metric_names = tuple(judged.metrics)
+        self._pixels.advance(self.physics.state.qpos)
+        final_obs = self.obs = self._pack(judged.observation)
+        done = judged.terminated | judged.truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
-            self.obs = self._restart(done, observation)
-        return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics)
+            self._guards.isolate(judged.broken_by, self._episode_step)
+            self.obs = self._restart(done, judged.observation)
+        broken = judged.broken_by != 0
+        return StepResult(
+            self.obs, judged.reward, judged.terminated, judged.truncated, final_obs, judged.metrics, broken
+        )
 
     def pop_metrics(self) -> dict[str, float]:
+        self._guards.look()
         if self._totals is None:
             return {}
         num_steps, num_episodes, episode_return, episode_length, *sums = self._totals.tolist()
@@ -120,27 +186,46 @@ class SimEnv(VecEnv):
         if num_episodes:
             metrics["episode/return"] = episode_return / num_episodes
             metrics["episode/length"] = episode_length / num_episodes
-        return metrics | {"episode/count": num_episodes}
+        return metrics | {"episode/count": num_episodes} | self._overflow.pop()
+
+    def check(self) -> None:
+        self._guards.check()
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {f"physics.{name}": value for name, value in self.physics.state_dict().items()}
         state |= {f"random.{name}": value for name, value in self._random.state_dict().items()}
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
+        state |= {f"randomizer.{name}": value for name, value in self._randomizer.state_dict().items()}
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
+        state |= {f"pixels.{name}": value for name, value in self._pixels.state_dict().items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.physics.load_state_dict(_below(state, "physics.", self.device))
         self._random.load_state_dict(_below(state, "random.", self.device))
+        self._randomizer.load_state_dict(_below(state, "randomizer.", self.device))
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
-        self.obs = self._pack(_below(state, "obs.", self.device))
+        self._pixels.load_state_dict(_below(state, "pixels.", self.device))
+        self._draws = self._random.draws(self._episode_step)
+        observation = _below(state, "obs.", self.device)
+        self._seen = observation["policy"]
+        self.obs = self._pack(observation)
+        self._guards.forget()
+
+    @property
+    def drawn_model(self) -> mujoco.MjModel:
+        return self.physics.model
+
+    def positions(self) -> Tensor:
+        return self.physics.state.qpos
 
     def close(self) -> None:
         self.physics.close()
+        self._pixels.close()
 
     def _clock(self) -> Clock:
         return Clock(self._random.key, self._random.counter, self._episode_step)
@@ -154,9 +239,15 @@ class SimEnv(VecEnv):
         clock: Clock,
         before: dict[str, Tensor],
         action: Tensor,
+        given: Tensor,
+        seen: Tensor,
         episode_return: Tensor,
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor], Tensor]:
-        """Everything between the physics step and the reset, in one compiled piece; `before`: the memory."""
+    ) -> Judgement:
+        """Everything between the physics step and the reset, in one compiled piece.
+
+        `before` is the memory before the step, `given` the action before it was clipped, `seen` what the
+        policy saw last.
+        """
         episode = clock.episode(before)
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
@@ -164,14 +255,16 @@ class SimEnv(VecEnv):
         observation = {name: value.float() for name, value in observation.items()}
         reward = torch.stack(list(outcome.reward.values())).sum(0).float()
         # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
-        finite = reward.isfinite()
-        for value in observation.values():
-            finite = finite & value.isfinite().all(-1)
-        observation = {name: value.nan_to_num(0.0, 0.0, 0.0) for name, value in observation.items()}
+        broken_by = causes(given, state, reward, observation)
+        finite = broken_by == 0
+        nothing = torch.zeros_like(reward[0])
+        observation = {name: _choose(finite, value, nothing) for name, value in observation.items()}
+        memory = {name: _choose(finite, value, episode.memory.get(name)) for name, value in memory.items()}
         reward = torch.where(finite, reward, 0.0)
         terminated = outcome.terminated | ~finite
         episode_return += reward
-        truncated = (episode.step >= self.task.max_episode_steps) & ~terminated
+        cut = episode.step >= self.task.max_episode_steps
+        truncated = (cut if outcome.truncated is None else cut | outcome.truncated) & ~terminated
         done = terminated | truncated
         metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
         metrics |= {name: value.float() for name, value in outcome.measures.items()}
@@ -179,21 +272,28 @@ class SimEnv(VecEnv):
         metrics["physics/broken"] = (~finite).float()
         counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
-        return observation, memory, reward, terminated, truncated, metrics, totals
+        observation = self._perception.next(observation, seen, episode.random)
+        return Judgement(
+            observation, memory, reward, terminated, truncated, broken_by, metrics, totals, episode.random
+        )
 
     def _restart(self, done: Tensor, last: dict[str, Tensor]) -> TensorDict:
         """Start the worlds where `done` `[N]` is true anew; gives what they see, `last` of the others."""
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
+        self._randomizer.restart(done, self._random)
         # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
         start, begin = (self._start, self._begin) if last else (self._start_states, self._begin_episodes)
         self.physics.set_state(done, *start(self._clock(), self._memory))
-        self._memory, fresh = begin(self.physics.state, self._clock(), self._memory, done, last)
+        self._pixels.restart(done, self.physics.state.qpos)
+        self._memory, fresh, self._draws = begin(self.physics.state, self._clock(), self._memory, done, last)
+        self._seen = fresh["policy"]
         return self._pack(fresh)
 
     def _start_states(self, clock: Clock, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        return self.task.initial_state(clock.episode(memory))
+        episode = clock.episode(memory)
+        return self._randomizer.start(*self.task.initial_state(episode), episode.random)
 
     def _begin_episodes(
         self,
@@ -202,16 +302,21 @@ class SimEnv(VecEnv):
         before: dict[str, Tensor],
         done: Tensor,
         last: dict[str, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Draws]:
         """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
         episode = clock.episode(before)
         begun = self.task.begin(state, episode)
         memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
         fresh = self.task.observe(state, episode._replace(memory=memory))
+        # Finite even where a world starts broken: its first step will tell.
+        fresh = {name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in fresh.items()}
+        fresh = self._perception.first(fresh, episode.random)
         # The other worlds keep the bits that they had: those do not depend on who else was reset.
-        return memory, {name: _choose(done, new.float(), last.get(name)) for name, new in fresh.items()}
+        fresh = {name: _choose(done, new, last.get(name)) for name, new in fresh.items()}
+        return memory, fresh, episode.random
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
+        observation = observation | self._pixels.observation()
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)
 
 
@@ -222,7 +327,6 @@ def _make_spec(
     num_envs: int,
     device: torch.device,
 ) -> EnvSpec:
-    joints = model.actuator_trnid[:, 0]
     return EnvSpec(
         name=name,
         num_envs=num_envs,
@@ -230,11 +334,18 @@ def _make_spec(
         action_dim=len(task.action_low),
         action_low=tuple(task.action_low.tolist()),
         action_high=tuple(task.action_high.tolist()),
-        joint_names=tuple(model.joint(joint).name for joint in joints),
+        joint_names=tuple(_driven(model, actuator) for actuator in range(model.nu)),
         control_hz=1.0 / task.control_dt,
         max_episode_steps=task.max_episode_steps,
         device=device,
     )
+
+
+def _driven(model: mujoco.MjModel, actuator: int) -> str:
+    """The joint that an actuator drives; the actuator's own name where it drives something else."""
+    joint, _ = model.actuator_trnid[actuator]
+    drives_joint = model.actuator_trntype[actuator] == mujoco.mjtTrn.mjTRN_JOINT
+    return (model.joint(joint) if drives_joint else model.actuator(actuator)).name
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:

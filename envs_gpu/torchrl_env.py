@@ -17,8 +17,8 @@ from envs_gpu.sim_env import SimEnv
 class TorchRLEnv(EnvBase):
     """`env` behind TorchRL's interface, batch `[N]`.
 
-    Keys: the observation groups, `action`, `reward`, `done`, `terminated`, `truncated`; reward and flags
-    are `[N, 1]`.
+    Keys: the observation groups, `action`, `reward`, `done`, `terminated`, `truncated`, `broken`; reward and
+    flags are `[N, 1]`. A `broken` step is to be left out of what is learned from; after a reset it is false.
     """
 
     def __init__(self, env: SimEnv) -> None:
@@ -32,9 +32,13 @@ class TorchRLEnv(EnvBase):
             group: Unbounded(shape=(env.num_envs, width), dtype=torch.float32, device=env.device)
             for group, width in spec.obs_dims.items()
         }
+        if spec.pixels_shape:
+            pictures = (env.num_envs, *spec.pixels_shape)
+            groups["pixels"] = Bounded(0, 255, shape=pictures, dtype=torch.uint8, device=env.device)
         self.observation_spec = Composite(groups, shape=self.batch_size)
         self.reward_spec = Unbounded(shape=(env.num_envs, 1), dtype=torch.float32, device=env.device)
         flag = Categorical(n=2, shape=(env.num_envs, 1), dtype=torch.bool, device=env.device)
+        self.observation_spec["broken"] = flag.clone()
         flags = {name: flag.clone() for name in ("done", "terminated", "truncated")}
         self.done_spec = Composite(flags, shape=self.batch_size)
         # Worlds that the last step has already started anew.
@@ -46,7 +50,8 @@ class TorchRLEnv(EnvBase):
         mask = everyone if mask is None else mask.reshape(self.batch_size)
         self.env.restart(mask & ~self._fresh)
         self._fresh = self._fresh & ~mask
-        flags = {name: torch.zeros_like(mask).unsqueeze(-1) for name in ("done", "terminated", "truncated")}
+        names = ("done", "terminated", "truncated", "broken")
+        flags = {name: torch.zeros_like(mask).unsqueeze(-1) for name in names}
         return TensorDict({**self.env.obs.clone(), **flags}, batch_size=self.batch_size, device=self.device)
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
@@ -59,6 +64,7 @@ class TorchRLEnv(EnvBase):
                 "terminated": result.terminated.unsqueeze(-1),
                 "truncated": result.truncated.unsqueeze(-1),
                 "done": self._fresh.unsqueeze(-1),
+                "broken": result.broken.unsqueeze(-1),
             },
             batch_size=self.batch_size,
             device=self.device,

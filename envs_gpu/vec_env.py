@@ -4,18 +4,24 @@ Letters: N worlds, A actions, D observation width of one group. Everything is ba
 on `env.device`.
 
     reset(seed)          -> obs          TensorDict of groups, each `[N, D]` float32: `policy`, and `critic`
-                                         where the critic sees more than the policy
+                                         where the critic sees more than the policy; and `pixels`
+                                         `[N, C, H, W]` uint8 where the worlds are drawn
     step(action [N, A])  -> StepResult   obs           after auto-reset: what the policy acts on next
                                          reward        `[N]` float32
                                          terminated    `[N]` bool, the task ended: nothing to bootstrap
                                          truncated     `[N]` bool, only the time is up: bootstrap `final_obs`
                                          final_obs     the last observation of the episode, before any reset
                                          metrics       name -> `[N]`, reward terms and measures of the task
+                                         broken        `[N]` bool, the simulation blew up: see below
     obs                  -> obs          the observation that `reset` or `step` gave last
 
 `done = terminated | truncated` cuts the trace. Worlds that are done are reset inside the step, by mask, on
 the device: no host sync on CUDA, no Python loop over worlds. Actions are in task units and are clipped to
 `spec.action_low/high`. One world's trajectory depends on neither N, nor its index, nor its neighbours.
+
+A world is `broken` by a step if its state, reward, observation or the action that it was given is not finite.
+It ends there (`terminated`, never `truncated`) and starts anew like any other; its reward and `final_obs` are
+zero, and a learner leaves the step out: the episode until there was sound, what followed is unknown.
 
 Tensors that `reset` and `step` return are the env's own buffers: valid until the next call, clone to keep.
 """
@@ -24,7 +30,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from tensordict import TensorDict
@@ -40,7 +46,7 @@ class EnvSpec:
     num_envs: int
     """N, the number of worlds."""
     obs_dims: dict[str, int]
-    """Width D of every observation group."""
+    """Width D of every observation group that is a vector."""
     action_dim: int
     """A."""
     action_low: tuple[float, ...]
@@ -53,6 +59,18 @@ class EnvSpec:
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
     device: torch.device
+    pixels_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the group `pixels`; None where nothing is drawn."""
+
+    def obs_shape(self, group: str) -> tuple[int, ...]:
+        """Shape of one world's observation in `group`: `(D,)`, or `(C, H, W)` for pixels."""
+        if group == "pixels" and self.pixels_shape:
+            return self.pixels_shape
+        return (self.obs_dims[group],)
+
+    def obs_dtype(self, group: str) -> torch.dtype:
+        """uint8 for pixels, else float32."""
+        return torch.uint8 if group == "pixels" else torch.float32
 
     @property
     def episode_length_s(self) -> float:
@@ -69,6 +87,7 @@ class StepResult(NamedTuple):
     truncated: Tensor
     final_obs: TensorDict
     metrics: dict[str, Tensor]
+    broken: Tensor
 
 
 class VecEnv(ABC):
@@ -89,6 +108,15 @@ class VecEnv(ABC):
     def pop_metrics(self) -> dict[str, float]:
         """Means over what happened since the last call (`episode/...`, `reward/...`): one host sync."""
 
+    def check(self) -> None:
+        """Stop where too many worlds broke since the last check: one host sync.
+
+        Ask before anything is saved that was learned from them, such as a checkpoint.
+
+        Raises:
+            BrokenWorldsError: more than the allowed share did.
+        """
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a bit-exact continuation needs: physics, random numbers, episode counters."""
@@ -96,6 +124,15 @@ class VecEnv(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`; the next `step` gives what it would have given then."""
+
+    @property
+    def drawn_model(self) -> Any:
+        """The MuJoCo model (`mujoco.MjModel`) by which a world is drawn; None where there is none."""
+        return None
+
+    def positions(self) -> Tensor:
+        """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory."""
+        raise NotImplementedError(f"{self.spec.name} has no positions")
 
     def close(self) -> None:
         """Release threads and device memory."""

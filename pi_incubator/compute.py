@@ -12,6 +12,7 @@ import torch
 
 from envs_gpu.make import choose_backend, lacks_device
 from envs_gpu.physics.mujoco import available_cores
+from envs_gpu.pixels import choose_renderer
 from envs_gpu.zoo import find, is_zoo_name
 from pi_incubator.config import ConfigError, ExperimentConfig
 
@@ -68,8 +69,10 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     if lack := lacks_device(backend, device):
         fix = "pip install -e '.[cuda]', or set env.backend to warp"
         raise ConfigError("compute", "env.backend", backend, problem=lack, fix=fix)
-    reasons = (device_reason, backend_reason, threads_reason, compile_reason)
-    return ComputePlan(device, backend, num_threads, physics_threads, compiled, reasons)
+    reasons = [device_reason, backend_reason, threads_reason, compile_reason]
+    if cfg.env.pixels:
+        reasons.append(choose_renderer(cfg.env.pixels.renderer)[1])
+    return ComputePlan(device, backend, num_threads, physics_threads, compiled, tuple(reasons))
 
 
 def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:

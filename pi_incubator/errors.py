@@ -9,3 +9,7 @@ class UserError(Exception):
     def __str__(self) -> str:
         # File names, keys and parser messages may carry line breaks; the report stays one line.
         return " ".join(super().__str__().split())
+
+
+class DivergedError(UserError):
+    """Training left numbers that are not finite."""

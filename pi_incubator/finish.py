@@ -38,7 +38,8 @@ def finish_run(
     Raises:
         UserError: a file cannot be written, or the export does not act like the policy.
     """
-    worlds = evaluation_env(cfg, cfg.evaluation.num_episodes, env.device)
+    num_worlds = max(cfg.evaluation.num_episodes, cfg.evaluation.video_worlds)
+    worlds = evaluation_env(cfg, num_worlds, env.device)
     try:
         evaluation = evaluate(worlds, policy, cfg.evaluation.num_episodes, evaluation_seed(cfg))
         print_table(evaluation.summary(), title=f"{evaluation.num_episodes} episodes, deterministic policy")
@@ -63,12 +64,14 @@ def _write_files(
     seed = evaluation_seed(cfg)
     if cfg.evaluation.video:
         try:
-            record_video(worlds, policy, folder.video, length_s=cfg.evaluation.video_length_s, seed=seed)
+            length_s, num_worlds = cfg.evaluation.video_length_s, cfg.evaluation.video_worlds
+            record_video(worlds, policy, folder.video, length_s=length_s, seed=seed, num_worlds=num_worlds)
             yield folder.video
         except UserError as error:
             log.warning("no video: %s", error)  # a trained policy is worth more than its film
     if cfg.deployment.export == "onnx":
-        observations = record_observations(worlds, policy, cfg.deployment.num_check_observations, seed)
+        count = cfg.deployment.num_check_observations
+        observations = record_observations(worlds, policy, count, seed, policy.actor_group)
         difference = export_checked(cfg, policy, worlds.spec, observations, folder.onnx)
         where = f"{len(observations):,} recorded observations"
         print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")

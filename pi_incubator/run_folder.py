@@ -20,6 +20,9 @@ from pi_incubator.provenance import flatten
 # holds the simulator's state, which no other backend reads.
 MAY_CHANGE = (
     "experiment.output_dir",
+    "env.max_contacts",
+    "env.max_constraints",
+    "guards.",
     "training.total_steps",
     "training.log_every",
     "compute.",
@@ -46,6 +49,7 @@ class RunFolder:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
+        self.broken = self.path / "broken"
         self.curve = self.path / "curve.png"
         self.video = self.path / "video.mp4"
         self.onnx = self.path / "policy.onnx"
@@ -96,7 +100,8 @@ class RunFolder:
 
     def clear(self) -> None:
         """Delete what an earlier run left here: checkpoints, metrics and all that was made from them."""
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        for subfolder in (self.checkpoints, self.broken):
+            shutil.rmtree(subfolder, ignore_errors=True)
         for file in (self.metrics, self.curve, self.video, self.onnx, self.evaluation, self.mlflow_run_id):
             file.unlink(missing_ok=True)
 

@@ -14,10 +14,11 @@ import torch
 from mujoco import rollout
 
 from bench._loops import Loop
+from envs_gpu.make import make_task
+from envs_gpu.models import compile_model
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.physics.mujoco import MujocoPhysics, available_cores
 from envs_gpu.random import WorldRandom
-from envs_gpu.tasks import TASKS
 from envs_gpu.tasks.base import Episode
 from pi_incubator.config import ExperimentConfig
 
@@ -31,9 +32,9 @@ class PhysicsLoop(Loop):
     than random actions do, so the share that its loop reaches is a guide, not a bound.
     """
 
-    def __init__(self, task: str, num_envs: int, horizon: int, seed: int) -> None:
-        rules = TASKS.get(task)()
-        model = rules.scene().compile()
+    def __init__(self, task: str, num_envs: int, horizon: int, seed: int, robot: str | None = None) -> None:
+        rules = make_task(task, robot)
+        model = compile_model(rules.scene(), rules.source or f"task {task}")
         rules.bind(model, torch.device("cpu"))
         self.model = copy.copy(model)
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
@@ -63,7 +64,8 @@ class PhysicsLoop(Loop):
 def make(settings: dict[str, Any]) -> PhysicsLoop:
     """The loop with the task and the sizes of a config given as JSON types."""
     cfg = ExperimentConfig.model_validate(settings)
-    return PhysicsLoop(cfg.env.name, cfg.env.num_envs, cfg.algorithm.horizon, cfg.experiment.seed)
+    sizes = (cfg.env.num_envs, cfg.algorithm.horizon, cfg.experiment.seed)
+    return PhysicsLoop(cfg.env.name, *sizes, cfg.env.model)
 
 
 def _initial_states(rules: Any, model: mujoco.MjModel, num_envs: int, seed: int) -> np.ndarray:

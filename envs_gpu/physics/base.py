@@ -7,11 +7,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from operator import attrgetter
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import mujoco
+import numpy as np
 import torch
 from torch import Tensor
+
+from envs_gpu import selection
+
+if TYPE_CHECKING:
+    from envs_gpu.physics._capacity import Capacity
 
 
 class PhysicsState(NamedTuple):
@@ -44,6 +51,21 @@ class PhysicsOptions:
     """Which implementation MJX runs, `jax` or `warp` (`mjx`)."""
     mjcf: str = ""
     """The scene as text, for an engine that reads it itself (`newton`)."""
+    max_contacts: int | None = None
+    """Contacts that worlds have room for, on average: they share it. None counts the scene's (`warp`,
+    `newton`, `mjx` on Warp)."""
+    max_constraints: int | None = None
+    """Constraint rows that every world has room for; None and backends as for `max_contacts`."""
+    per_world: tuple[str, ...] = ()
+    """Model fields that worlds may differ in, such as `body_mass`, `opt.gravity`; see `Physics.randomize`."""
+
+
+def scene_text(scene: mujoco.MjSpec) -> str:
+    """The scene as MJCF that finds its meshes from everywhere, for an engine that reads it itself."""
+    scene = scene.copy()
+    for folder in ("meshdir", "texturedir"):
+        setattr(scene, folder, f"{scene.modelfiledir}{getattr(scene, folder)}")
+    return scene.to_xml()
 
 
 class UnsupportedModelError(ValueError):
@@ -62,6 +84,8 @@ class Physics(ABC):
     """The backend's name in the registry."""
     state: PhysicsState
     """The current state; the same views for the life of the object, unless the backend says otherwise."""
+    room: Capacity | None = None
+    """What a world has room for; None where the simulator makes room as it needs it."""
     number_matters: ClassVar[str] = ""
     """Why a world's last bits depend on the number of worlds, in a sentence; empty where they do not."""
 
@@ -72,6 +96,8 @@ class Physics(ABC):
         self.num_worlds = num_worlds
         self.device = device
         self.options = options
+        self._per_world: dict[str, list[Tensor]] = {}
+        """Every `[N, ...]` array in which the engine reads a field of `options.per_world`."""
 
     @abstractmethod
     def step(self, ctrl: Tensor, substeps: int) -> None:
@@ -85,6 +111,31 @@ class Physics(ABC):
         keep every bit.
         """
 
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        """Give `worlds` values of their own of a model field.
+
+        Args:
+            field: one of `options.per_world`.
+            values: `[N, ...]`, in the field's shape.
+            worlds: mask `[N]` bool; or indices `[n]`, and then `values` are `[n, ...]`.
+
+        What MuJoCo's compiler derives from a field (`dof_invweight0`, `body_invweight0`, which scale the
+        softness of constraints) stays the model's on every backend, so that one can check the other. Sensors
+        follow with the next `step` or `set_state`.
+
+        Raises:
+            KeyError: the field is not one of `options.per_world`.
+        """
+        for view in self._per_world[field]:
+            selection.write(view, worlds, values)
+
+    def push(self, mask: Tensor, change: Tensor) -> None:
+        """Add `change` `[N, nv]` to the velocities of the worlds where `mask` `[N]` is true.
+
+        Sensors follow with the next `step`.
+        """
+        selection.write(self.state.qvel, mask, self.state.qvel + change)
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a bit-exact continuation needs, as copies."""
@@ -93,5 +144,49 @@ class Physics(ABC):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state_dict` of the same backend, model and number of worlds gave."""
 
+    def overflow_bits(self) -> Tensor:
+        """`[N]` int32 bits of `Overflow` on the device: what found no room since `clear_overflow`.
+
+        Such a world has lost contacts or constraints, and is not the model's world any more.
+        """
+        return torch.zeros(self.num_worlds, dtype=torch.int32, device=self.device)
+
+    def overflow(self) -> Tensor:
+        """`[N]` bool on the device: something found no room since `clear_overflow`."""
+        return self.overflow_bits() != 0
+
+    def clear_overflow(self) -> None:
+        """Forget which worlds overflowed."""
+
+    def world_fields(self) -> dict[str, Tensor]:
+        """Fields of the model that differ from world to world, name -> `[N, ...]`; views, not copies."""
+        return {field: views[0] for field, views in self._per_world.items()}
+
     def close(self) -> None:
         """Release threads and device memory; the object is not used afterwards."""
+
+    def _model_state(self) -> dict[str, Tensor]:
+        """The per-world fields, as copies, for `state_dict`."""
+        return {f"model.{field}": views[0].clone() for field, views in self._per_world.items()}
+
+    def _load_model_state(self, state: dict[str, Tensor]) -> None:
+        everyone = torch.ones(self.num_worlds, dtype=torch.bool, device=self.device)
+        for field in self._per_world:
+            self.randomize(field, state[f"model.{field}"].to(self.device), everyone)
+
+
+def nominal(model: mujoco.MjModel, field: str) -> np.ndarray:
+    """The model's own value of a field, `opt.gravity` of its options."""
+    return np.asarray(attrgetter(field)(model))
+
+
+def check_layout(engine: str, field: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Check that an engine holds `field` as the model does, or as it should.
+
+    Raises:
+        UnsupportedModelError: values of a world, laid out like the model's, would mean something else there.
+    """
+    if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
+        raise UnsupportedModelError(
+            f"{engine} holds {field} otherwise than the scene: it cannot be randomized"
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
@@ -13,16 +14,21 @@ import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports
 import jax
 import jax.numpy as jnp
 import mujoco
+import numpy as np
 import torch
 from mujoco import mjx
-from mujoco.mjx._src import collision_driver
+from mujoco.mjx._src import collision_driver, derivative
 from torch import Tensor
 
-from envs_gpu import bridge
-from envs_gpu.physics import backend
-from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu import bridge, selection
+from envs_gpu.physics import _saturated_motors, backend
+from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
+from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
+
+Varied = dict[str, jax.Array]
+"""Fields of the model in which worlds differ, by name, `[N, ...]`."""
 
 
 class Carry(NamedTuple):
@@ -50,7 +56,8 @@ class MjxPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjx_impl`.
+        options: `mjx_impl` and `per_world`; with `warp` also `max_contacts`, `max_constraints`, where `jax`
+            makes room for every contact that the model can have.
 
     Raises:
         NotImplementedError: the model has a feature that MJX lacks; the message is MJX's own.
@@ -66,8 +73,9 @@ class MjxPhysics(Physics):
         super().__init__(model, num_worlds, device, options)
         jax_device = jax.devices(device.type)[device.index or 0]
         # Flattening a model takes JAX longer than launching the program: once here, not at every call.
-        constants = _put(model, num_worlds, options.mjx_impl, jax_device)
-        self._constants, structure = jax.tree.flatten(constants)
+        mjx_model, mjx_data, self.room = _put(model, num_worlds, options, jax_device)
+        self._varied = {field: self._rows_of(field, mjx_model) for field in options.per_world}
+        self._constants, structure = jax.tree.flatten((mjx_model, mjx_data))
         self._program = _program(structure)
         self._nobody = jax.device_put(jnp.zeros(num_worlds, bool), jax_device)
         self._carry: Carry = jax.device_put(_initial_carry(model, num_worlds), jax_device)
@@ -83,25 +91,47 @@ class MjxPhysics(Physics):
         new_qpos, new_qvel = (self._to_jax(value, torch.float32) for value in (qpos, qvel))
         self._advance(self._carry, self._to_jax(mask, torch.bool), new_qpos, new_qvel, 0)
 
-    def overflow(self) -> Tensor:
-        """`[N]` bool on the device: contacts or constraints of this world ever found no room.
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        # JAX may still read the old rows: it gets new ones.
+        rows = bridge.to_torch(self._varied[field]).clone()
+        selection.write(rows, worlds, values)
+        self._varied[field] = self._to_jax(rows)
+        self._per_world[field] = [rows]
 
-        Always false with `mjx_impl="jax"`, which makes room for every contact that the model can have.
-        """
-        return overflowed(bridge.to_torch(self._carry.overflow))
+    def push(self, mask: Tensor, change: Tensor) -> None:
+        qvel = self.state.qvel.clone()
+        selection.write(qvel, mask, qvel + change)
+        self._carry = self._carry._replace(qvel=self._to_jax(qvel))
+        self._show()
+
+    def overflow_bits(self) -> Tensor:
+        return overflow_of(bridge.to_torch(self._carry.overflow))
+
+    def clear_overflow(self) -> None:
+        self._carry = self._carry._replace(overflow=jnp.zeros_like(self._carry.overflow))
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: bridge.to_torch(array).clone() for name, array in self._carry._asdict().items()}
+        carry = {name: bridge.to_torch(array).clone() for name, array in self._carry._asdict().items()}
+        return carry | self._model_state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         arrays = {name: self._to_jax(state[name].to(self.device).clone()) for name in Carry._fields}
         self._carry = Carry(**arrays)
+        self._load_model_state(state)
         self._show()
+
+    def _rows_of(self, field: str, model: mjx.Model) -> jax.Array:
+        """The model's own value of `field`, a row for each world."""
+        value = torch.tensor(nominal(self.model, field), dtype=torch.float32)
+        check_layout(self.name, field, value.numpy(), np.asarray(attrgetter(field)(model)))
+        rows = value.expand(self.num_worlds, *value.shape).contiguous().to(self.device)
+        self._per_world[field] = [rows]
+        return self._to_jax(rows)
 
     def _advance(
         self, carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array, substeps: int
     ) -> None:
-        self._carry = self._program(self._constants, carry, mask, qpos, qvel, substeps)
+        self._carry = self._program(self._constants, self._varied, carry, mask, qpos, qvel, substeps)
         self._show()
 
     def _show(self) -> None:
@@ -116,31 +146,39 @@ class MjxPhysics(Physics):
         return bridge.to_jax(bridge.aligned(tensor.to(dtype or tensor.dtype)))
 
 
-def _put(model: mujoco.MjModel, num_worlds: int, impl: str, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
-    """The model, and one world's blank data with room for the contacts of all."""
+def _put(
+    model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
+) -> tuple[mjx.Model, mjx.Data, Capacity | None]:
+    """The model, one world's blank data with room for the contacts of all, and what that room is."""
+    impl = options.mjx_impl
+    model = without_pgs(model)
     if impl == "warp":
-        return _put_warp(model, num_worlds, device)
+        return _put_warp(model, num_worlds, options, device)
     correct_mjx(collision_driver)
+    _saturated_motors.correct_mjx(derivative)
     model = copy.copy(model)
     # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are. The
     # deepest of its own are what it should have read, as long as it has a slot for each.
     reduction = model.sensor_intprm[:, 1]
     reduction[(model.sensor_type == mujoco.mjtSensor.mjSENS_CONTACT) & (reduction == 0)] = 1
-    return mjx.put_model(model, impl=impl, device=device), mjx.make_data(model, impl=impl, device=device)
+    data = mjx.make_data(model, impl=impl, device=device)
+    return mjx.put_model(model, impl=impl, device=device), data, None
 
 
-def _put_warp(model: mujoco.MjModel, num_worlds: int, device: jax.Device) -> tuple[mjx.Model, mjx.Data]:
+def _put_warp(
+    model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
+) -> tuple[mjx.Model, mjx.Data, Capacity]:
     from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive
 
     correct_warp(collision_primitive)
     mjx_model = mjx.put_model(model, impl="warp", device=device)
     # Overflows are counted, not printed from the kernels.
     mjx_model = mjx_model.tree_replace({"opt._impl.warn_overflow": 0})
-    room = capacity(model, mjx_model._impl.nxn_geom_pair_filtered)
+    room = capacity(model, mjx_model._impl.nxn_geom_pair_filtered, options)
     data = mjx.make_data(
         model, impl="warp", device=device, naconmax=num_worlds * room.contacts, njmax=room.constraints
     )
-    return mjx_model, data
+    return mjx_model, data, room
 
 
 def _initial_carry(model: mujoco.MjModel, num_worlds: int) -> Carry:
@@ -173,6 +211,7 @@ def _program(structure: jax.tree_util.PyTreeDef) -> Callable[..., Carry]:
 def _advance(
     model: mjx.Model,
     blank: mjx.Data,
+    varied: Varied,
     carry: Carry,
     mask: jax.Array,
     qpos: jax.Array,
@@ -187,13 +226,13 @@ def _advance(
     carry = _restart(carry, mask, qpos, qvel)
 
     def substep(_: int, carry: Carry) -> Carry:
-        return _dynamics(mjx.step, model, blank, carry)
+        return _dynamics(mjx.step, model, blank, varied, carry)
 
     before = carry.sensordata
     carry = jax.lax.fori_loop(0, substeps, substep, carry)
     if not before.shape[-1]:
         return carry
-    sensed = _dynamics(mjx.forward, model, blank, carry)
+    sensed = _dynamics(mjx.forward, model, blank, varied, carry)
     fresh = (substeps > 0) | mask[:, None]
     return carry._replace(sensordata=jnp.where(fresh, sensed.sensordata, before))
 
@@ -213,19 +252,24 @@ def _restart(carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array) ->
 
 
 def _dynamics(
-    function: Callable[[mjx.Model, mjx.Data], mjx.Data], model: mjx.Model, blank: mjx.Data, carry: Carry
+    function: Callable[[mjx.Model, mjx.Data], mjx.Data],
+    model: mjx.Model,
+    blank: mjx.Data,
+    varied: Varied,
+    carry: Carry,
 ) -> Carry:
     """`mjx.step` or `mjx.forward` of every world; only what `Carry` holds survives, XLA drops the rest."""
 
-    def world(carry: Carry) -> Carry:
+    def world(varied: Varied, carry: Carry) -> Carry:
+        own = model.tree_replace(varied)
         fields = carry._asdict()
         overflow = fields.pop("overflow")
         data = blank.replace(**fields)
         if model.impl == mjx.Impl.WARP:
-            data = function(model, data.tree_replace({"_impl.overflow": overflow}))
+            data = function(own, data.tree_replace({"_impl.overflow": overflow}))
             overflow = data._impl.overflow
         else:
-            data = function(model, data)
+            data = function(own, data)
         return Carry(**{name: getattr(data, name) for name in fields}, overflow=overflow)
 
-    return jax.vmap(world)(carry)
+    return jax.vmap(world)(varied, carry)

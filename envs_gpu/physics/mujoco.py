@@ -1,26 +1,25 @@
-"""C MuJoCo on all cores through `mujoco.rollout`; the referee that other backends are checked against."""
+"""C MuJoCo on all cores through `mujoco.batch`; the referee that other backends are checked against."""
 
 from __future__ import annotations
 
 import copy
-import math
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import mujoco
 import numpy as np
 import torch
-from mujoco import rollout
+from mujoco.batch import Batch
 from torch import Tensor
 
 from envs_gpu.physics import backend
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
-FULLPHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
-MIN_BLOCK, BLOCKS_PER_THREAD = 4, 2
-
-Rows = slice | np.ndarray
+_DISABLE, _JOINT, _SAME = mujoco.mjtDisableBit, mujoco.mjtJoint, mujoco.mjtSameFrame
+_WARNING = mujoco.mjtWarning
+_FATAL = [int(_WARNING.mjWARN_INERTIA), int(_WARNING.mjWARN_BADCTRL)]
+"""Warnings after which a world is not the model's any more, though its state is finite."""
+_INERTIAL = ("body_mass", "body_inertia", "dof_armature")
+"""What the diagonal of a simple body's mass matrix is made of."""
 
 
 def available_cores() -> int:
@@ -30,13 +29,16 @@ def available_cores() -> int:
 
 @backend("mujoco")
 class MujocoPhysics(Physics):
-    """Worlds as rows of one float64 array that numpy and torch share.
+    """Worlds as rows of one float64 array that MuJoCo, numpy and torch share.
+
+    Fields of the model in which worlds differ are rows too: the engine's threads swap them in world by world,
+    and everything else is there once for all.
 
     Args:
         model: the compiled scene.
         num_worlds: N.
         device: must be the CPU.
-        options: `num_threads`.
+        options: `num_threads` and `per_world`.
 
     Raises:
         ValueError: another device was asked for.
@@ -51,145 +53,130 @@ class MujocoPhysics(Physics):
         if device.type != "cpu":
             raise ValueError(f"backend mujoco runs on the cpu, not on {device}: use warp or mjx there")
         self.num_threads = min(options.num_threads or available_cores(), num_worlds)
-        self._stepper = _variant(model, mujoco.mjtDisableBit.mjDSBL_SENSOR)
-        # One Euler step from a state evaluates its sensors; where that step would lead is thrown away.
-        self._prober = _variant(model, mujoco.mjtDisableBit.mjDSBL_EULERDAMP)
-        self._prober.opt.integrator = mujoco.mjtIntegrator.mjINT_EULER
-
-        self._runners = [_Runner(model) for _ in range(self.num_threads)]
-        # The calling thread works too: its caches stay warm, and there is one thread less to wake.
-        self._helpers = ThreadPoolExecutor(max(self.num_threads - 1, 1), "physics")
-        self._blocks = _blocks(num_worlds, self.num_threads)
-        num_state = mujoco.mj_stateSize(model, FULLPHYSICS)
-        self._full = np.zeros((num_worlds, num_state))
-        mujoco.mj_getState(model, mujoco.MjData(model), self._full[0], FULLPHYSICS)
-        self._full[1:] = self._full[0]
-        self._ctrl = np.zeros((num_worlds, 1, model.nu))
-        self._sensordata = np.zeros((num_worlds, 1, model.nsensordata))
-        self._hold_for(1)
+        engine_model = _engine_model(model, options.per_world)
+        self._batch = Batch(engine_model, num_worlds, self.num_threads)
+        self._full, self._ctrl = self._batch.state, self._batch.bind("ctrl")
+        self._warmstart, self._sensed = self._batch.bind("qacc_warmstart"), self._batch.bind("sensordata")
+        self._sensordata = np.zeros_like(self._sensed)
+        self._disabled = self._batch.expand("opt.disableflags")
+        self._sensing = int(engine_model.opt.disableflags)
+        self._stepping = self._sensing | int(_DISABLE.mjDSBL_SENSOR)
+        self._per_world = {name: [torch.from_numpy(self._batch.expand(name))] for name in options.per_world}
+        self._simple = _SimpleDofs(model, self._batch) if {*_INERTIAL} & {*options.per_world} else None
         self.state = self._views()
-        self._on_all_cores(self._evaluate_sensors, self._blocks)
+        self._evaluate_sensors(None)
 
     def step(self, ctrl: Tensor, substeps: int) -> None:
-        if self._path.shape[1] != substeps:
-            self._hold_for(substeps)
         self.state.ctrl.copy_(ctrl)
-        self._held[:] = self._ctrl
-
-        def advance(runner: _Runner, rows: Rows) -> None:
-            full, path = self._full[rows], self._path[rows]
-            runner.roll(self._stepper, full, self._held[rows], path, None)
-            full[:] = path[:, -1]
-            self._evaluate_sensors(runner, rows)
-
-        self._on_all_cores(advance, self._blocks)
+        # What the solver starts from shall be a function of the state.
+        self._warmstart[:] = 0.0
+        self._disabled[:] = self._stepping
+        self._batch.warning[:] = 0
+        self._batch.step(None, substeps)
+        self._spoil_warned()
+        self._evaluate_sensors(None)
 
     def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        rows = mask.nonzero().squeeze(-1).numpy()
+        rows = mask.nonzero().squeeze(-1)
         if not len(rows):
             return
-        self._full[rows] = 0.0
-        self._ctrl[rows] = 0.0
+        worlds = rows.numpy()
+        self._batch.reset(worlds, stage=mujoco.mjtStage.mjSTAGE_NONE)
         self.state.qpos[rows] = qpos[rows].double()
         self.state.qvel[rows] = qvel[rows].double()
-        blocks = [rows[block] for block in _blocks(len(rows), self.num_threads)]
-        self._on_all_cores(self._evaluate_sensors, blocks)
+        self._evaluate_sensors(worlds)
+
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        super().randomize(field, values, worlds)
+        if self._simple and field in _INERTIAL:
+            self._simple.update()
 
     def state_dict(self) -> dict[str, Tensor]:
-        arrays = {"full": self._full, "ctrl": self._ctrl, "sensordata": self._sensordata}
-        return {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        arrays = {"full": self._full, "sensordata": self._sensordata}
+        copies = {name: torch.from_numpy(array.copy()) for name, array in arrays.items()}
+        return copies | self._model_state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self._full[:] = state["full"].numpy()
-        self._ctrl[:] = state["ctrl"].numpy()
         self._sensordata[:] = state["sensordata"].numpy()
-
-    def close(self) -> None:
-        self._helpers.shutdown()
-        for runner in self._runners:
-            runner.close()
-
-    def _hold_for(self, substeps: int) -> None:
-        self._path = np.zeros((self.num_worlds, substeps, self._full.shape[1]))
-        self._held = np.zeros((self.num_worlds, substeps, self.model.nu))
+        self._load_model_state(state)
 
     def _views(self) -> PhysicsState:
-        # mjSTATE_FULLPHYSICS lays a world out as time, qpos, qvel, act.
-        nq, nv, na = self.model.nq, self.model.nv, self.model.na
-        full = torch.from_numpy(self._full)
+        def view(name: str) -> Tensor:
+            return torch.from_numpy(self._batch.bind(name))
+
         return PhysicsState(
-            qpos=full[:, 1 : 1 + nq],
-            qvel=full[:, 1 + nq : 1 + nq + nv],
-            act=full[:, 1 + nq + nv : 1 + nq + nv + na],
-            ctrl=torch.from_numpy(self._ctrl)[:, 0],
-            sensordata=torch.from_numpy(self._sensordata)[:, 0],
-            time=full[:, 0],
+            qpos=view("qpos"),
+            qvel=view("qvel"),
+            act=view("act"),
+            ctrl=torch.from_numpy(self._ctrl),
+            sensordata=torch.from_numpy(self._sensordata),
+            time=view("time"),
         )
 
-    def _evaluate_sensors(self, runner: _Runner, rows: Rows) -> None:
+    def _spoil_warned(self) -> None:
+        """Make the worlds NaN that C warned of: it takes a control that is NaN for zero, and goes on."""
+        warned = self._batch.warning[:, _FATAL, 1].any(1)
+        if warned.any():
+            self.state.qpos[torch.from_numpy(warned)] = torch.nan
+
+    def _evaluate_sensors(self, worlds: np.ndarray | None) -> None:
+        """Sensors of the state as it is, of `worlds` or of all."""
         if self.model.nsensordata:
-            full, sensordata = self._full[rows], self._sensordata[rows]
-            runner.roll(self._prober, full, self._ctrl[rows], np.empty_like(full)[:, None], sensordata)
-            self._sensordata[rows] = sensordata
-
-    def _on_all_cores(self, work: Callable[[_Runner, Rows], None], blocks: Sequence[Rows]) -> None:
-        """Let every thread take the next block until none is left."""
-        queue = iter(blocks)
-
-        def take_turns(runner: _Runner) -> None:
-            for rows in queue:
-                work(runner, rows)
-
-        idle = self._runners[1 : len(blocks)]
-        helping = [self._helpers.submit(take_turns, runner) for runner in idle]
-        take_turns(self._runners[0])
-        for helper in helping:
-            helper.result()
+            self._warmstart[:] = 0.0
+            self._disabled[:] = self._sensing
+            self._batch.forward(worlds)
+            rows = slice(None) if worlds is None else worlds
+            self._sensordata[rows] = self._sensed[rows]
 
 
-class _Runner:
-    """What one thread needs to roll worlds forward, without the GIL."""
+class _SimpleDofs:
+    """The one derived constant that C steps with, and other engines do not.
 
-    def __init__(self, model: mujoco.MjModel) -> None:
-        self._scratch = [mujoco.MjData(model)]
-        self._rollout = rollout.Rollout(nthread=0)
+    Of a body that moves on its own, around its own principal axes, C takes the row of the mass matrix from
+    `dof_M0`, which the compiler has worked out.
+    """
 
-    def roll(
-        self,
-        model: mujoco.MjModel,
-        start: np.ndarray,
-        ctrl: np.ndarray,
-        path: np.ndarray,
-        sensordata: np.ndarray | None,
-    ) -> None:
-        """Roll `start` `[n, state]` under `ctrl` `[n, S, nu]`; write `path` and `sensordata` `[n, S, …]`."""
-        self._rollout.rollout(
-            [model] * len(start),
-            self._scratch,
-            start,
-            ctrl,
-            skip_checks=True,
-            nstep=ctrl.shape[1],
-            state=path,
-            sensordata=sensordata,
-        )
+    def __init__(self, model: mujoco.MjModel, batch: Batch) -> None:
+        self._dofs = np.flatnonzero(model.dof_simplenum)
+        self._bodies = model.dof_bodyid[self._dofs]
+        self._kinds = np.array([_inertia_of_dof(model, int(dof)) for dof in self._dofs], dtype=np.int64)
+        if len(self._dofs):
+            self._mass, self._inertia, self._armature = map(batch.expand, _INERTIAL)
+            self._diagonal = batch.expand("dof_M0")
 
-    def close(self) -> None:
-        """Release the simulator's memory."""
-        self._rollout.close()
+    def update(self) -> None:
+        """Work the constant out anew, for every world."""
+        if len(self._dofs):
+            inertial = np.concatenate((self._mass[..., None], self._inertia), -1)  # [N, nbody, 4]
+            own = inertial[:, self._bodies, self._kinds]
+            self._diagonal[:, self._dofs] = own + self._armature[:, self._dofs]
 
 
-def _blocks(num_rows: int, num_threads: int) -> list[slice]:
-    """Rows in pieces, two for each thread where there are many: the second lets a fast one take over."""
-    size = max(MIN_BLOCK, math.ceil(num_rows / (BLOCKS_PER_THREAD * num_threads)))
-    return [slice(first, first + size) for first in range(0, num_rows, size)]
+def _inertia_of_dof(model: mujoco.MjModel, dof: int) -> int:
+    """What resists a simple dof: 0 the body's mass, 1 to 3 its inertia around x, y or z."""
+    joint = model.dof_jntid[dof]
+    number, kind = dof - model.jnt_dofadr[joint], model.jnt_type[joint]
+    if kind == _JOINT.mjJNT_FREE:
+        return max(0, int(number) - 2)
+    if kind == _JOINT.mjJNT_SLIDE:
+        return 0
+    if kind == _JOINT.mjJNT_BALL:
+        return 1 + int(number)
+    return 1 + int(np.abs(model.jnt_axis[joint]).argmax())
 
 
-def _variant(model: mujoco.MjModel, disable: mujoco.mjtDisableBit) -> mujoco.MjModel:
-    """A copy of `model` with one more feature disabled, that keeps a NaN instead of resetting the world."""
-    variant = copy.copy(model)
-    variant.opt.disableflags |= int(disable) | int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
+def _engine_model(model: mujoco.MjModel, per_world: tuple[str, ...]) -> mujoco.MjModel:
+    """A copy of `model` that keeps a NaN instead of resetting the world, with shortcuts only where due."""
+    own = copy.copy(model)
+    own.opt.disableflags |= int(_DISABLE.mjDSBL_AUTORESET)
     if model.ntree == 1:
         # One kinematic tree is one constraint island: looking for more costs 5 % and finds none.
-        variant.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
-    return variant
+        own.opt.disableflags |= int(_DISABLE.mjDSBL_ISLAND)
+    if "body_ipos" in per_world:
+        # Where the compiler saw that two frames coincide, the engine does not look at their offset again.
+        frames = own.body_sameframe
+        frames[frames == _SAME.mjSAMEFRAME_BODY] = _SAME.mjSAMEFRAME_BODYROT
+        for frames in (own.geom_sameframe, own.site_sameframe):
+            frames[frames == _SAME.mjSAMEFRAME_INERTIA] = _SAME.mjSAMEFRAME_INERTIAROT
+    return own

@@ -8,6 +8,7 @@ compiled from the scene as it is, senses.
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
@@ -22,9 +23,10 @@ import warp as wp
 from newton.solvers import SolverMuJoCo
 from torch import Tensor
 
-from envs_gpu import bridge
+from envs_gpu import bridge, selection
 from envs_gpu.physics import backend
-from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capacity import capacity, overflow_of
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.physics.warp import WarpPhysics
 
@@ -44,7 +46,7 @@ class NewtonPhysics(WarpPhysics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: `mjcf`, the same scene as text.
+        options: `mjcf`, the same scene as text; `per_world`, `max_contacts`, `max_constraints`.
 
     Raises:
         UnsupportedModelError: Newton cannot read the scene, or makes another robot of it.
@@ -57,7 +59,7 @@ class NewtonPhysics(WarpPhysics):
     ) -> None:
         super().__init__(model, num_worlds, device, options)
         with wp.ScopedDevice(self._wp_device):
-            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
+            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy(), options)
             # `njmax` also holds the equality that Newton adds.
             self._solver = _make_solver(model, num_worlds, options.mjcf, room.contacts, room.constraints + 6)
             _check_same_robot(model, self._solver.mj_model)
@@ -66,11 +68,30 @@ class NewtonPhysics(WarpPhysics):
                 theirs = getattr(self._solver.mjw_model, name)
                 theirs.assign(np.broadcast_to(getattr(model, name), theirs.numpy().shape))
             self._solver.mjw_model.opt.warn_overflow = 0
+            # Newton orders a body's principal axes in another way.
+            self._principal_axes = torch.tensor(_principal_axes(model, self._solver.mjw_model), device=device)
+            if options.per_world:
+                _check_same_order(model, self._solver.mj_model)
+                self._give_rows(self._solver.mjw_model)
         self._newton_overflow = bridge.warp_to_torch(self._solver.mjw_data.overflow)
         wp.synchronize_device(self._wp_device)
 
-    def overflow(self) -> Tensor:
-        return super().overflow() | overflowed(self._newton_overflow)
+    def overflow_bits(self) -> Tensor:
+        return super().overflow_bits() | overflow_of(self._newton_overflow)
+
+    def clear_overflow(self) -> None:
+        super().clear_overflow()
+        self._newton_overflow.zero_()
+
+    def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
+        sensing, stepping = self._per_world[field]
+        selection.write(sensing, worlds, values)
+        selection.write(stepping, worlds, self._as_held(field, values, self._solver.mjw_model))
+
+    def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
+        if field != "body_inertia" or model is self._model:
+            return values
+        return (self._principal_axes * values.double()[..., None, :]).sum(-1)
 
     def _advance(self, substeps: int) -> None:
         ours, theirs = self._data, self._solver.mjw_data
@@ -88,7 +109,7 @@ def _make_solver(
 ) -> Any:
     """Newton's solver of `num_worlds` copies of the scene, with the scene's own solver settings."""
     options = ("integrator", "cone", "solver", "jacobian", "iterations", "ls_iterations")
-    settings: dict[str, Any] = {name: int(getattr(model.opt, name)) for name in options}
+    settings: dict[str, Any] = {name: int(getattr(without_pgs(model).opt, name)) for name in options}
     settings |= {name: float(getattr(model.opt, name)) for name in ("tolerance", "ls_tolerance", "impratio")}
     settings |= {name: float(getattr(model.opt, name)) for name in ("density", "viscosity")}
     worlds = newton.ModelBuilder()
@@ -97,7 +118,7 @@ def _make_solver(
         robot = newton.ModelBuilder()
         SolverMuJoCo.register_custom_attributes(robot)
         robot.rigid_gap = 0.0  # MJCF's default; contacts further away than their margin exert no force
-        robot.add_mjcf(mjcf, ctrl_direct=True)
+        robot.add_mjcf(mjcf.replace(' solver="PGS"', ""), ctrl_direct=True)  # a name that it cannot read
         worlds.replicate(robot, num_worlds)
         return SolverMuJoCo(worlds.finalize(), nconmax=num_contacts, njmax=num_constraints, **settings)
     # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.
@@ -114,3 +135,32 @@ def _check_same_robot(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
         ours, theirs = getattr(scene, name), getattr(imported, name)
         if ours.shape != theirs.shape or not np.allclose(ours, theirs, rtol=1e-4, atol=1e-6):
             raise UnsupportedModelError(f"newton imports this scene with another {name}")
+
+
+def _principal_axes(scene: mujoco.MjModel, imported: mjw.Model) -> np.ndarray:
+    """`[body, 3, 3]`: moments around the scene's principal axes -> moments around the imported model's."""
+    turned = np.zeros((scene.nbody, 3, 3))
+    frames = imported.body_iquat.numpy()[0].astype(float)
+    frames /= np.linalg.norm(frames, axis=-1, keepdims=True)
+    for body in range(scene.nbody):
+        ours, theirs = np.zeros(9), np.zeros(9)
+        mujoco.mju_quat2Mat(ours, scene.body_iquat[body])
+        mujoco.mju_quat2Mat(theirs, frames[body])
+        turned[body] = np.square(theirs.reshape(3, 3).T @ ours.reshape(3, 3))
+    return turned
+
+
+def _check_same_order(scene: mujoco.MjModel, imported: mujoco.MjModel) -> None:
+    """Check by name that rows of the scene's fields are rows of Newton's; its names end in the scene's.
+
+    Raises:
+        UnsupportedModelError: Newton has other elements or another order: values would go to the wrong ones.
+    """
+    for kind, number in (("body", scene.nbody), ("geom", scene.ngeom), ("joint", scene.njnt)):
+        ours, theirs = ([getattr(model, kind)(i).name for i in range(number)] for model in (scene, imported))
+        for name, label in zip(ours, theirs, strict=True):
+            if not re.search(rf"(^|[/_]){re.escape(name)}(_\d+)?$", label):
+                problem = f"has {label!r} where the scene has {kind} {name!r}"
+                raise UnsupportedModelError(f"newton {problem}: its worlds cannot be randomized")
+    if not np.array_equal(scene.actuator_trnid, imported.actuator_trnid):
+        raise UnsupportedModelError("newton orders the actuators otherwise: its worlds cannot be randomized")

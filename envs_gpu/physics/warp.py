@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
 
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
 
@@ -16,10 +18,11 @@ from torch import Tensor
 
 from envs_gpu import bridge
 from envs_gpu.physics import backend
-from envs_gpu.physics._capacity import capacity, overflowed
+from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
+from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
-from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
+from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
 
 _CONTINUATION = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart", "sensordata")
 _FEW = (16, 128)
@@ -37,7 +40,10 @@ class WarpPhysics(Physics):
         model: the compiled scene.
         num_worlds: N.
         device: `cpu` or `cuda`.
-        options: nothing here.
+        options: `per_world`, `max_contacts`, `max_constraints`.
+
+    Raises:
+        UnsupportedModelError: the engine holds one of the per-world fields in another way.
     """
 
     name = "warp"
@@ -50,9 +56,10 @@ class WarpPhysics(Physics):
         correct_warp(collision_primitive)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
-            self._model = mjw.put_model(model)
+            self._model = mjw.put_model(without_pgs(model))
             self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same
-            room = capacity(model, self._model.nxn_geom_pair_filtered.numpy())
+            self._give_rows(self._model)  # before the graphs are captured, which keep the arrays' addresses
+            self.room = room = capacity(model, self._model.nxn_geom_pair_filtered.numpy(), options)
             self._data = mjw.put_data(
                 model, mujoco.MjData(model), num_worlds, nconmax=room.contacts, njmax=room.constraints
             )
@@ -94,19 +101,42 @@ class WarpPhysics(Physics):
         self._qvel.copy_(qvel)
         self._launch(self._restart_graph)
 
-    def overflow(self) -> Tensor:
-        """`[N]` bool on the device: contacts or constraints of this world ever found no room.
+    def overflow_bits(self) -> Tensor:
+        return overflow_of(self._overflow)
 
-        Such a world has lost contacts, and is not the model's world any more.
-        """
-        return overflowed(self._overflow)
+    def clear_overflow(self) -> None:
+        self._overflow.zero_()
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self._tensors.items()}
+        return {name: tensor.clone() for name, tensor in self._tensors.items()} | self._model_state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors.items():
             tensor.copy_(state[name])
+        self._load_model_state(state)
+
+    def _give_rows(self, model: mjw.Model) -> None:
+        """Replace the per-world fields of `model`, one row for all worlds, by a row for each.
+
+        Raises:
+            UnsupportedModelError: its row is not the scene's.
+        """
+        for field in self.options.per_world:
+            *path, name = field.split(".")
+            owner = attrgetter(*path)(model) if path else model
+            shared = getattr(owner, name)
+            row = shared.numpy()[:1]
+            values = torch.tensor(nominal(self.model, field), device=self.device)
+            check_layout(self.name, field, self._as_held(field, values, model).cpu().numpy(), row[0])
+            rows: wp.array[Any] = wp.array(
+                row.repeat(self.num_worlds, 0), dtype=shared.dtype, device=self._wp_device
+            )
+            setattr(owner, name, rows)
+            self._per_world.setdefault(field, []).append(bridge.warp_to_torch(rows))
+
+    def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
+        """`values` `[..., *]` of the scene's `field` in the terms of `model`."""
+        return values
 
     def _advance(self, substeps: int) -> None:
         for _ in range(substeps):
@@ -129,6 +159,9 @@ class WarpPhysics(Physics):
         count = len(rows)
         if not count:
             return
+        places = torch.arange(count)
+        for field, (sensing, *_) in self._per_world.items():
+            side.randomize(field, sensing[rows], places)
         side._overflow.zero_()
         side._mask[:count], side._mask[count:] = True, False
         side._qpos[:count], side._qvel[:count] = qpos, qvel

@@ -9,20 +9,16 @@ sees more than a robot can measure.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import mujoco
 import torch
 from torch import Tensor
 
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.robots import Robot, robot_model
-from envs_gpu.tasks.base import Episode, Outcome, Task
+from envs_gpu.tasks._legged import Legged
+from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
-from envs_gpu.terms.contact import add_normal_force_sensor, normal_force
-from envs_gpu.terms.stage import add_stage
-
-_OBJECT, _SENSOR = mujoco.mjtObj, mujoco.mjtSensor
+from envs_gpu.terms.contact import normal_force
 
 
 @dataclass(frozen=True)
@@ -58,8 +54,20 @@ class Weights:
     fall: float = -50.0
 
 
-class Velocity(Task):
-    """Observation groups, noise-free:
+@dataclass(frozen=True)
+class SensorNoise:
+    """How far a robot's sensors are off, where a run asks for noise of 1; as in Isaac Lab and mjlab."""
+
+    gravity: float = 0.05
+    turn_rad_s: float = 0.2
+    joint_rad: float = 0.01
+    joint_rad_s: float = 1.5
+
+
+class Velocity(Legged):
+    """Track a velocity; a base that touches the ground, or tilts too far, has fallen.
+
+    Observation groups, noise-free:
 
     `policy` `[N, 9 + 3A]`: projected gravity (3), angular velocity (3), command (3), joint positions relative
     to the default pose (A), joint velocities (A), last action (A).
@@ -67,65 +75,30 @@ class Velocity(Task):
     the feet's time in the air (F).
     """
 
-    robot: ClassVar[Robot]
-    imu_site: ClassVar[str]
-    foot_geoms: ClassVar[tuple[tuple[str, ...], ...]]
-    """For every foot (in the order of `robot.end_effectors`) the geoms that touch the ground."""
-    contacts_per_foot_geom: ClassVar[int]
-    base_geoms: ClassVar[tuple[str, ...]]
-    """Geoms whose touching the ground is a fall."""
     commands = Commands()
     weights = Weights()
+    sensor_noise = SensorNoise()
     tracking_std_m_s = 0.5
     max_tilt_cosine = 0.5  # a base tilted by more than 60 degrees has fallen
     swing_s = (0.15, 0.4)
-    timestep_s = 0.005
-    integrator = mujoco.mjtIntegrator.mjINT_EULER
-    substeps = 4
     max_episode_steps = 1000
-
-    def scene(self) -> mujoco.MjSpec:
-        spec = robot_model(self.robot)
-        option = spec.option
-        option.timestep, option.integrator = self.timestep_s, self.integrator
-        # Pyramids and a few iterations: what MJX runs, and enough for feet on a floor.
-        option.cone, option.impratio = mujoco.mjtCone.mjCONE_PYRAMIDAL, 1.0
-        option.iterations, option.ls_iterations = 5, 8
-        for sensor in spec.sensors:
-            spec.delete(sensor)
-        add_stage(spec, 0.0)
-        self._add_floor(spec)
-        self._add_sensors(spec)
-        return spec
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
-        self._target_low, self._target_high = self.action_low, self.action_high
-        self.action_high = torch.ones_like(self._target_high)
-        self.action_low = -self.action_high
-        self._default_qpos = torch.tensor(model.key("default").qpos, device=device)
-        self._default_pose = self._default_qpos[7:].float()
-        self._num_joints, self._num_feet = model.nu, len(self.foot_geoms)
         reach = (self.commands.forward_m_s, self.commands.sideways_m_s, self.commands.turn_rad_s)
         self._command_reach = torch.tensor(reach, device=device)
-        self._feet_touch = self._block("contact_", 0, sum(map(len, self.foot_geoms)))
-        self._base_touch = self._block("contact_", sum(map(len, self.foot_geoms)), None)
-        self._foot_velocity, self._foot_position = (
-            self._block("foot_velocity_"),
-            self._block("foot_position_"),
-        )
-        self._torque = self._block("torque_")
-
-    def control(self, action: Tensor) -> Tensor:
-        target = self._default_pose + self.robot.action_scale * action
-        return target.clamp(self._target_low, self._target_high)
+        noise, joints = self.sensor_noise, torch.ones(self._num_joints, device=device)
+        blocks = [(noise.gravity, 3), (noise.turn_rad_s, 3), (0.0, 3)]  # in the order of `observe`
+        base = torch.cat([torch.full((width,), scale, device=device) for scale, width in blocks])
+        pose = (noise.joint_rad * joints, noise.joint_rad_s * joints, 0.0 * joints)
+        self.observation_noise_scale = torch.cat((base, *pose))
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
         half_yaw = 0.5 * random.uniform(0, 1, -torch.pi, torch.pi)
         joints = self._default_qpos[7:] + random.uniform(1, self._num_joints, -0.1, 0.1)
         zero = torch.zeros_like(half_yaw)
-        position = self._default_qpos[:3].expand(len(zero), 3)
+        position = self._start_position(episode)
         qpos = torch.cat((position, half_yaw.cos(), zero, zero, half_yaw.sin(), joints), -1)
         base_velocity = random.uniform(2, 6, -0.2, 0.2)
         return qpos, torch.cat((base_velocity, torch.zeros_like(joints)), -1)
@@ -149,22 +122,9 @@ class Velocity(Task):
         }
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        memory, read = episode.memory, state.sensordata
-        policy = (
-            -read[:, self.sensor["up"]],
-            read[:, self.sensor["gyro"]],
-            memory["command"],
-            state.qpos[:, 7:] - self._default_pose,
-            state.qvel[:, 6:],
-            memory["last_action"],
-        )
-        privileged = (
-            read[:, self.sensor["velocity"]],
-            state.qpos[:, 2:3],
-            self._foot_contact(state),
-            read[:, self._foot_position].unflatten(-1, (-1, 3))[..., 2],
-            memory["air_time_s"],
-        )
+        memory = episode.memory
+        policy = self._proprioception(state, memory["last_action"], memory["command"])
+        privileged = (*self._privileged(state), memory["air_time_s"])
         return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
@@ -174,7 +134,7 @@ class Velocity(Task):
         torque, foot_velocity = read[:, self._torque], read[:, self._foot_velocity].unflatten(-1, (-1, 3))
         joints, contact = state.qpos[:, 7:], self._foot_contact(state)
         moving = command.square().sum(-1) > 0
-        fallen = (up[:, 2] < self.max_tilt_cosine) | (normal_force(read[:, self._base_touch]) > 0)
+        fallen = self._fallen(state)
         pose_error = (joints - self._default_pose).square().sum(-1)
         swing = locomotion.step_air_time(memory["air_time_s"], contact, *self.swing_s)
         terms = {
@@ -198,59 +158,17 @@ class Velocity(Task):
         measures = {"tracking_error_m_s": error, "fallen": fallen}
         return Outcome(reward, fallen, measures)
 
+    def _start_position(self, episode: Episode) -> Tensor:
+        """Where the base is `[N, 3]` at the start of an episode, m."""
+        return self._default_qpos[:3].expand(len(episode.step), 3)
+
+    def _fallen(self, state: PhysicsState) -> Tensor:
+        """`[N]` bool: too far from upright, or the base touches the ground."""
+        tilted = state.sensordata[:, self.sensor["up"]][:, 2] < self.max_tilt_cosine
+        return tilted | (normal_force(state.sensordata[:, self._base_touch]) > 0)
+
     def _draw_command(self, episode: Episode) -> Tensor:
         """A velocity `[N, 3]`: forward, sideways, turn; zero for those that are to stand."""
         unit = episode.random.uniform(3, 3, -1.0, 1.0)
         stands = episode.random.uniform(4, 1) < self.commands.standing_share
         return torch.where(stands, 0.0, unit * self._command_reach).float()
-
-    def _foot_contact(self, state: PhysicsState) -> Tensor:
-        """`[N, F]` bool: the foot touches the ground."""
-        per_foot = state.sensordata[:, self._feet_touch].unflatten(-1, (self._num_feet, -1))
-        return normal_force(per_foot) > 0
-
-    def _block(self, prefix: str, first: int = 0, stop: int | None = None) -> slice:
-        """Where the sensors called `prefix...` lie, one behind the other."""
-        found = [where for name, where in self.sensor.items() if name.startswith(prefix)][first:stop]
-        return slice(found[0].start, found[-1].stop)
-
-    def _add_floor(self, spec: mujoco.MjSpec) -> None:
-        """A floor that feet and base touch, and nothing else touches anything: physics decides the speed."""
-        feet = [name for geoms in self.foot_geoms for name in geoms]
-        for geom in spec.geoms:
-            geom.contype, geom.conaffinity = 0, int(geom.name in (*feet, *self.base_geoms))
-            geom.condim, geom.margin = 3, 0.0
-        spec.worldbody.add_geom(
-            name="floor",
-            type=mujoco.mjtGeom.mjGEOM_PLANE,
-            size=(0, 0, 0.05),
-            contype=1,
-            conaffinity=0,
-            rgba=(0, 0, 0, 0),
-        )
-
-    def _add_sensors(self, spec: mujoco.MjSpec) -> None:
-        for name, kind in (("gyro", _SENSOR.mjSENS_GYRO), ("velocity", _SENSOR.mjSENS_VELOCIMETER)):
-            spec.add_sensor(name=name, type=kind, objtype=_OBJECT.mjOBJ_SITE, objname=self.imu_site)
-        up = spec.add_sensor(
-            name="up", type=_SENSOR.mjSENS_FRAMEZAXIS, objtype=_OBJECT.mjOBJ_BODY, objname="world"
-        )
-        up.reftype, up.refname = _OBJECT.mjOBJ_SITE, self.imu_site
-        for geoms in self.foot_geoms:
-            for geom in geoms:
-                add_normal_force_sensor(spec, geom, "floor", self.contacts_per_foot_geom)
-        for geom in self.base_geoms:
-            add_normal_force_sensor(spec, geom, "floor", 1)
-        feet = (("velocity", _SENSOR.mjSENS_FRAMELINVEL), ("position", _SENSOR.mjSENS_FRAMEPOS))
-        for what, kind in feet:
-            for site in self.robot.end_effectors:
-                spec.add_sensor(
-                    name=f"foot_{what}_{site}", type=kind, objtype=_OBJECT.mjOBJ_SITE, objname=site
-                )
-        for actuator in spec.actuators:
-            spec.add_sensor(
-                name=f"torque_{actuator.name}",
-                type=_SENSOR.mjSENS_ACTUATORFRC,
-                objtype=_OBJECT.mjOBJ_ACTUATOR,
-                objname=actuator.name,
-            )

@@ -12,6 +12,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.models import Sensors
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.random import Draws, WorldRandom
 
@@ -25,6 +26,8 @@ class Outcome(NamedTuple):
     """`[N]` bool: the task ended here, whatever the clock says."""
     measures: dict[str, Tensor]
     """What a person wants to read beside the return, name -> `[N]` (units in the name)."""
+    truncated: Tensor | None = None
+    """`[N]` bool: the episode is cut short here, as by the clock, though the task would go on."""
 
 
 class Episode(NamedTuple):
@@ -57,8 +60,17 @@ class Task(ABC):
     """Physics timesteps per control step (frame skip)."""
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
+    observation_noise_scale: Tensor | None = None
+    """`[D]` factor on the noise of each entry of the `policy` group, where a run asks for it; None is 1."""
     unsupported: ClassVar[dict[str, str]] = {}
     """Backends that cannot run this task, name -> why, in a sentence."""
+    rounding_factor: ClassVar[float] = 1.0
+    """How much further engines may be from the referee than with other tasks, see `envs_gpu.parity`; more
+    than one only where it was measured why."""
+    takes_model: ClassVar[bool] = False
+    """Whether the task is for any robot: its class is then called with `model`, the path of an MJCF file."""
+    source: str = ""
+    """The MJCF file that the scene was read from, for errors in it; empty for a scene of the task's own."""
 
     @abstractmethod
     def scene(self) -> mujoco.MjSpec:
@@ -69,10 +81,10 @@ class Task(ABC):
         self.action_low, self.action_high = torch.tensor(
             model.actuator_ctrlrange.T, dtype=torch.float32, device=device
         )
-        self.sensor = {
-            model.sensor(i).name: slice(int(adr), int(adr + dim))  # NumPy's numbers slow compiled code down
+        self.sensor = Sensors(
+            (model.sensor(i).name, slice(int(adr), int(adr + dim)))  # NumPy's numbers slow compiled code down
             for i, (adr, dim) in enumerate(zip(model.sensor_adr, model.sensor_dim, strict=True))
-        }
+        )
         self.control_dt = model.opt.timestep * self.substeps
 
     def control(self, action: Tensor) -> Tensor:

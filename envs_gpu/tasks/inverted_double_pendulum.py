@@ -54,7 +54,8 @@ class InvertedDoublePendulum(GymnasiumTask):
         return {"policy": torch.cat(parts, dim=-1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
-        x, _, height = state.sensordata[:, self.sensor["tip"]].unbind(-1)
+        tip = state.sensordata[:, self.sensor["tip"]]
+        x, height = tip[:, 0], tip[:, 2]
         fallen = height <= MIN_TIP_HEIGHT_M
         reward = {
             "alive": ALIVE_REWARD * (~fallen),

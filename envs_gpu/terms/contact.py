@@ -14,20 +14,20 @@ _FIELDS = (
 )
 
 
-def add_contact_sensor(spec: mujoco.MjSpec, geom: str, against: str, num_contacts: int) -> str:
+def add_contact_sensor(spec: mujoco.MjSpec, geom: str, against: str | None, num_contacts: int) -> str:
     """Add a sensor of up to `num_contacts` contacts of `geom` with the geom `against`; returns its name.
 
-    A sensor matches single geoms, not bodies, because that is what MJX implements.
+    A sensor matches single geoms, not bodies, because that is what MJX implements; `None` is any geom.
     """
-    name = f"contact_{geom}_{against}"
+    name = f"contact_{geom}_{against or 'any'}"
     sensor = spec.add_sensor(
         name=name,
         type=mujoco.mjtSensor.mjSENS_CONTACT,
         objtype=mujoco.mjtObj.mjOBJ_GEOM,
         objname=geom,
-        reftype=mujoco.mjtObj.mjOBJ_GEOM,
-        refname=against,
     )
+    if against is not None:
+        sensor.reftype, sensor.refname = mujoco.mjtObj.mjOBJ_GEOM, against
     reduce_none = 0
     sensor.intprm[:3] = [sum(1 << int(field) for field in _FIELDS), reduce_none, num_contacts]
     return name

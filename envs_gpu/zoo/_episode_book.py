@@ -5,6 +5,21 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from envs_gpu.guards import BrokenShare, GuardOptions
+from envs_gpu.vec_env import VecEnv
+
+
+class ZooEnv(VecEnv):
+    """Worlds of a family whose episodes and broken worlds are in a book."""
+
+    book: EpisodeBook
+
+    def pop_metrics(self) -> dict[str, float]:
+        return self.book.pop()
+
+    def check(self) -> None:
+        self.book.share.check()
+
 
 class EpisodeBook:
     """Keeps account of N worlds on their device; only `pop` syncs with the host."""
@@ -12,10 +27,12 @@ class EpisodeBook:
     def __init__(self, num_envs: int, device: torch.device) -> None:
         self.length = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self.episode_return = torch.zeros(num_envs, dtype=torch.float64, device=device)
+        self.share = BrokenShare(num_envs, device, GuardOptions().max_broken_share)
         self._totals: Tensor | None = None
 
-    def add(self, reward: Tensor, done: Tensor, metrics: dict[str, Tensor]) -> None:
-        """Account for one step of every world; all `[N]`."""
+    def add(self, reward: Tensor, done: Tensor, metrics: dict[str, Tensor], causes: Tensor) -> None:
+        """Account for one step of every world; all `[N]`, `causes` the bits of `envs_gpu.guards.Cause`."""
+        self.share.add(causes)
         self.length += 1
         self.episode_return += reward
         counted = (torch.ones_like(reward), done, self.episode_return * done, self.length * done)

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from envs_gpu.vec_env import VecEnv
+from envs_gpu.zoo._episode_book import ZooEnv
 
 
 class Family(ABC):
@@ -26,7 +26,7 @@ class Family(ABC):
         """Every env that can be made, sorted; empty where the package does not tell before it has started."""
 
     @abstractmethod
-    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> VecEnv:
+    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         """`num_envs` worlds of the env `name`; see `envs_gpu.make.make_env` for the arguments.
 
         Raises:

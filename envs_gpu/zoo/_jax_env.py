@@ -21,9 +21,10 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.guards import Cause
+from envs_gpu.vec_env import EnvSpec, StepResult
 from envs_gpu.zoo import ZooError
-from envs_gpu.zoo._episode_book import EpisodeBook
+from envs_gpu.zoo._episode_book import EpisodeBook, ZooEnv
 
 # How Playground names its groups, and how the contract here does.
 GROUPS = {"state": "policy", "privileged_state": "critic"}
@@ -52,9 +53,11 @@ class Given(NamedTuple):
     final_obs: dict[str, jax.Array]
     metrics: jax.Array
     """`[M, N]`, in the order of the sorted names."""
+    causes: jax.Array
+    """`[N]` bits of `envs_gpu.guards.Cause`."""
 
 
-class JaxEnv(VecEnv):
+class JaxEnv(ZooEnv):
     """N worlds of one env of such a family.
 
     JAX writes every result to a new buffer, which torch views: `step` copies nothing in either direction.
@@ -76,7 +79,7 @@ class JaxEnv(VecEnv):
         self._low, self._high = (
             torch.tensor(limit, device=spec.device) for limit in (spec.action_low, spec.action_high)
         )
-        self._book = EpisodeBook(spec.num_envs, spec.device)
+        self.book = EpisodeBook(spec.num_envs, spec.device)
         self._types = self._stable_types()
         self._begin_jit = jax.jit(self._begin)
         self._advance_jit = jax.jit(self._advance)
@@ -87,31 +90,32 @@ class JaxEnv(VecEnv):
         worlds = jnp.arange(self._first_world, self._first_world + self.num_envs, dtype=jnp.uint32)
         place = jax.device_put((jnp.uint32(seed % 2**32), worlds), self._jax_device)
         self._carry, obs = self._begin_jit(*place)
-        self._book.clear()
+        self.book.clear()
         self.obs = self._pack(obs)
         return self.obs
 
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
-        action = bridge.aligned(action.float().clamp(self._low, self._high))
+        # Clipping alone would hide that an action was infinite.
+        clipped = action.float().clamp(self._low, self._high)
+        action = bridge.aligned(torch.where(action.isfinite(), clipped, torch.nan))
         self._carry, given = self._advance_jit(self._carry, bridge.to_jax(action))
         reward, terminated, truncated = (
             bridge.to_torch(value) for value in (given.reward, given.terminated, given.truncated)
         )
         names = [_metric_name(name) for name in sorted(self._types.metrics)] + ["physics/broken"]
         metrics = dict(zip(names, bridge.to_torch(given.metrics).unbind(), strict=True))
-        self._book.add(reward, terminated | truncated, metrics)
+        causes = bridge.to_torch(given.causes)
+        self.book.add(reward, terminated | truncated, metrics, causes)
         self.obs = self._pack(given.obs)
-        return StepResult(self.obs, reward, terminated, truncated, self._pack(given.final_obs), metrics)
-
-    def pop_metrics(self) -> dict[str, float]:
-        return self._book.pop()
+        final_obs = self._pack(given.final_obs)
+        return StepResult(self.obs, reward, terminated, truncated, final_obs, metrics, causes != 0)
 
     def state_dict(self) -> dict[str, Tensor]:
         leaves = jax.tree_util.tree_leaves_with_path(self._carry)
         state = {jax.tree_util.keystr(path): _bits(bridge.to_torch(leaf)).clone() for path, leaf in leaves}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
-        return state | self._book.state_dict()
+        return state | self.book.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         def load(path: Any, leaf: jax.Array) -> jax.Array:
@@ -120,9 +124,22 @@ class JaxEnv(VecEnv):
             return bridge.to_jax(bridge.aligned(bits.view(dtype)))
 
         self._carry = jax.tree_util.tree_map_with_path(load, self._carry)
-        self._book.load_state_dict(state)
+        self.book.load_state_dict(state)
         obs = {group: state[f"obs.{group}"].to(self.device, copy=True) for group in self.spec.obs_dims}
         self.obs = TensorDict(obs, batch_size=[self.num_envs], device=self.device)
+
+    @property
+    def drawn_model(self) -> Any:
+        owner = self.env if hasattr(self.env, "mj_model") else getattr(self.env, "sys", None)
+        return getattr(owner, "mj_model", None)
+
+    def positions(self) -> Tensor:
+        return bridge.to_torch(self._qpos())
+
+    def _qpos(self) -> jax.Array:
+        """Playground keeps MJX's data in its state, brax a pipeline of its own."""
+        state = self._carry.state
+        return state.data.qpos if hasattr(state, "data") else state.pipeline_state.q
 
     def _begin(self, seed: jax.Array, worlds: jax.Array) -> tuple[Carry, dict[str, jax.Array]]:
         """Everything anew: worlds with the identities `worlds` `[N]`."""
@@ -137,9 +154,11 @@ class JaxEnv(VecEnv):
         step = carry.step + 1
         final_obs = _groups(stepped.obs)
         # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
-        finite = jnp.isfinite(stepped.reward)
+        causes = jnp.where(jnp.isfinite(action).all(-1), 0, int(Cause.ACTION))
+        causes |= jnp.where(jnp.isfinite(stepped.reward), 0, int(Cause.REWARD))
         for value in final_obs.values():
-            finite = finite & jnp.isfinite(value).all(-1)
+            causes |= jnp.where(jnp.isfinite(value).all(-1), 0, int(Cause.OBSERVATION))
+        finite = causes == 0
         terminated = stepped.done.astype(bool) | ~finite
         truncated = (step >= self.spec.max_episode_steps) & ~terminated
         done = terminated | truncated
@@ -160,9 +179,8 @@ class JaxEnv(VecEnv):
             reward=jnp.where(finite, stepped.reward, 0.0).astype(jnp.float32),
             terminated=terminated,
             truncated=truncated,
-            final_obs={
-                group: jnp.nan_to_num(value, posinf=0.0, neginf=0.0) for group, value in final_obs.items()
-            },
+            final_obs={group: jnp.where(finite[:, None], value, 0.0) for group, value in final_obs.items()},
+            causes=causes.astype(jnp.uint8),
             metrics=jnp.stack([value.astype(jnp.float32) for value in (*measured, ~finite)]),
         )
         return Carry(state, carry.key, episode, jnp.where(done, 0, step)), given

@@ -9,8 +9,9 @@ import warnings
 
 import torch
 
-from envs_gpu.vec_env import EnvSpec, VecEnv
+from envs_gpu.vec_env import EnvSpec
 from envs_gpu.zoo import family
+from envs_gpu.zoo._episode_book import ZooEnv
 from envs_gpu.zoo._family import Family
 
 MAX_EPISODE_STEPS = 1000  # the default of `brax.envs.create`
@@ -30,7 +31,7 @@ class Brax(Family):
 
         return sorted(envs._envs)
 
-    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> VecEnv:
+    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         from brax import envs
 
         from envs_gpu.zoo._jax_env import JaxEnv, mujoco_joint_names

@@ -12,9 +12,10 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.guards import Cause
+from envs_gpu.vec_env import EnvSpec, StepResult
 from envs_gpu.zoo import ZooError, family
-from envs_gpu.zoo._episode_book import EpisodeBook
+from envs_gpu.zoo._episode_book import EpisodeBook, ZooEnv
 from envs_gpu.zoo._family import Family
 
 MAX_EPISODE_STEPS = 1000  # of an env that states none
@@ -33,7 +34,7 @@ class Gymnasium(Family):
 
         return sorted(gymnasium.registry)
 
-    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> VecEnv:
+    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         import gymnasium
 
         try:
@@ -62,7 +63,7 @@ class Gymnasium(Family):
         return GymnasiumEnv(worlds, spec, seed, first_world)
 
 
-class GymnasiumEnv(VecEnv):
+class GymnasiumEnv(ZooEnv):
     """Worlds that are Python objects, stepped one after the other: two threads measured slower than one.
 
     The clock is ours: a world that is done is reset after its last observation was taken.
@@ -72,62 +73,68 @@ class GymnasiumEnv(VecEnv):
         self.worlds, self.spec = worlds, spec
         self._first_world = first_world
         self._low, self._high = (torch.tensor(limit) for limit in (spec.action_low, spec.action_high))
-        self._book = EpisodeBook(spec.num_envs, spec.device)
+        self.book = EpisodeBook(spec.num_envs, spec.device)
         self.reset(seed)
 
     def reset(self, seed: int) -> TensorDict:
         identities = range(self._first_world, self._first_world + self.num_envs)
         seeds = [int(np.random.SeedSequence([seed, world]).generate_state(1)[0]) for world in identities]
         starts = [world.reset(seed=own)[0] for world, own in zip(self.worlds, seeds, strict=True)]
-        self._book.clear()
+        self.book.clear()
         self.obs = self._pack(torch.from_numpy(np.stack([np.ravel(start) for start in starts])).float())
         return self.obs
 
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
-        actions = action.clamp(self._low, self._high).numpy()
+        given, actions = action.numpy(), action.clamp(self._low, self._high).numpy()
         num_envs, width = self.num_envs, self.spec.obs_dims["policy"]
         final = np.zeros((num_envs, width), np.float32)
         obs = np.zeros((num_envs, width), np.float32)
         reward = np.zeros(num_envs, np.float32)
-        flags = np.zeros((3, num_envs), bool)  # terminated, truncated, broken
+        flags = np.zeros((2, num_envs), bool)  # terminated, truncated
+        causes = np.zeros(num_envs, np.uint8)
         terms: list[dict[str, float]] = [{}] * num_envs
-        out_of_time = (self._book.length + 1 >= self.spec.max_episode_steps).numpy()
+        out_of_time = (self.book.length + 1 >= self.spec.max_episode_steps).numpy()
 
         for index, world in enumerate(self.worlds):
             shaped = actions[index].reshape(world.action_space.shape)
             observation, reward[index], ends, is_cut, info = world.step(shaped)
             final[index] = np.ravel(observation)
-            is_broken = not (np.isfinite(final[index]).all() and np.isfinite(reward[index]))
-            ends = ends or is_broken
-            flags[:, index] = ends, (is_cut or out_of_time[index]) and not ends, is_broken
+            causes[index] = _causes(given[index], reward[index], final[index])
+            ends = ends or causes[index] != 0
+            flags[:, index] = ends, (is_cut or out_of_time[index]) and not ends
             terms[index] = _reward_terms(info)
-            obs[index] = np.ravel(world.reset()[0]) if flags[:2, index].any() else final[index]
-        terminated, truncated, broken = torch.from_numpy(flags).unbind()
+            obs[index] = np.ravel(world.reset()[0]) if flags[:, index].any() else final[index]
+        terminated, truncated = torch.from_numpy(flags).unbind()
+        broken = torch.from_numpy(causes) != 0
         rewards = torch.from_numpy(reward).masked_fill_(broken, 0.0)
         metrics = {
             name: torch.tensor([float(term.get(name, 0.0)) for term in terms]).masked_fill_(broken, 0.0)
             for name in sorted({name for term in terms for name in term})
         }
         metrics["physics/broken"] = broken.float()
-        self._book.add(rewards, terminated | truncated, metrics)
-        final_obs = self._pack(torch.from_numpy(final).nan_to_num_(0.0, 0.0, 0.0))
+        self.book.add(rewards, terminated | truncated, metrics, torch.from_numpy(causes))
+        final_obs = self._pack(torch.from_numpy(final).masked_fill_(broken.unsqueeze(-1), 0.0))
         self.obs = self._pack(torch.from_numpy(obs))
-        return StepResult(self.obs, rewards, terminated, truncated, final_obs, metrics)
+        return StepResult(self.obs, rewards, terminated, truncated, final_obs, metrics, broken)
 
-    def pop_metrics(self) -> dict[str, float]:
-        return self._book.pop()
+    @property
+    def drawn_model(self) -> Any:
+        return getattr(self.worlds[0].unwrapped, "model", None)
+
+    def positions(self) -> Tensor:
+        return torch.from_numpy(np.stack([world.unwrapped.data.qpos for world in self.worlds]))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Numbers only. What a world keeps in objects of its own (none of Gymnasium's do) is not among it."""
         columns = [_numbers(world) for world in self.worlds]
         state = {name: torch.from_numpy(np.stack([one[name] for one in columns])) for name in columns[0]}
-        return state | {"obs.policy": self.obs["policy"].clone()} | self._book.state_dict()
+        return state | {"obs.policy": self.obs["policy"].clone()} | self.book.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for index, world in enumerate(self.worlds):
             _restore(world, {name: value[index].numpy() for name, value in state.items()})
-        self._book.load_state_dict(state)
+        self.book.load_state_dict(state)
         self.obs = self._pack(state["obs.policy"].clone())
 
     def close(self) -> None:
@@ -143,6 +150,12 @@ def _make_world(name: str) -> Any:
 
     # Without their clock, which would count on through a restored state.
     return gymnasium.make(name, max_episode_steps=-1, disable_env_checker=True)
+
+
+def _causes(action: np.ndarray, reward: float, observation: np.ndarray) -> int:
+    """Bits of `Cause`, zero where one world's step is made of finite numbers."""
+    checked = ((Cause.ACTION, action), (Cause.REWARD, reward), (Cause.OBSERVATION, observation))
+    return sum(int(cause) for cause, value in checked if not np.isfinite(value).all())
 
 
 def _control_hz(inner: Any) -> float:

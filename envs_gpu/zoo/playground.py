@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from envs_gpu.vec_env import EnvSpec, VecEnv
+from envs_gpu.vec_env import EnvSpec
 from envs_gpu.zoo import family
+from envs_gpu.zoo._episode_book import ZooEnv
 from envs_gpu.zoo._family import Family
 
 
@@ -27,7 +28,7 @@ class Playground(Family):
 
         return sorted(dm_control_suite.ALL_ENVS)
 
-    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> VecEnv:
+    def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
 
         # isort: split

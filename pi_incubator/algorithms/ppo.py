@@ -47,10 +47,14 @@ class PPO(Learner):
 
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.
-        data["next", "reward"].mul_(self.cfg.reward_scale)
+        reward, valid = data["next", "reward"], data["valid"]
+        reward.mul_(self.cfg.reward_scale)
+        # A broken step is worth exactly what its state was thought to be worth. So it has no advantage, and
+        # the steps that led to it are bootstrapped with that value, as if the clock had stopped there.
+        reward.copy_(torch.where(valid, reward, data["state_value"]))
         self.loss.value_estimator(data)
         if self.cfg.normalize_advantage:
-            data["advantage"] = normalize_advantage(data["advantage"])
+            data["advantage"] = normalize_advantage(data["advantage"], mask=valid)
 
     def update(self, data: TensorDict) -> dict[str, Tensor]:
         if self.cfg.lr_schedule == "linear":
@@ -58,9 +62,10 @@ class PPO(Learner):
         keys = [*self.policy.groups, "action", "action_log_prob", "advantage", "value_target", "state_value"]
         flat = data.select(*keys).flatten()  # [T * N]
         totals = torch.zeros(5, device=self.device)
+        valid = data["valid"].flatten()  # [T * N]
         num_minibatches = len(flat) // self.cfg.minibatch_size
         for _ in range(self.cfg.num_epochs):
-            order = torch.randperm(len(flat), device=self.device)
+            order = only(valid, torch.randperm(len(flat), device=self.device))
             epoch = torch.zeros(5, device=self.device)
             for minibatch in flat[order].split(self.cfg.minibatch_size):
                 epoch += self._step(minibatch)
@@ -100,7 +105,8 @@ class PPO(Learner):
         return report
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
-        losses = self.loss(minibatch)
+        observations = {group: minibatch[group] for group in self.policy.groups}
+        losses = self.loss(minibatch.replace(self.policy.encode(observations)))
         loss = sum(losses[name] for name in LOSSES)
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
@@ -122,7 +128,25 @@ class PPO(Learner):
         self.lr.mul_(factor).clamp_(*LR_RANGE)
 
 
+def only(valid: Tensor, order: Tensor) -> Tensor:
+    """`order` `[B]` without the samples that are not `valid` `[B]`; the first of those left fill up the end.
+
+    Broken samples are few, and so they cost nothing: no minibatch has another size, no loss needs a mask, and
+    where there are none `order` is as it was. Where no sample is valid, one is repeated.
+    """
+    # Looking is free on the CPU; on a GPU it would stall the stream.
+    if valid.device.type == "cpu" and valid.all():
+        return order
+    kept = valid[order]
+    rank = kept.cumsum(0) - 1
+    num_kept = rank[-1:] + 1
+    place = torch.where(kept, rank, num_kept + (~kept).cumsum(0) - 1)
+    compact = torch.empty_like(order).scatter_(0, place, order)
+    return compact[torch.arange(len(order), device=order.device) % num_kept.clamp(min=1)]
+
+
 def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
+    """The loss on features, found under their groups' names."""
     actor = ProbabilisticTensorDictSequential(
         TensorDictModule(_Distribution(policy), in_keys=[policy.actor_group], out_keys=["loc", "scale"]),
         ProbabilisticTensorDictModule(
@@ -154,5 +178,5 @@ class _Distribution(torch.nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
-        return self.policy.distribution(normalized)
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        return self.policy.distribution(features)

@@ -24,12 +24,14 @@ def main(argv: list[str]) -> None:
 
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
     seed = evaluation_seed(cfg) if arguments.seed is None else arguments.seed
-    env, policy = load_trained(cfg, folder, arguments.num_envs or num_episodes)
+    video_worlds = arguments.video_worlds or cfg.evaluation.video_worlds
+    num_envs = arguments.num_envs or max(num_episodes, video_worlds if arguments.video else 1)
+    env, policy = load_trained(cfg, folder, num_envs)
     act: Act = policy.mean_action
     if arguments.onnx:
         from pi_incubator.deploy.onnx import load_onnx
 
-        act = load_onnx(folder.onnx)
+        act = load_onnx(folder.onnx, policy.actor_group)
     summary = evaluate(env, act, num_episodes, seed).summary()
     print_table(summary, title=f"{folder.path.name}: {num_episodes} episodes of {cfg.env.name}")
     if arguments.json:
@@ -37,7 +39,8 @@ def main(argv: list[str]) -> None:
     if arguments.video:
         from pi_incubator.evaluation.video import record_video
 
-        record_video(env, act, arguments.video, length_s=cfg.evaluation.video_length_s, seed=seed)
+        length_s = cfg.evaluation.video_length_s
+        record_video(env, act, arguments.video, length_s=length_s, seed=seed, num_worlds=video_worlds)
     env.close()
 
 
@@ -53,6 +56,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, help="of the worlds; default: the one after training")
     parser.add_argument("--onnx", action="store_true", help="judge the exported policy.onnx instead")
     parser.add_argument("--video", type=output_file, metavar="FILE", help="film the policy as an mp4")
+    parser.add_argument("--video-worlds", type=count, metavar="N", help="worlds to show, as tiles")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's numbers as JSON")
     return parser.parse_args(argv)
 

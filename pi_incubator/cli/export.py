@@ -24,7 +24,8 @@ def main(argv: list[str]) -> None:
 
     env, policy = load_trained(cfg, folder, MAX_WORLDS)
     num_observations = cfg.deployment.num_check_observations
-    observations = record_observations(env, policy, num_observations, evaluation_seed(cfg))
+    seed = evaluation_seed(cfg)
+    observations = record_observations(env, policy, num_observations, seed, policy.actor_group)
     difference = export_checked(cfg, policy, env.spec, observations, path)
     result = {
         "file": str(path),

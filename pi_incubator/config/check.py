@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
@@ -62,6 +63,9 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
         elif name not in known and (field, name) != ("env.backend", "auto"):
             unknown = UnknownNameError(registry.kind, name, known)
             raise _error(cfg, sources, field, f"unknown {registry.kind}", unknown.fix)
+    if cfg.env.model is not None and not os.path.isfile(os.path.expanduser(cfg.env.model)):
+        fix = "name an MJCF file, relative to the working directory"
+        raise _error(cfg, sources, "env.model", "no such file", fix)
     for backend, field in _backends(cfg):
         if lack := lacking(backend):
             fix = f"{lack[1]}, or set env.backend to auto"

@@ -76,14 +76,22 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
     more = f" (and {others} more)" if others else ""
     if first["type"] == "cross_field":
         field, value, problem, fix = (first["ctx"][key] for key in ("field", "value", "problem", "fix"))
-        problem = problem if field in sources else f"{problem} (this value is the default)"
-        return ConfigError(sources.get(field, file), field, value, problem=problem, fix=fix + more)
+        source = _source(field, sources)
+        problem = problem if source else f"{problem} (this value is the default)"
+        return ConfigError(source or file, field, value, problem=problem, fix=fix + more)
     section, key, *index = map(str, first["loc"])
     field = f"{section}.{key}"
     source = sources.get(field, file)
     problem, fix = _explain(first, default=getattr(getattr(DEFAULTS, section), key))
-    where = "".join(f"[{i}]" for i in index)
-    return ConfigError(source, field + where, first["input"], problem=problem, fix=fix + more)
+    where = "".join(f"[{i}]" if i.isdigit() else f".{i}" for i in index)
+    value = NO_VALUE if first["type"] == "missing" else first["input"]
+    return ConfigError(source, field + where, value, problem=problem, fix=fix + more)
+
+
+def _source(field: str, sources: Mapping[str, str]) -> str | None:
+    """Where `section.key` came from that holds `field`; None if it is a default."""
+    section, key, *_ = field.split(".")
+    return sources.get(f"{section}.{key}")
 
 
 def _explain(details: ErrorDetails, default: Any) -> tuple[str, str]:
@@ -113,6 +121,12 @@ def _explain(details: ErrorDetails, default: Any) -> tuple[str, str]:
             return problem, f"did you mean {guess}?" if guess else f"write one of them{example}"
         case "string_pattern_mismatch":
             return "must be a safe file name", f"use letters, digits, '.', '_' and '-'{example}"
+        case "model_type":
+            return "must be a mapping of fields", "write fields in braces, for example {low: 0.8, high: 1.2}"
+        case "extra_forbidden":
+            return "unknown field", "remove it, or see configs/schema.json for what there is"
+        case "missing":
+            return "a field is missing", "set it"
         case "too_short" | "string_too_short":
             return "must not be empty", f"set a value{example}"
         case "greater_than" if details["ctx"]["gt"] == 0:

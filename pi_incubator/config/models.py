@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from math import gcd, isqrt
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, model_validator
+
+from pi_incubator.config.randomization import RandomizationSection
+from pi_incubator.config.section import Section, cross_field_error
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 # Files give a list, which is no tuple: the outer type is lenient, each size stays a strict integer.
@@ -21,14 +23,6 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """Rules shared by every section."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class ExperimentSection(Section):
@@ -42,6 +36,25 @@ class ExperimentSection(Section):
     """Seed of every random number generator of the run."""
 
 
+class PixelsSection(Section):
+    """What is drawn of every world."""
+
+    width: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Width of a picture, in pixels."""
+    height: Annotated[int, Field(ge=8, le=4096)] = 64
+    """Height of a picture, in pixels."""
+    camera: Name | None = None
+    """Camera of the model, or follow; null follows what moves freely, and else takes the first camera."""
+    frames: Annotated[int, Field(ge=1, le=64)] = 3
+    """Pictures in an observation, because one alone shows no velocity."""
+    frame_gap: Annotated[int, Field(ge=1, le=64)] = 1
+    """Control steps between two of these pictures."""
+    gray: bool = False
+    """Whether a picture has one channel instead of red, green and blue."""
+    renderer: Literal["auto", "warp", "mujoco"] = "auto"
+    """warp casts rays for all worlds at once, mujoco draws one after the other through OpenGL."""
+
+
 class EnvSection(Section):
     """The simulated worlds."""
 
@@ -51,8 +64,31 @@ class EnvSection(Section):
     """Physics backend; auto takes warp on a GPU and mujoco on a CPU."""
     num_envs: Annotated[int, Field(ge=1, le=2**20)] = 64
     """Worlds stepped together as one batch."""
+    model: Name | None = None
+    """Robot of a task that takes any, such as hold_pose: an MJCF file, relative to the working directory."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
+    max_contacts: Count | None = None
+    """Contacts that worlds have room for on average (warp, newton, mjx on Warp); null counts the scene's."""
+    max_constraints: Count | None = None
+    """Constraint rows that every world has room for (warp, newton, mjx on Warp); null counts the scene's."""
+    episode_length_s: Positive | None = None
+    """Simulated seconds after which training cuts an episode off; null and evaluation go by the task."""
+    observation_history: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Observations that the policy sees in one row, the last ones, oldest first."""
+    pixels: PixelsSection | None = None
+    """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
+
+
+class GuardsSection(Section):
+    """What is done about worlds that broke, beside restarting them and masking them out of the batch."""
+
+    max_broken_share: Fraction = 0.5
+    """Stop when more than this share of the worlds broke since the last report or save; 1 never stops."""
+    history_steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Control steps before the break that a dump of a broken world holds."""
+    max_dumps: Annotated[int, Field(ge=0, le=10_000)] = 10
+    """Most dumps of broken worlds in the run's folder, in broken/; 0 writes none."""
 
 
 class NetworkSection(Section):
@@ -62,6 +98,8 @@ class NetworkSection(Section):
     """Network: the name of a file in pi_incubator/networks."""
     hidden_sizes: Sizes = (64, 64)
     """Width of each hidden layer, in units."""
+    channels: Sizes = (16, 32, 32)
+    """Channels of each convolution, where there are any."""
     activation: Literal["tanh", "elu", "relu", "silu"] = "tanh"
     """Activation after each hidden layer."""
     init_log_std: Annotated[float, Field(ge=-20, le=5)] = 0.0
@@ -147,6 +185,8 @@ class EvaluationSection(Section):
     """Whether a video of the policy is recorded."""
     video_length_s: Positive = 10.0
     """Length of the video, in simulated seconds."""
+    video_worlds: Annotated[int, Field(ge=1, le=64)] = 1
+    """Worlds in the video, as tiles of one picture."""
 
 
 class CheckpointSection(Section):
@@ -180,6 +220,10 @@ class ExperimentConfig(Section):
     """What the run is called and where it writes."""
     env: EnvSection = EnvSection()
     """The simulated worlds."""
+    guards: GuardsSection = GuardsSection()
+    """What is done about worlds that broke."""
+    randomization: RandomizationSection = RandomizationSection()
+    """What differs between the worlds of a training; evaluation runs in the nominal world."""
     network: NetworkSection = NetworkSection()
     """The policy and value networks."""
     algorithm: AlgorithmSection = AlgorithmSection()
@@ -220,14 +264,16 @@ class ExperimentConfig(Section):
         if self.batch_size % minibatch_size:
             sizes = _nearest_divisors(self.batch_size, minibatch_size)
             envs = _nearest_multiples(minibatch_size // gcd(minibatch_size, horizon), num_envs)
-            raise _cross_field_error(
+            raise cross_field_error(
                 field="algorithm.minibatch_size",
                 value=minibatch_size,
                 problem=f"must divide {batch}",
                 fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
             )
+        if (self.network.name == "cnn") != (self.env.pixels is not None):
+            raise _pixels_error(self.network.name, self.env.pixels)
         if self.training.total_steps < self.batch_size:
-            raise _cross_field_error(
+            raise cross_field_error(
                 field="training.total_steps",
                 value=self.training.total_steps,
                 problem=f"must be at least one iteration, {batch}",
@@ -236,8 +282,13 @@ class ExperimentConfig(Section):
         return self
 
 
-def _cross_field_error(**context: Any) -> PydanticCustomError:
-    return PydanticCustomError("cross_field", "{field} = {value}: {problem}; {fix}", context)
+def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
+    """Policies see pixels or vectors: a network and an env that disagree about it."""
+    if pixels is None:
+        problem, fix = "env.pixels = null draws nothing for it to see", "set env.pixels to {}, or this to mlp"
+    else:
+        problem, fix = "it cannot see env.pixels", "set it to cnn, or env.pixels to null"
+    return cross_field_error(field="network.name", value=network, problem=problem, fix=fix)
 
 
 def _nearest_divisors(number: int, near: int) -> list[int]:

@@ -25,20 +25,25 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.provenance import config_hash, git_state
 
-INPUT, OUTPUT, GROUP = "observation", "action", "policy"
+INPUT, OUTPUT = "observation", "action"
 
 
 class Exportable(Protocol):
     """What a policy must offer to be exported."""
 
+    actor_group: str
+    """The observation group that it acts on."""
+
     def as_onnx(self) -> nn.Module:
-        """Raw observation `[B, D]` float32 -> action within the env's limits `[B, A]`."""
+        """Raw observation of the actor's group -> action within the env's limits `[B, A]`."""
 
 
 def export_onnx(
     policy: Exportable, spec: EnvSpec, path: Path, *, opset: int, metadata: Mapping[str, str]
 ) -> None:
     """Write the deterministic policy as one ONNX file: `observation` `[B, D]` -> `action` `[B, A]`, any B.
+
+    The observation of a policy that sees pixels is `[B, C, H, W]` uint8.
 
     Args:
         policy: is not changed; it may live on any device.
@@ -51,7 +56,8 @@ def export_onnx(
         UserError: the file cannot be written.
     """
     module = copy.deepcopy(policy.as_onnx()).cpu().eval()
-    example = torch.zeros(2, spec.obs_dims[GROUP])
+    group = policy.actor_group
+    example = torch.zeros(2, *spec.obs_shape(group), dtype=spec.obs_dtype(group))
     with _quiet():
         program = torch.onnx.export(
             module,
@@ -65,7 +71,7 @@ def export_onnx(
             verbose=False,
         )
     assert program is not None  # only the older exporter returns None
-    program.model.metadata_props.update({**spec_metadata(spec), **metadata})
+    program.model.metadata_props.update({**spec_metadata(spec), "observation": group, **metadata})
     for node in program.model.graph:
         node.metadata_props.clear()  # the exporter's stack traces, which name local files
     try:
@@ -102,7 +108,7 @@ def spec_metadata(spec: EnvSpec) -> dict[str, str]:
 
 
 def check_onnx(path: Path, policy: Exportable, observations: Tensor, tolerance: float) -> float:
-    """Run the exported file and the policy on `observations` `[count, D]`, all at once and the first alone.
+    """Run the exported file and the policy on `observations` `[count, ...]`, all at once and the first alone.
 
     Returns:
         The largest absolute difference between their actions.
@@ -112,7 +118,7 @@ def check_onnx(path: Path, policy: Exportable, observations: Tensor, tolerance: 
     """
     session = _session(path)
     module = copy.deepcopy(policy.as_onnx()).cpu().eval()
-    batches = (observations.cpu().float(), observations[:1].cpu().float())
+    batches = (observations.cpu(), observations[:1].cpu())
     with torch.no_grad():
         differences = [(_run(session, batch) - module(batch)).abs().max() for batch in batches]
     difference = torch.stack(differences).max().item()  # a NaN in either stays one
@@ -123,12 +129,12 @@ def check_onnx(path: Path, policy: Exportable, observations: Tensor, tolerance: 
     return difference
 
 
-def load_onnx(path: Path) -> Callable[[TensorDict], Tensor]:
-    """The exported policy as a function from observation groups to actions, for `evaluate`."""
+def load_onnx(path: Path, group: str = "policy") -> Callable[[TensorDict], Tensor]:
+    """The exported policy, which acts on `group`, as a function from groups to actions, for `evaluate`."""
     session = _session(path)
 
     def act(obs: TensorDict) -> Tensor:
-        observation = obs[GROUP]
+        observation = obs[group]
         return _run(session, observation.cpu()).to(observation.device)
 
     return act

@@ -82,8 +82,10 @@ def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) ->
 
 
 @torch.no_grad()
-def record_observations(env: VecEnv, policy: Policy | Act, count: int, seed: int) -> Tensor:
-    """What the deterministic policy sees on its way, `[count, D]` float32 on the CPU.
+def record_observations(
+    env: VecEnv, policy: Policy | Act, count: int, seed: int, group: str = "policy"
+) -> Tensor:
+    """What the deterministic policy sees in `group` on its way, `[count, D]` (or pixels) on the CPU.
 
     Few worlds and many steps, so that the whole of an episode is there and not only its beginning.
     """
@@ -92,7 +94,7 @@ def record_observations(env: VecEnv, policy: Policy | Act, count: int, seed: int
     num_worlds = min(env.num_envs, max(1, count // 100))
     rows = []
     for _ in range(-(-count // num_worlds)):
-        rows.append(obs["policy"][:num_worlds].clone())
+        rows.append(obs[group][:num_worlds].clone())
         obs = env.step(act(obs)).obs
     return torch.cat(rows)[:count].cpu()
 

@@ -14,7 +14,6 @@ import torch
 from numpy.typing import NDArray
 
 from envs_gpu.render import Renderer, RenderError
-from envs_gpu.sim_env import SimEnv
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.evaluate import Act, Policy, as_function
 
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from envs_gpu.vec_env import VecEnv
 
 FRAMES_PER_S = 30.0  # or what the control rate divides into nearest to it
+WIDTH, HEIGHT = 640, 480  # of a single world's picture
+MAX_WIDTH = 1280  # of all tiles together
 
 
 def record_video(
@@ -32,8 +33,8 @@ def record_video(
     length_s: float,
     seed: int,
     num_worlds: int = 1,
-    width: int = 640,
-    height: int = 480,
+    width: int | None = None,
+    height: int | None = None,
     camera: str | None = None,
 ) -> None:
     """Write an mp4, in real time, of the deterministic policy in freshly reset worlds.
@@ -44,24 +45,27 @@ def record_video(
         path: of the video; its folder must exist.
         length_s: simulated seconds; episodes that end sooner are followed by the next.
         seed: of the worlds.
-        num_worlds: how many of the env's worlds to show, side by side.
-        width: of one world's picture, in pixels.
-        height: of one world's picture, in pixels.
+        num_worlds: how many of the env's worlds to show, as tiles.
+        width: of one world's tile, in pixels; None as `tile_size` says.
+        height: likewise.
         camera: as `envs_gpu.render.Renderer` takes it.
 
     Raises:
         UserError: nothing can be drawn or encoded here.
     """
-    if not isinstance(env, SimEnv):
-        raise UserError(f"{path}: cannot be drawn: only our own tasks can, not {env.spec.name}")
+    if env.drawn_model is None:
+        raise UserError(f"{path}: cannot be drawn: {env.spec.name} has no MuJoCo model")
+    if num_worlds > env.num_envs:
+        raise UserError(f"{path}: cannot show {num_worlds} worlds of {env.num_envs}; raise --num-envs")
+    usual = tile_size(num_worlds)
     every = max(1, round(env.spec.control_hz / FRAMES_PER_S))
     num_steps = max(1, round(length_s * env.spec.control_hz))
     try:
-        renderer = Renderer(env.physics.model, width, height, camera)
+        renderer = Renderer(env.drawn_model, width or usual[0], height or usual[1], camera)
     except RenderError as error:
         raise UserError(f"{path}: cannot be drawn: {error}") from None
     positions = _roll_out(env, policy, seed, num_steps, num_worlds)[::every]
-    pictures = (_side_by_side([renderer.render(world) for world in qpos]) for qpos in positions)
+    pictures = (tiled([renderer.render(world) for world in qpos]) for qpos in positions)
     try:
         _encode(path, pictures, frames_per_s=env.spec.control_hz / every)
     except (OSError, RuntimeError) as error:
@@ -70,16 +74,28 @@ def record_video(
         renderer.close()
 
 
+def tile_size(num_worlds: int) -> tuple[int, int]:
+    """Width and height of one tile in pixels, even numbers; smaller where there are many."""
+    columns = num_columns(num_worlds)
+    width = min(WIDTH, MAX_WIDTH // columns) // 8 * 8
+    return width, width * HEIGHT // WIDTH // 2 * 2
+
+
+def num_columns(num_worlds: int) -> int:
+    """Of the tiles: as many as rows, or one more."""
+    return math.ceil(math.sqrt(num_worlds))
+
+
 @torch.no_grad()
 def _roll_out(
-    env: SimEnv, policy: Policy | Act, seed: int, num_steps: int, num_worlds: int
+    env: VecEnv, policy: Policy | Act, seed: int, num_steps: int, num_worlds: int
 ) -> NDArray[np.floating]:
     """Positions of the first worlds before every step, `[num_steps, num_worlds, nq]`, in one transfer."""
     act = as_function(policy)
     obs = env.reset(seed)
     positions = []
     for _ in range(num_steps):
-        positions.append(env.physics.state.qpos[:num_worlds].clone())
+        positions.append(env.positions()[:num_worlds].clone())
         obs = env.step(act(obs)).obs
     return torch.stack(positions).cpu().numpy()
 
@@ -97,9 +113,9 @@ def _encode(path: Path, pictures: Iterator[NDArray[np.uint8]], frames_per_s: flo
     writer.close()
 
 
-def _side_by_side(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+def tiled(pictures: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """`[H, W, 3]` pictures in rows, as near to a square as they go; what stays empty is black."""
-    columns = math.ceil(math.sqrt(len(pictures)))
+    columns = num_columns(len(pictures))
     blank = np.zeros_like(pictures[0])
     padded = pictures + [blank] * (-len(pictures) % columns)
     rows = [np.concatenate(padded[i : i + columns], axis=1) for i in range(0, len(padded), columns)]

@@ -6,8 +6,10 @@ import torch
 
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.pixels import PixelOptions
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.models import EnvSection
 
 MAX_WORLDS = 1024
 SEED_OFFSET = 1_000_000
@@ -17,7 +19,8 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
     """`num_envs` worlds of the run's task, at most `MAX_WORLDS`.
 
     Not the training env: that may have many more worlds than there are episodes to run. Not compiled either:
-    a few thousand steps do not repay it.
+    a few thousand steps do not repay it. And not randomized: every policy is judged in the nominal world, so
+    that figures of runs with other randomizations can be compared.
     """
     return make_env(
         cfg.env.name,
@@ -25,8 +28,26 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         num_envs=min(num_envs, MAX_WORLDS),
         device=device,
         seed=evaluation_seed(cfg),
-        options=PhysicsOptions(num_threads=cfg.compute.physics_threads, mjx_impl=cfg.env.mjx_impl),
+        options=physics_options(cfg.env, cfg.compute.physics_threads),
+        model=cfg.env.model,
+        pixels=pixel_options(cfg),
+        observation_history=cfg.env.observation_history,
     )
+
+
+def physics_options(cfg: EnvSection, num_threads: int) -> PhysicsOptions:
+    """What the config tells the physics."""
+    return PhysicsOptions(
+        num_threads=num_threads,
+        mjx_impl=cfg.mjx_impl,
+        max_contacts=cfg.max_contacts,
+        max_constraints=cfg.max_constraints,
+    )
+
+
+def pixel_options(cfg: ExperimentConfig) -> PixelOptions | None:
+    """What the run's worlds are drawn as, if they are."""
+    return PixelOptions(**cfg.env.pixels.model_dump()) if cfg.env.pixels else None
 
 
 def evaluation_seed(cfg: ExperimentConfig) -> int:

@@ -1,10 +1,11 @@
 """What every network of the zoo offers: act, value, and a form for ONNX.
 
-Letters: N worlds, A actions, D observation width.
+Letters: N worlds, A actions, D observation width, F features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, cast
 
 import torch
@@ -20,7 +21,7 @@ class Act(NamedTuple):
     """One decision for every world."""
 
     observation: dict[str, Tensor]
-    """The groups that the networks read, normalized `[N, D]`: what a rollout stores."""
+    """The groups that the networks read, normalized `[N, D]` (pixels as they are): what a rollout stores."""
     action: Tensor
     """`[N, A]`, sampled; not clipped."""
     log_prob: Tensor
@@ -35,25 +36,31 @@ class ActorCritic(nn.Module):
     Args:
         cfg: normalization and initial exploration.
         spec: the env's observation groups and action limits.
-        actor: normalized policy observation `[N, D]` -> mean action `[N, A]`.
-        critic: normalized critic observation `[N, D]` -> value `[N, 1]`.
+        actor: features of the actor's group `[N, F]` -> mean action `[N, A]`.
+        critic: features of the critic's group `[N, F]` -> value `[N, 1]`.
+        groups: what the actor sees and what the critic sees; None as `observation_groups` says.
+        encoders: group -> its encoder, normalized observation -> features `[N, F]`. A group without one is
+            its own features; actor and critic share the encoder of a group that both see, and it runs once.
     """
 
     action_low: Tensor
     action_high: Tensor
 
-    def __init__(self, cfg: NetworkSection, spec: EnvSpec, actor: nn.Module, critic: nn.Module) -> None:
+    def __init__(
+        self,
+        cfg: NetworkSection,
+        spec: EnvSpec,
+        actor: nn.Module,
+        critic: nn.Module,
+        groups: tuple[str, str] | None = None,
+        encoders: Mapping[str, nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.actor_group, self.critic_group = observation_groups(spec)
+        self.actor_group, self.critic_group = groups or observation_groups(spec)
         self.groups = tuple(dict.fromkeys((self.actor_group, self.critic_group)))
-        self.normalizer = nn.ModuleDict(
-            {
-                group: ObservationNormalizer(spec.obs_dims[group], cfg.observation_clip)
-                if cfg.normalize_observations
-                else NoNormalizer()
-                for group in self.groups
-            }
-        )
+        self.normalizer = nn.ModuleDict({group: _make_normalizer(cfg, spec, group) for group in self.groups})
+        encoders = encoders or {}
+        self.encoder = nn.ModuleDict({group: encoders.get(group, nn.Identity()) for group in self.groups})
         self.actor = actor
         self.critic = critic
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), cfg.init_log_std))
@@ -63,14 +70,19 @@ class ActorCritic(nn.Module):
     def act(self, obs: dict[str, Tensor], noise: Tensor) -> Act:
         """Sample actions from raw observations; `noise` `[N, A]` is standard normal."""
         normalized = self.normalize(obs)
-        mean, std = self.distribution(normalized[self.actor_group])
+        features = self.encode(normalized)
+        mean, std = self.distribution(features[self.actor_group])
         log_prob = torch.distributions.Normal(mean, std, validate_args=False).log_prob(mean + std * noise)
-        value = self.critic(normalized[self.critic_group]).squeeze(-1)
+        value = self.critic(features[self.critic_group]).squeeze(-1)
         return Act(normalized, mean + std * noise, log_prob.sum(-1), value)
 
     def normalize(self, obs: dict[str, Tensor]) -> dict[str, Tensor]:
         """Raw groups -> normalized groups, those that the networks read."""
         return {group: self.normalizer[group](obs[group]) for group in self.groups}
+
+    def encode(self, normalized: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Normalized groups -> their features `[N, F]`."""
+        return {group: self.encoder[group](normalized[group]) for group in self.groups}
 
     def gather(self, obs: dict[str, Tensor]) -> None:
         """Let the normalizers see raw observations; they take effect at `commit`."""
@@ -85,23 +97,26 @@ class ActorCritic(nn.Module):
     def _normalizer(self, group: str) -> ObservationNormalizer:
         return cast(ObservationNormalizer, self.normalizer[group])
 
-    def distribution(self, normalized: Tensor) -> tuple[Tensor, Tensor]:
+    def distribution(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the action, each `[N, A]`."""
-        mean = self.actor(normalized)
+        mean = self.actor(features)
         return mean, self.log_std.exp().expand_as(mean)
 
     def value(self, obs: dict[str, Tensor] | TensorDict) -> Tensor:
         """Value of raw observations `[N]`."""
-        return self.critic(self.normalizer[self.critic_group](obs[self.critic_group])).squeeze(-1)
+        return self.critic(self._features(obs, self.critic_group)).squeeze(-1)
 
     def mean_action(self, obs: dict[str, Tensor] | TensorDict) -> Tensor:
         """The deterministic action for raw observations `[N, A]`, within the env's limits."""
-        mean = self.actor(self.normalizer[self.actor_group](obs[self.actor_group]))
+        mean = self.actor(self._features(obs, self.actor_group))
         return mean.clamp(self.action_low, self.action_high)
 
     def as_onnx(self) -> nn.Module:
-        """Raw policy observation `[B, D]` -> action within the env's limits `[B, A]`, normalizer inside."""
+        """Raw observation of the actor's group -> action within the env's limits `[B, A]`."""
         return _DeterministicPolicy(self)
+
+    def _features(self, obs: dict[str, Tensor] | TensorDict, group: str) -> Tensor:
+        return self.encoder[group](self.normalizer[group](obs[group]))
 
 
 class _DeterministicPolicy(nn.Module):
@@ -111,12 +126,20 @@ class _DeterministicPolicy(nn.Module):
     def __init__(self, policy: ActorCritic) -> None:
         super().__init__()
         self.normalizer = policy.normalizer[policy.actor_group]
+        self.encoder = policy.encoder[policy.actor_group]
         self.actor = policy.actor
         self.register_buffer("low", policy.action_low)
         self.register_buffer("high", policy.action_high)
 
     def forward(self, observation: Tensor) -> Tensor:
-        return self.actor(self.normalizer(observation)).clamp(self.low, self.high)
+        return self.actor(self.encoder(self.normalizer(observation))).clamp(self.low, self.high)
+
+
+def _make_normalizer(cfg: NetworkSection, spec: EnvSpec, group: str) -> ObservationNormalizer | NoNormalizer:
+    """Pixels have one scale from the start, and stay whole numbers."""
+    if not cfg.normalize_observations or spec.obs_dtype(group) == torch.uint8:
+        return NoNormalizer()
+    return ObservationNormalizer(spec.obs_dims[group], cfg.observation_clip)
 
 
 def observation_groups(spec: EnvSpec) -> tuple[str, str]:

@@ -7,16 +7,23 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from envs_gpu.make import make_env
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.draw import RandomizationError
+from envs_gpu.errors import ModelChoiceError
+from envs_gpu.guards import GuardOptions
+from envs_gpu.make import check_model_choice, make_env
+from envs_gpu.physics.base import UnsupportedModelError
+from envs_gpu.pixels import PixelError
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.errors import DivergedError
+from pi_incubator.evaluation.worlds import physics_options, pixel_options
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
+from pi_incubator.randomization import describe
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
 from pi_incubator.trainers.rollout import Rollout
@@ -29,7 +36,7 @@ def train(
 ) -> tuple[VecEnv, ActorCritic]:
     """Train to the last iteration, continuing from the newest checkpoint in `folder` where there is one."""
     torch.manual_seed(cfg.experiment.seed)
-    env = make_training_env(cfg, plan)
+    env = make_training_env(cfg, plan, folder)
     policy = make_network(cfg.network, env.spec)
     learner = make_algorithm(cfg, policy, plan.compiled)
     rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups)
@@ -44,10 +51,15 @@ def train(
             metrics = learner.update(rollout.data)
         env_steps = (iteration + 1) * cfg.batch_size
         last = iteration + 1 == cfg.num_iterations
-        if last or due(iteration, cfg.training.log_every):
+        logs = last or due(iteration, cfg.training.log_every)
+        saves = last or due(iteration, cfg.checkpoint.save_every)
+        if logs:
             # The only host sync of the loop.
             tracker.log(iteration, env_steps, to_numbers(metrics) | env.pop_metrics())
-        if last or due(iteration, cfg.checkpoint.save_every):
+        if logs or saves:
+            env.check()  # raises before anything is saved that such worlds have taught
+            check_finite(policy)
+        if saves:
             checkpoint.save(folder, iteration, env_steps, parts, cfg, cfg.checkpoint.keep)
     return env, policy
 
@@ -63,22 +75,44 @@ def collect(env: VecEnv, policy: ActorCritic, act: ActFunction, rollout: Rollout
     rollout.close(policy.value(env.obs))
 
 
-def make_training_env(cfg: ExperimentConfig, plan: ComputePlan) -> VecEnv:
-    """The env of a run.
+def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolder | None = None) -> VecEnv:
+    """The env of a run, which dumps broken worlds into its `folder`, if there is one.
 
     Raises:
-        ConfigError: a policy here cannot handle the env, or the backend not the task.
+        ConfigError: a policy here cannot handle the env, the backend not the task, nothing can be drawn, or
+            the task's model cannot be randomized so.
     """
     try:
+        check_model_choice(cfg.env.name, cfg.env.model)
         return make_env(
             cfg.env.name,
             backend=cfg.env.backend,
             num_envs=cfg.env.num_envs,
             device=plan.device,
             seed=cfg.experiment.seed,
-            options=PhysicsOptions(num_threads=plan.physics_threads, mjx_impl=cfg.env.mjx_impl),
+            options=physics_options(cfg.env, plan.physics_threads),
             compiled=plan.compiled,
+            guards=GuardOptions(
+                history_steps=cfg.guards.history_steps,
+                max_broken_share=cfg.guards.max_broken_share,
+                dump_dir=folder.broken if folder and cfg.guards.max_dumps else None,
+                max_dumps=cfg.guards.max_dumps,
+            ),
+            model=cfg.env.model,
+            pixels=pixel_options(cfg),
+            episode_length_s=cfg.env.episode_length_s,
+            randomization=describe(cfg.randomization),
+            observation_history=cfg.env.observation_history,
         )
+    except ModelChoiceError as error:
+        problem, fix = error.problem, error.fix
+        raise ConfigError("config", "env.model", cfg.env.model, problem=problem, fix=fix) from None
+    except PixelError as error:
+        field, fix = f"env.pixels.{error.key}", error.fix
+        raise ConfigError("config", field, error.value, problem=error.problem, fix=fix) from None
+    except RandomizationError as error:
+        field, problem = error.field, error.problem
+        raise ConfigError("config", field, error.value, problem=problem, fix=error.fix) from None
     except ZooError as error:
         name, problem = cfg.env.name, error.problem
         raise ConfigError("config", "env.name", name, problem=problem, fix=error.fix) from None
@@ -95,6 +129,19 @@ def make_act(policy: ActorCritic, compiled: bool) -> ActFunction:
         return policy.act(obs, noise)
 
     return torch.compile(act, dynamic=False) if compiled else act
+
+
+def check_finite(policy: ActorCritic) -> None:
+    """Refuse a policy that no step has been taken with yet, and that could take none.
+
+    Raises:
+        DivergedError: a weight is not finite.
+    """
+    if not torch.stack([weight.isfinite().all() for weight in policy.parameters()]).all():
+        raise DivergedError(
+            "the last update left weights that are not finite, and no checkpoint was written of them; "
+            "lower algorithm.lr or algorithm.max_grad_norm and run again to continue from the one before"
+        )
 
 
 def due(iteration: int, every: int) -> bool:

@@ -35,12 +35,15 @@ class Rollout:
             "done": buffer(1, dtype=torch.bool),
             "state_value": buffer(1),
         }
+        # False where the world broke: the step is no sample of anything.
+        valid = torch.ones_like(transition["done"])
         self.data = TensorDict(
             {
-                **{group: buffer(spec.obs_dims[group]) for group in groups},
+                **{group: buffer(*spec.obs_shape(group), dtype=spec.obs_dtype(group)) for group in groups},
                 "action": buffer(spec.action_dim),
                 "action_log_prob": buffer(),
                 "state_value": buffer(1),
+                "valid": valid,
                 "next": TensorDict(transition, batch_size=[horizon, spec.num_envs]),
             },
             batch_size=[horizon, spec.num_envs],
@@ -69,6 +72,7 @@ class Rollout:
         row["next", "reward"].copy_(result.reward.unsqueeze(-1))
         row["next", "terminated"].copy_(result.terminated.unsqueeze(-1))
         row["next", "done"].copy_((result.terminated | result.truncated).unsqueeze(-1))
+        row["valid"].copy_(~result.broken.unsqueeze(-1))
         # Looking is free on the CPU, and there truncations are rare; on a GPU it would stall the stream.
         if result.truncated.device.type != "cpu" or result.truncated.any():
             row["next", "state_value"].copy_(bootstrap(result.final_obs).unsqueeze(-1))

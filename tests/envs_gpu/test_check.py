@@ -1,5 +1,8 @@
 """Every check of `envs_gpu.check` passes on a sound pair, and fails on one that breaks what it checks."""
 
+import copy
+import re
+
 import pytest
 import torch
 
@@ -52,15 +55,20 @@ def lose_reward(env, result, count):
     return result._replace(reward=torch.where(torch.tensor(count == 40), torch.nan, result.reward))
 
 
-def shorten_pole(env):
-    env.physics.model.opt.gravity[2] *= 1.01
-    rebuilt = type(env.physics)(env.physics.model, env.num_envs, env.device, env.physics.options)
-    env.physics.close()
-    env.physics = rebuilt
+def weigh_more(env):
+    """Physics of a model with 1 % more gravity, that says it is the scene's."""
+    physics = env.physics
+    heavy = copy.copy(physics.model)
+    heavy.opt.gravity[2] *= 1.01
+    env.physics = type(physics)(heavy, env.num_envs, env.device, physics.options)
+    env.physics.model = physics.model
+    physics.close()
 
 
 def overflow_one(env):
-    env.physics.overflow = lambda: torch.arange(env.num_envs) == 2
+    env.physics.room = (1, 1)
+    pop = env.pop_metrics
+    env.pop_metrics = lambda: pop() | {"physics/overflow": 1}
 
 
 SPOILED = {
@@ -117,13 +125,11 @@ def test_a_sound_pair_passes_every_check():
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_what_a_check_looks_for_fails_it(name, spoil, problem):
-    status, detail = "ok", ""
-    try:
-        status, detail = CHECKS[name](Broken(spoil))
-    except check.CheckFailedError as failure:
-        status, detail = "failed", str(failure)
-    assert status == "failed"
-    assert problem in detail
+    pair = Broken(spoil)
+    if name == "overflow":
+        CHECKS["1,000 steps"](pair)
+    with pytest.raises(check.CheckFailedError, match=re.escape(problem)):
+        CHECKS[name](pair)
 
 
 def test_every_check_is_shown_to_fail():
@@ -133,8 +139,16 @@ def test_every_check_is_shown_to_fail():
 def test_drift_is_named_or_fails(monkeypatch):
     status, _ = CHECKS["drift"](Broken(lambda env: None, backend="warp"))
     assert status == "ok"
-    with pytest.raises(check.CheckFailedError):
-        CHECKS["drift"](Broken(shorten_pole, backend="warp"))
+    pair = Broken(weigh_more, backend="warp")
+    with pytest.raises(check.CheckFailedError, match="rounding accounts for; 1 times may be"):
+        CHECKS["drift"](pair)
+    monkeypatch.setitem(check.DEVIATIONS, ("cartpole_balance", "warp"), (1e9, "gravity is 1 % off"))
+    status, detail = CHECKS["drift"](pair)
+    assert status == "named"
+    assert "gravity is 1 % off" in detail
+    monkeypatch.setitem(check.DEVIATIONS, ("cartpole_balance", "warp"), (1.1, "gravity is 1 % off"))
+    with pytest.raises(check.CheckFailedError, match=r"1\.1 times may be"):
+        CHECKS["drift"](pair)
 
 
 def test_an_exception_is_a_finding_and_the_rest_goes_on():

@@ -10,6 +10,7 @@ import torch
 from flax import struct
 
 from envs_gpu import bridge
+from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.make import make_env
 from envs_gpu.registry import UnknownNameError
 from envs_gpu.vec_env import EnvSpec
@@ -75,7 +76,7 @@ def actions(env, num_steps, seed=0):
 
 def play(env, action_sequence):
     """Everything that the steps gave, stacked `[T, N, ...]`."""
-    names = ("reward", "terminated", "truncated")
+    names = ("reward", "terminated", "truncated", "broken")
     rows = []
     for action in action_sequence:
         result = env.step(action)
@@ -171,11 +172,25 @@ def test_a_broken_world_ends_alone():
     moves = actions(env, 10)
     ours, theirs = play(env, moves), play(healthy, moves)
     assert ours["terminated"][0].tolist()[1]
+    assert ours["broken"].nonzero().tolist() == [[0, 1]]
     assert ours["reward"][0, 1] == 0
     assert all(value.isfinite().all() for value in ours.values())
     others = [0, 2, 3, 4]
     assert_same({k: v[:, others] for k, v in ours.items()}, {k: v[:, others] for k, v in theirs.items()})
     assert env.pop_metrics()["physics/broken"] == pytest.approx(1 / 50)
+
+
+@pytest.mark.parametrize("maker", [make_walk, lambda: make("gymnasium/Hopper-v5", num_envs=5)])
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf])
+def test_an_action_that_is_not_finite_breaks_its_world(maker, poison):
+    env = maker()
+    action = actions(env, 1)[0]
+    action[3, 0] = poison
+    assert env.step(action).broken.tolist() == [False, False, False, True, False]
+    env.check()
+    env.step(action * torch.nan)
+    with pytest.raises(BrokenWorldsError, match=r"5 of 5 worlds .* their action"):
+        env.check()
 
 
 def test_jax_compiles_nothing_after_the_first_step_and_copies_nothing():

@@ -40,7 +40,8 @@ class ScriptedEnv(VecEnv):
         self.age.masked_fill_(done, 0)
         self.obs = self.observe()
         reward = 1.0 - action[:, 0]
-        return StepResult(self.obs, reward, done, torch.zeros_like(done), final_obs, metrics)
+        nobody = torch.zeros_like(done)
+        return StepResult(self.obs, reward, done, nobody, final_obs, metrics, nobody)
 
     def pop_metrics(self):
         return {}

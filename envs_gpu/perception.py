@@ -1,0 +1,52 @@
+"""What a policy gets to see of the observation: noisy, and for as long as it remembers.
+
+Letters: N worlds, D observation width, H observations of the history.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from envs_gpu.draw import Draw
+from envs_gpu.random import Draws
+
+_SEEN_BY_ROBOT = "policy"
+_NOISE = 0x4000
+"""A draw of a step that no task uses, which count theirs from zero; the randomizer has the next ones."""
+
+
+class Perception:
+    """Noise on the `policy` group, and its last H observations in one row; other groups see the truth.
+
+    Args:
+        noise: of one entry, before it is scaled; None for none.
+        scale: `[D]` what the noise of each entry is multiplied with; None for one.
+        history: H, at least 1.
+    """
+
+    def __init__(self, noise: Draw | None, scale: Tensor | None, history: int) -> None:
+        self._noise, self._scale, self._history = noise, scale, history
+
+    def first(self, groups: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
+        """The first observation of an episode, which fills the history."""
+        return self._replace(groups, self._sense(groups, draws).repeat(1, self._history))
+
+    def next(self, groups: dict[str, Tensor], before: Tensor, draws: Draws) -> dict[str, Tensor]:
+        """A later one; `before` `[N, H D]` is what the policy saw last, oldest first."""
+        seen = self._sense(groups, draws)
+        if self._history > 1:
+            seen = torch.cat((before[:, seen.shape[-1] :], seen), -1)
+        return self._replace(groups, seen)
+
+    def _sense(self, groups: dict[str, Tensor], draws: Draws) -> Tensor:
+        truth = groups[_SEEN_BY_ROBOT]
+        if self._noise is None:
+            return truth
+        width = 1 if self._noise.shared else truth.shape[-1]
+        noise = self._noise.numbers(draws.uniform(_NOISE, self._noise.num_lanes(width))).to(truth.dtype)
+        return truth + (noise if self._scale is None else noise * self._scale)
+
+    @staticmethod
+    def _replace(groups: dict[str, Tensor], seen: Tensor) -> dict[str, Tensor]:
+        return {name: seen if name == _SEEN_BY_ROBOT else value for name, value in groups.items()}

@@ -1,0 +1,180 @@
+"""An arm on a table, driven by joint position targets at 50 Hz: what the YAM's tasks share.
+
+Letters: N worlds, A actions (= servos), J joints of arm and gripper. Only the gripper touches anything: the
+table, and what it is to grasp; the links do not touch one another.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.robots import Robot, robot_model
+from envs_gpu.tasks.base import Task
+from envs_gpu.terms.locomotion import beyond_limits
+from envs_gpu.terms.stage import add_stage
+
+_OBJECT, _SENSOR = mujoco.mjtObj, mujoco.mjtSensor
+FREE = mujoco.mjtJoint.mjJNT_FREE
+
+# Who touches whom: a geom's contype meets another one's conaffinity.
+TABLE, GRIPPER = 1, 2
+
+PAD_RADIUS_M = 0.004
+PAD_SPHERES_M = ((0.002, 0.078), (0.0, 0.045), (0.031, 0.048), (0.012, 0.062))
+"""Where a finger touches: its tip, both ends of its triangle's base, and the middle (across, along)."""
+PAD_DEPTH_M = -0.0038
+"""Of the spheres' centres: their surface is where menagerie's own spheres of 0.6 mm have theirs."""
+FINGERS = {"lf_down": 1.0, "rf_down": -1.0}
+"""The fingers' bodies, mirror images of each other."""
+CAMERA_M, CAMERA_QUAT = (0.85, -0.85, 0.6), (0.7856, 0.5334, 0.1761, 0.2594)
+PALM_CAPSULES = ("link6_1_collision", "link6_3_collision")
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What moving costs a second; see `Arm.effort_terms`."""
+
+    action_rate: float = -0.02
+    joint_velocity: float = -2e-3
+    torque: float = -1e-4
+    joint_limits: float = -2.0
+
+
+class Arm(Task):
+    """The first `J` positions and velocities are the robot's; the scene's own bodies come after it."""
+
+    robot: ClassVar[Robot]
+    effort = Effort()
+    action_reach = 2.0
+    """Actions are within ± this, times the robot's action scale in rad around the default pose."""
+    initial_noise_rad = 0.1
+    timestep_s = 0.005
+    substeps = 4
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = robot_model(self.robot)
+        option = spec.option
+        option.timestep = self.timestep_s
+        # The wrist's servos are stiffer than explicit damping can be stepped at this rate.
+        option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
+        # What is held slips by a millimetre a second; with an impratio of one, by five.
+        option.cone, option.impratio = mujoco.mjtCone.mjCONE_PYRAMIDAL, 10.0
+        option.iterations, option.ls_iterations = 20, 20
+        for key in spec.keys:
+            spec.delete(key)  # its length is the robot's alone
+        _set_stage(spec)
+        _add_contacts(spec)
+        self._furnish(spec)
+        self._add_sensors(spec)
+        return spec
+
+    def _furnish(self, spec: mujoco.MjSpec) -> None:
+        """Add what is on the table, and change the robot where the task needs another one."""
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        joints = [model.joint(i).name for i in range(model.njnt) if model.jnt_type[i] != FREE]
+        self._num_joints = len(joints)
+        self._target_low, self._target_high = self.action_low, self.action_high
+        self.action_high = torch.full_like(self._target_high, self.action_reach)
+        self.action_low = -self.action_high
+        default = [self.robot.default_position(joint) for joint in joints]
+        self._default_qpos = torch.tensor(default, device=device, dtype=torch.float64)
+        self._default_pose = self._default_qpos.float()
+        self._neutral_target = self._default_pose[model.actuator_trnid[:, 0].tolist()]
+        self._action_scale = torch.full_like(self._neutral_target, self.robot.action_scale)
+        limits = torch.tensor(model.jnt_range[: self._num_joints], device=device, dtype=torch.float32)
+        self._joint_low, self._joint_high = limits.T
+        self._torque = self._block("torque_")
+
+    def control(self, action: Tensor) -> Tensor:
+        target = self._neutral_target + self._action_scale * action
+        return target.clamp(self._target_low, self._target_high)
+
+    def joints(self, state: PhysicsState) -> tuple[Tensor, Tensor]:
+        """Positions relative to the default pose `[N, J]`, rad and m, and velocities `[N, J]`."""
+        count = self._num_joints
+        return state.qpos[:, :count] - self._default_pose, state.qvel[:, :count]
+
+    def read(self, state: PhysicsState, sensor: str) -> Tensor:
+        """What a sensor says `[N, dim]`."""
+        return state.sensordata[:, self.sensor[sensor]]
+
+    def effort_terms(self, state: PhysicsState, action: Tensor, last_action: Tensor) -> dict[str, Tensor]:
+        """The weighted terms that every task of the arm fines, name -> `[N]`."""
+        position, velocity = state.qpos[:, : self._num_joints], state.qvel[:, : self._num_joints]
+        terms = {
+            "action_rate": (action - last_action).square().sum(-1),
+            "joint_velocity": velocity.square().sum(-1),
+            "torque": state.sensordata[:, self._torque].square().sum(-1),
+            "joint_limits": beyond_limits(position, self._joint_low, self._joint_high),
+        }
+        return self.weigh(self.effort, terms)
+
+    def weigh(self, weights: object, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`terms` times their weights a second times the length of a control step."""
+        return {name: getattr(weights, name) * self.control_dt * term for name, term in terms.items()}
+
+    def _block(self, prefix: str) -> slice:
+        """Where the sensors called `prefix...` lie, one behind the other."""
+        found = [where for name, where in self.sensor.items() if name.startswith(prefix)]
+        return slice(found[0].start, found[-1].stop)
+
+    def _add_sensors(self, spec: mujoco.MjSpec) -> None:
+        (tool,) = self.robot.end_effectors
+        for what, kind in (("position", _SENSOR.mjSENS_FRAMEPOS), ("velocity", _SENSOR.mjSENS_FRAMELINVEL)):
+            spec.add_sensor(name=f"tool_{what}", type=kind, objtype=_OBJECT.mjOBJ_SITE, objname=tool)
+        for actuator in spec.actuators:
+            spec.add_sensor(
+                name=f"torque_{actuator.name}",
+                type=_SENSOR.mjSENS_ACTUATORFRC,
+                objtype=_OBJECT.mjOBJ_ACTUATOR,
+                objname=actuator.name,
+            )
+
+
+def _set_stage(spec: mujoco.MjSpec) -> None:
+    """Looked at from the side, without the robot's own camera."""
+    add_stage(spec, -0.002)  # drawn below the base's plate, which the table's plane runs through
+    spec.delete(spec.camera("front_cam"))
+    spec.worldbody.add_camera(name="side", pos=CAMERA_M, quat=CAMERA_QUAT)
+
+
+def pad_names() -> dict[str, list[str]]:
+    """The spheres that a finger touches with, by the finger's body."""
+    return {body: [f"{body}_pad_{i}" for i in range(len(PAD_SPHERES_M))] for body in FINGERS}
+
+
+def _add_contacts(spec: mujoco.MjSpec) -> None:
+    """A table, and a gripper of spheres: what every engine collides exactly and alike."""
+    for geom in spec.geoms:
+        touches = geom.name in PALM_CAPSULES
+        geom.contype, geom.conaffinity = 0, TABLE if touches else 0
+    spec.worldbody.add_geom(
+        name="table",
+        type=mujoco.mjtGeom.mjGEOM_PLANE,
+        size=(0, 0, 0.05),
+        contype=TABLE,
+        conaffinity=0,
+        rgba=(0, 0, 0, 0),
+    )
+    for (body, mirror), names in zip(FINGERS.items(), pad_names().values(), strict=True):
+        for name, (across, along) in zip(names, PAD_SPHERES_M, strict=True):
+            spec.body(body).add_geom(
+                name=name,
+                type=mujoco.mjtGeom.mjGEOM_SPHERE,
+                size=(PAD_RADIUS_M, 0, 0),
+                pos=(mirror * across, PAD_DEPTH_M, along),
+                mass=0.0,  # the finger's is the maker's
+                group=3,
+                contype=GRIPPER,
+                conaffinity=TABLE,
+                condim=3,
+                friction=(1.0, 0.005, 0.0001),
+            )

@@ -1,0 +1,180 @@
+"""Track a commanded velocity on uneven ground that gets harder as the robot gets better.
+
+Letters: N worlds, A actions, F feet, S points of the height scan. The curriculum is that of Rudin et al.
+2022, section 3.2: a world has a kind of tile and a level, and its episodes start in the middle of such one.
+"""
+
+from __future__ import annotations
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.random import Draws
+from envs_gpu.tasks._legged import GROUND
+from envs_gpu.tasks._velocity import Velocity, Weights
+from envs_gpu.tasks.base import Episode, Outcome
+from envs_gpu.terms.stage import TILES, add_light_and_sky
+from envs_gpu.terrain import KINDS, Terrain
+
+_PLACE, _KIND, _LEVEL = 6, 7, 8
+"""Draws, beside those of `Velocity`."""
+SHADE = (0.7, 0.7, 0.7, 1.0)
+"""Darker than a level floor, or slopes that face the light are plain white."""
+
+
+class RoughVelocity(Velocity):
+    """`policy` as in `Velocity`: what the robot can measure, and it does not see the ground.
+
+    `critic`: as in `Velocity`, with heights above the ground below, then the height of the base above S
+    points around it, within ±1 m.
+
+    A world that gets near the edge of the ground is truncated.
+    """
+
+    terrain = Terrain()
+    weights = Weights(vertical_velocity=-0.5, orientation=-1.0)  # a slope asks for both
+    contacts_per_foot_geom = 4
+    num_first_levels = 3
+    """The first episode of a world is at one of the first levels."""
+    start_reach_m = 0.3
+    """How far from a tile's middle an episode may start, in x and in y."""
+    edge_margin_m = 1.0
+    scan_size_m = (1.0, 0.6)
+    """Of the grid of scanned points, along the base and across."""
+    scan_points = (11, 7)
+
+    def scene(self) -> mujoco.MjSpec:
+        """The scene of `Velocity` on uneven ground, under hard feet.
+
+        A height field is a row of prisms, and what sinks into one is pushed sideways by its neighbours' inner
+        walls. A foot of menagerie's Go1 sinks in by 16 mm as it stands, with MuJoCo's own hardness by 1 mm.
+        """
+        spec = super().scene()
+        blank = mujoco.MjSpec().worldbody.add_geom()
+        for name in sum(self.foot_geoms, ()):
+            spec.geom(name).solimp, spec.geom(name).solref = blank.solimp, blank.solref
+        return spec
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        self._ground = self.terrain.on(device)
+        self._scan = _grid(self.scan_size_m, self.scan_points, device)
+        feet_m = 2 * self.robot.base_height_m  # a square that holds the feet of the default pose
+        self._footprint = _grid((feet_m, feet_m), (9, 9), device)
+
+    def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        level, kind = self._next_tile(episode)
+        zero = torch.zeros_like(level, dtype=torch.float32)
+        tile = {"level": level, "kind": kind}
+        progress = {"asked_m": zero, "walked_m": zero.clone(), "fell": torch.zeros_like(level).bool()}
+        return super().begin(state, episode) | tile | progress
+
+    def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
+        memory, velocity = episode.memory, state.sensordata[:, self.sensor["velocity"]].float()
+        command = memory["command"][:, :2]
+        speed = command.square().sum(-1).sqrt()
+        along = (command * velocity[:, :2]).sum(-1) / speed.clamp_min(1e-6)
+        return super().remember(state, episode, action) | {
+            "level": memory["level"].clone(),
+            "kind": memory["kind"].clone(),
+            "asked_m": memory["asked_m"] + speed * self.control_dt,
+            "walked_m": memory["walked_m"] + along * self.control_dt,
+            "fell": self._fallen(state),
+        }
+
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        observation = super().observe(state, episode)
+        scan = self._height_scan(state.qpos)
+        return observation | {"critic": torch.cat((observation["critic"], scan), -1)}
+
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
+        outcome = super().outcome(state, episode, action)
+        measures = outcome.measures | {"terrain_level": episode.memory["level"]}
+        at_edge = self._ground.near_edge(state.qpos[:, :2], self.edge_margin_m)
+        return outcome._replace(measures=measures, truncated=at_edge)
+
+    def _next_tile(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        """Level and kind `[N]` int64 of the tile that the next episode starts on."""
+        memory, random = episode.memory, episode.random
+        if not memory:
+            return _whole(random, _LEVEL, self.num_first_levels), _whole(random, _KIND, len(KINDS))
+        level = next_level(
+            memory["level"],
+            memory["walked_m"],
+            memory["asked_m"],
+            memory["fell"],
+            far_m=0.5 * self.terrain.tile_m,
+            after_last=_whole(random, _LEVEL, self.terrain.num_levels),
+            num_levels=self.terrain.num_levels,
+        )
+        return level, memory["kind"]
+
+    def _start_position(self, episode: Episode) -> Tensor:
+        offset = episode.random.uniform(_PLACE, 2, -self.start_reach_m, self.start_reach_m)
+        xy = self._ground.tile_middle(*self._next_tile(episode)) + offset
+        highest = self._ground.height_at(xy[:, None] + self._footprint).amax(-1, keepdim=True)
+        return torch.cat((xy, highest + self.robot.base_height_m), -1)
+
+    def _above_ground(self, position: Tensor) -> Tensor:
+        return position[..., 2] - self._ground.height_at(position[..., :2])
+
+    def _height_scan(self, qpos: Tensor) -> Tensor:
+        """How far the ground is below the base `[N, S]`, m, at points that turn with its heading."""
+        w, x, y, z = qpos[:, 3:7].unbind(-1)
+        heading = torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
+        cos, sin = heading.cos()[:, None], heading.sin()[:, None]
+        ahead, left = self._scan.unbind(-1)
+        points = torch.stack((cos * ahead - sin * left, sin * ahead + cos * left), -1)  # [N, S, 2]
+        ground = self._ground.height_at(qpos[:, None, :2] + points)
+        return (qpos[:, 2:3] - ground).clamp(-1.0, 1.0)
+
+    def _add_ground(self, spec: mujoco.MjSpec) -> None:
+        add_light_and_sky(spec)
+        self.terrain.add_to(spec, GROUND, material=TILES, rgba=SHADE, contype=1, conaffinity=0)
+
+
+def next_level(
+    level: Tensor,
+    walked_m: Tensor,
+    asked_m: Tensor,
+    fell: Tensor,
+    *,
+    far_m: float,
+    after_last: Tensor,
+    num_levels: int,
+) -> Tensor:
+    """The level `[N]` after an episode.
+
+    Up for a world that did not fall, walked `far_m` and 0.8 of what was asked for; down for one that fell or
+    walked less than half of it. Whoever is through with the last level goes to `after_last`, so that all
+    levels stay in the batch.
+
+    Args:
+        level: `[N]` int64, from 0.
+        walked_m: `[N]` along the commands' directions.
+        asked_m: `[N]` that the commands' speeds made.
+        fell: `[N]` bool.
+        far_m: less than it says little.
+        after_last: `[N]` int64.
+        num_levels: L.
+    """
+    up = ~fell & (walked_m >= far_m) & (walked_m >= 0.8 * asked_m)
+    down = fell | (walked_m < 0.5 * asked_m)
+    level = level + up.long() - down.long()
+    return torch.where(level >= num_levels, after_last, level.clamp_min(0))
+
+
+def _whole(random: Draws, draw: int, count: int) -> Tensor:
+    """`[N]` int64 whole numbers from 0 to `count - 1`."""
+    return random.uniform(draw, 1, 0.0, count).long().squeeze(-1)
+
+
+def _grid(size_m: tuple[float, float], points: tuple[int, int], device: torch.device) -> Tensor:
+    """`[points, 2]` x and y of a grid around the origin, m."""
+    along, across = (
+        torch.linspace(-0.5 * size, 0.5 * size, count, device=device)
+        for size, count in zip(size_m, points, strict=True)
+    )
+    return torch.cartesian_prod(along, across)

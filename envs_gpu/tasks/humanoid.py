@@ -1,0 +1,129 @@
+"""Run forward on two legs: Gymnasium's Humanoid-v5.
+
+Source: Tassa, Erez and Todorov 2012, "Synthesis and stabilization of complex behaviors through online
+trajectory optimization"; the observation, reward, termination and model are those of Gymnasium 1.x's
+Humanoid-v5 with default arguments.
+
+Limbs touch each other: in 5 to 8 % of the steps under random actions, so contact forces are those with
+anything, not with the floor alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.tasks import task
+from envs_gpu.tasks._gymnasium import GymnasiumTask, strictly_between
+from envs_gpu.tasks.base import Episode, Outcome
+from envs_gpu.terms.contact import add_contact_sensor, contact_wrench
+from envs_gpu.terms.spatial import inertia_about, velocity_about
+
+FORWARD_WEIGHT = 1.25
+HEALTHY_REWARD = 5.0
+CTRL_COST_WEIGHT = 0.1
+CONTACT_COST_WEIGHT = 5e-7
+MOST_CONTACT_COST = 10.0
+HEALTHY_Z_RANGE_M = (1.0, 2.0)
+CONTACTS_PER_GEOM = 4
+"""Room for the contacts of one geom: none of 20,684 control steps under random actions had more."""
+
+_BODY, _JOINT = mujoco.mjtObj.mjOBJ_BODY, mujoco.mjtObj.mjOBJ_JOINT
+_SENSOR = mujoco.mjtSensor
+_FRAME = {
+    "position": (_SENSOR.mjSENS_FRAMEPOS, 3),
+    "orientation": (_SENSOR.mjSENS_FRAMEQUAT, 4),
+    "linear": (_SENSOR.mjSENS_FRAMELINVEL, 3),
+    "angular": (_SENSOR.mjSENS_FRAMEANGVEL, 3),
+}
+"""What is read of every body's inertial frame, and how wide it is."""
+
+
+@task("humanoid")
+class Humanoid(GymnasiumTask):
+    """Observation `policy` `[N, 348]`: qpos without x and y (22), qvel (23), and of 13 bodies cinert (130),
+    cvel (78) and, after the joints' motor torques (17), cfrc_ext (78)."""
+
+    model_name = "humanoid"
+    reset_noise_scale = 1e-2
+    substeps = 5
+
+    def scene(self) -> mujoco.MjSpec:
+        spec = super().scene()
+        spec.add_sensor(name="com", type=_SENSOR.mjSENS_SUBTREECOM, objtype=_BODY, objname="torso")
+        bodies = spec.worldbody.find_all("body")
+        for what, (kind, _) in _FRAME.items():
+            for body in bodies:
+                spec.add_sensor(name=f"{what}_{body.name}", type=kind, objtype=_BODY, objname=body.name)
+        hinges = [joint for joint in spec.joints if joint.type == mujoco.mjtJoint.mjJNT_HINGE]
+        for joint in hinges:
+            kind = _SENSOR.mjSENS_JOINTACTFRC
+            spec.add_sensor(name=f"torque_{joint.name}", type=kind, objtype=_JOINT, objname=joint.name)
+        for geom in itertools.chain.from_iterable(body.geoms for body in bodies):
+            add_contact_sensor(spec, geom.name, None, CONTACTS_PER_GEOM)
+        return spec
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        self._mass = torch.tensor(model.body_mass[1:], device=device)  # [B]
+        self._principal = torch.tensor(model.body_inertia[1:], device=device)  # [B, 3]
+        self._frames = {what: self._block(f"{what}_") for what in _FRAME}
+        self._torques, self._contacts = self._block("torque_"), self._block("contact_")
+        # A body's geoms, and so its contacts, lie one behind the other.
+        self._contacts_of_body = (CONTACTS_PER_GEOM * model.body_geomnum[1:]).tolist()
+
+    def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        return {"com_x_m": self._com(state)[:, 0].clone()}
+
+    def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
+        return self.begin(state, episode)
+
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        com, body = self._com(state), self._body_frames(state)
+        position, orientation = body["position"], body["orientation"]
+        mass, principal = self._mass.to(com.dtype), self._principal.to(com.dtype)
+        inertia = inertia_about(com, mass, principal, position, orientation)
+        velocity = velocity_about(com, body["linear"], body["angular"], position)
+        torques = state.sensordata[:, self._torques]
+        forces = self._contact_forces(state).flatten(1)
+        # Gymnasium has not computed contact forces yet when it observes a fresh episode.
+        forces = torch.where((episode.step == 0).unsqueeze(-1), torch.zeros_like(forces), forces)
+        parts = (state.qpos[:, 2:], state.qvel, inertia.flatten(1), velocity.flatten(1), torques, forces)
+        return {"policy": torch.cat(parts, dim=-1)}
+
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
+        forward_velocity = (self._com(state)[:, 0] - episode.memory["com_x_m"]) / self.control_dt
+        healthy = strictly_between(state.qpos[:, 2], *HEALTHY_Z_RANGE_M)
+        contact_cost = CONTACT_COST_WEIGHT * self._contact_forces(state).square().sum((-1, -2))
+        reward = {
+            "forward": FORWARD_WEIGHT * forward_velocity,
+            "healthy": HEALTHY_REWARD * healthy,
+            "control": -CTRL_COST_WEIGHT * action.square().sum(-1),
+            "contact": -contact_cost.clamp_max(MOST_CONTACT_COST),
+        }
+        return Outcome(reward, ~healthy, {"forward_velocity_m_s": forward_velocity})
+
+    def _com(self, state: PhysicsState) -> Tensor:
+        """The humanoid's centre of mass `[N, 3]`, m."""
+        return state.sensordata[:, self.sensor["com"]]
+
+    def _body_frames(self, state: PhysicsState) -> dict[str, Tensor]:
+        """The bodies' inertial frames in the world's axes, name in `_FRAME` -> `[N, B, width]`."""
+        return {
+            what: state.sensordata[:, where].unflatten(1, (-1, _FRAME[what][1]))
+            for what, where in self._frames.items()
+        }
+
+    def _contact_forces(self, state: PhysicsState) -> Tensor:
+        """Contact wrench on every body about the centre of mass `[N, B, 6]`."""
+        contacts = contact_wrench(state.sensordata[:, self._contacts], self._com(state))
+        return torch.stack([part.sum(1) for part in contacts.split(self._contacts_of_body, 1)], 1)
+
+    def _block(self, prefix: str) -> slice:
+        """Where the sensors called `prefix...` lie, one behind the other."""
+        found = [where for name, where in self.sensor.items() if name.startswith(prefix)]
+        return slice(found[0].start, found[-1].stop)

@@ -1,0 +1,187 @@
+"""Grasp a cube with the YAM, lift it off the table and carry it to a goal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import mujoco
+import torch
+from torch import Tensor
+
+from envs_gpu.physics.base import PhysicsState
+from envs_gpu.robots import get_robot
+from envs_gpu.tasks import task
+from envs_gpu.tasks._arm import GRIPPER, TABLE, Arm, pad_names
+from envs_gpu.tasks.base import Episode, Outcome
+from envs_gpu.terms.contact import add_normal_force_sensor, normal_force
+from envs_gpu.terms.manipulation import closeness, distance, pinch_force, progress, rotation_columns
+
+Box = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
+class Cube:
+    """What is grasped, and where it is put and wanted."""
+
+    half_size_m: float = 0.02
+    mass_kg: float = 0.06
+    sinks_in_m: float = 1e-4
+    """How deep it lies in the table, whose contact is soft. Placed above, at a distance of zero, whether it
+    touches would be decided by the last bit."""
+    start_m: Box = ((0.27, 0.39), (-0.1, 0.1))
+    """Ranges of x and y that it starts in, turned at random."""
+    table_m: Box = ((0.1, 0.6), (-0.35, 0.35))
+    """Ranges of x and y beyond which it is off the table."""
+    goal_m: Box = ((0.28, 0.4), (-0.12, 0.12), (0.1, 0.22))
+    """Ranges of x, y and z that its goal is drawn from."""
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What the reward's terms are worth a second; see `YamLift.outcome`."""
+
+    reach: float = 1.0
+    pinch: float = 1.0
+    lift: float = 4.0
+    carry: float = 6.0
+    precise: float = 4.0
+    lost_once: float = -1.0
+    """An event, where the others are rates."""
+
+
+@task("yam_lift")
+class YamLift(Arm):
+    """Observation groups, noise-free:
+
+    `policy` `[N, 41]`: joint positions relative to the default pose (8), joint velocities (8), the cube's
+    position in the base's frame (3), its x and y axes there (6), the way from the tool to the cube (3), goal
+    (3), the way from the cube to the goal (3), last action (7), whose seventh moves both fingers.
+    `critic` `[N, 52]`: all of it, then the cube's velocity (3) and angular velocity (3), the tool's velocity
+    (3), and the force of each finger on the cube in 10 N (2).
+    """
+
+    # The tool above the table, looking down.
+    robot = replace(
+        get_robot("yam"),
+        default_pose=(
+            ("joint2", 1.95),
+            ("joint3", 1.65),
+            ("joint4", -1.27),
+            ("left_finger", 0.0375),
+            ("right_finger", -0.0375),
+        ),
+    )
+    cube = Cube()
+    weights = Weights()
+    reach_m, carry_m, precise_m = 0.1, 0.2, 0.05
+    pinched_n = 1.0
+    lifted_m = 0.04
+    """Of the cube's height above where it lies: it has been lifted."""
+    at_goal_m = 0.02
+    max_episode_steps = 250
+
+    def _furnish(self, spec: mujoco.MjSpec) -> None:
+        spec.delete(spec.actuator("right_finger"))  # one motor moves both, through the equality
+        half = self.cube.half_size_m
+        body = spec.worldbody.add_body(name="cube", pos=(0.33, 0, half))
+        body.add_freejoint(name="cube")
+        body.add_geom(
+            name="cube",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            size=[half] * 3,
+            mass=self.cube.mass_kg,
+            rgba=(0.85, 0.3, 0.2, 1),
+            contype=0,
+            conaffinity=TABLE | GRIPPER,
+            condim=3,
+            friction=(1.0, 0.005, 0.0001),
+        )
+        for names in pad_names().values():
+            for name in names:
+                add_normal_force_sensor(spec, name, "cube", 1)
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        # A little wider than the cube's diagonal: noise alone closes it, and opens it.
+        self._neutral_target[-1] = 0.75 * self._target_high[-1]
+        self._action_scale[-1] = self._target_high[-1]
+        self._finger_pads = [self._block(f"contact_{body}") for body in pad_names()]
+        self._start_m, self._table_m, self._goal_m = (
+            torch.tensor(box, device=device, dtype=torch.float64).T
+            for box in (self.cube.start_m, self.cube.table_m, self.cube.goal_m)
+        )
+
+    def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
+        random, noise = episode.random, self.initial_noise_rad
+        unit = random.uniform(1, len(self.action_low) - 1, -noise, noise)
+        joints = self._default_qpos.expand(len(unit), -1).clone()
+        joints[:, : unit.shape[-1]] += unit
+        half_yaw = random.uniform(2, 1, -torch.pi / 8, torch.pi / 8)  # a quarter turn more is the same cube
+        zero = torch.zeros_like(half_yaw)
+        place = _uniform(random.uniform(3, 2), self._start_m)
+        rest = torch.full_like(zero, self.cube.half_size_m - self.cube.sinks_in_m)
+        qpos = torch.cat((joints, place, rest, half_yaw.cos(), zero, zero, half_yaw.sin()), -1)
+        return qpos, torch.zeros_like(qpos[:, 1:])
+
+    def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        goal = _uniform(episode.random.uniform(4, 3), self._goal_m).float()
+        return {"goal": goal, "last_action": goal.new_zeros(len(goal), len(self.action_low))}
+
+    def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
+        return {"goal": episode.memory["goal"].clone(), "last_action": action.clone()}
+
+    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        goal, first = episode.memory["goal"], self._num_joints
+        cube = state.qpos[:, first : first + 3]
+        policy = (
+            *self.joints(state),
+            cube,
+            rotation_columns(state.qpos[:, first + 3 :]),
+            cube - self.read(state, "tool_position"),
+            goal,
+            goal - cube,
+            episode.memory["last_action"],
+        )
+        forces = [normal_force(finger) for finger in self._finger_forces(state)]
+        privileged = (
+            state.qvel[:, first:],
+            self.read(state, "tool_velocity"),
+            0.1 * torch.stack(forces, -1),
+        )
+        return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
+
+    def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
+        goal, first = episode.memory["goal"], self._num_joints
+        cube = state.qpos[:, first : first + 3]
+        goal_distance_m = distance(cube, goal)
+        height_m = cube[:, 2] - self.cube.half_size_m
+        lifted = progress(height_m, 0.0, self.lifted_m)
+        low, high = self._table_m
+        lost = ((cube[:, :2] < low) | (cube[:, :2] > high)).any(-1) | (height_m < -self.cube.half_size_m)
+        terms = {
+            "reach": closeness(distance(cube, self.read(state, "tool_position")), self.reach_m),
+            "pinch": progress(pinch_force(*self._finger_forces(state)), 0.0, self.pinched_n),
+            "lift": lifted,
+            "carry": lifted * closeness(goal_distance_m, self.carry_m),
+            "precise": lifted * closeness(goal_distance_m, self.precise_m),
+        }
+        reward = self.weigh(self.weights, terms)
+        reward |= self.effort_terms(state, action, episode.memory["last_action"])
+        reward["lost"] = self.weights.lost_once * lost
+        measures = {
+            "goal_distance_m": goal_distance_m,
+            "lifted": height_m > self.lifted_m,
+            "at_goal": goal_distance_m < self.at_goal_m,
+            "lost": lost,
+        }
+        return Outcome(reward, lost, measures)
+
+    def _finger_forces(self, state: PhysicsState) -> list[Tensor]:
+        """What the sensors of the left and of the right finger's pads read."""
+        return [state.sensordata[:, pads] for pads in self._finger_pads]
+
+
+def _uniform(unit: Tensor, bounds: Tensor) -> Tensor:
+    """`unit` `[N, D]` in [0, 1) stretched to between the rows of `bounds` `[2, D]`."""
+    low, high = bounds
+    return low + (high - low) * unit
