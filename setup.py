@@ -59,6 +59,7 @@ setup(
             "pi-eval=pi_incubator.cli.eval:cli",
             "pi-export=pi_incubator.cli.export:cli",
             "pi-bench=bench.cli:cli",
+            "pi-envs=pi_incubator.cli.envs:cli",
             "pi-doctor=pi_incubator.cli.doctor:cli",
         ]
     },

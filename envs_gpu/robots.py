@@ -199,6 +199,13 @@ def robot_model(robot: Robot) -> mujoco.MjSpec:
     return spec
 
 
+def files_of(robot: Robot) -> Path | None:
+    """The folder with a robot's files, of `MENAGERIE_ROOT` or the cache; None if they would be downloaded."""
+    cache, known = mujoco_menagerie.Cache(), mujoco_menagerie.get(robot.folder)
+    folder = cache.root / known.name if cache.root else cache.model_path(known)
+    return folder if folder.is_dir() else None
+
+
 def _add_motor(spec: mujoco.MjSpec, joint: mujoco.MjsJoint, motor: Motor) -> None:
     joint.armature = motor.armature
     joint.frictionloss = motor.friction_loss
@@ -225,3 +232,9 @@ def gymnasium_model(name: str) -> mujoco.MjSpec:
         for number, element in enumerate(spec.worldbody.find_all(kind)):
             element.name = element.name or f"{kind}_{number}"
     return spec
+
+
+def gymnasium_models() -> list[str]:
+    """What `gymnasium_model` can give, sorted."""
+    folder = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    return sorted(path.stem for path in folder.glob("*.xml"))

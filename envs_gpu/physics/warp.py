@@ -159,6 +159,9 @@ class WarpPhysics(Physics):
         count = len(rows)
         if not count:
             return
+        places = torch.arange(count)
+        for field, (sensing, *_) in self._per_world.items():
+            side.randomize(field, sensing[rows], places)
         side._overflow.zero_()
         side._mask[:count], side._mask[count:] = True, False
         side._qpos[:count], side._qvel[:count] = qpos, qvel

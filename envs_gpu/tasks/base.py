@@ -82,7 +82,7 @@ class Task(ABC):
             model.actuator_ctrlrange.T, dtype=torch.float32, device=device
         )
         self.sensor = Sensors(
-            (model.sensor(i).name, slice(adr, adr + dim))
+            (model.sensor(i).name, slice(int(adr), int(adr + dim)))  # NumPy's numbers slow compiled code down
             for i, (adr, dim) in enumerate(zip(model.sensor_adr, model.sensor_dim, strict=True))
         )
         self.control_dt = model.opt.timestep * self.substeps

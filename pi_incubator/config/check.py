@@ -67,11 +67,9 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
         fix = "name an MJCF file, relative to the working directory"
         raise _error(cfg, sources, "env.model", "no such file", fix)
     for backend, field in _backends(cfg):
-        modules, package = REQUIREMENTS[backend]
-        missing = [module for module in modules if not _installed(module)]
-        if missing:
-            fix = f"pip install {package}, or set env.backend to auto"
-            raise _error(cfg, sources, field, f"needs {' and '.join(missing)}, not installed here", fix)
+        if lack := lacking(backend):
+            fix = f"{lack[1]}, or set env.backend to auto"
+            raise _error(cfg, sources, field, f"needs {lack[0]}, not installed here", fix)
     if cfg.compute.device == "cuda" and cfg.env.backend == "mujoco":
         fix = "set it to auto or cpu, or env.backend to warp"
         raise _error(cfg, sources, "compute.device", "backend mujoco runs on the CPU", fix)
@@ -97,6 +95,13 @@ def _check_zoo(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
     if cfg.compute.device == "cuda" and not family.on_cuda:
         fix = "set it to auto or cpu"
         raise _error(cfg, sources, "compute.device", f"{cfg.env.name} runs on the CPU", fix)
+
+
+def lacking(backend: str) -> tuple[str, str] | None:
+    """The packages that `backend` lacks here, and the command that installs them; None if it lacks none."""
+    modules, package = REQUIREMENTS[backend]
+    missing = [module for module in modules if not _installed(module)]
+    return (" and ".join(missing), f"pip install {package}") if missing else None
 
 
 def validate_run(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:

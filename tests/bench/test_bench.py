@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -131,6 +132,9 @@ def test_startup_is_measured_cold_and_warm(tmp_path: Path) -> None:
         (["train", "--rounds", "0"], "--rounds"),
         (["startup", "--task", "atn"], "did you mean 'ant'?"),
         (["startup", "--backend", "mujuco"], "did you mean mujoco?"),
+        (["sim", "--task", "atn"], "did you mean 'ant'?"),
+        (["sim", "--backend", "mujuco"], "did you mean 'mujoco'?"),
+        (["sim", "--compiled", "--eager"], "--eager"),
         (["memory", "--config", "missing.yaml"], "missing.yaml"),
     ],
 )
@@ -170,3 +174,48 @@ def test_memory_counts_the_whole_run(tmp_path: Path) -> None:
     assert 0.1 < result["GB"] < 10  # torch alone takes more than the one
     assert result["processes"] >= 1
     assert result["config"]["env.num_envs"] == 4
+
+
+def test_sim_measures_the_share_that_is_not_physics(tmp_path: Path) -> None:
+    file = tmp_path / "sim.json"
+    sizes = ("--num-envs", "4", "--seconds", "1", "--rounds", "2", "--eager")
+    pairs = ("--task", "cartpole_balance", "--backend", "mujoco")
+    done = bench("sim", *pairs, *sizes, "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(file.read_text())["pairs"]["cartpole_balance on mujoco"]
+    assert len(measured["rounds"]) == 2
+    for one in measured["rounds"]:
+        assert one["env"] >= 1
+        assert one["steps"] % 10 == 0
+    rates = [4 * one["steps"] / one["env"] for one in measured["rounds"]]
+    assert measured["env_steps_per_s"]["rounds"] == rates
+    shares = [1 - one["physics"] / one["env"] for one in measured["rounds"]]
+    assert measured["not_physics"]["median"] == median(shares)
+    # Four cart-poles are nothing to simulate: almost all of a step is not physics, and less so in C alone.
+    assert 0.5 < min(shares) < 1
+    assert measured["rollout_steps_per_s"]["median"] > measured["env_steps_per_s"]["median"]
+    assert "not physics" in done.stdout
+
+
+def test_sim_states_why_a_pair_is_not_measured() -> None:
+    done = bench("sim", "--task", "hopper", "--backend", "newton")
+    assert done.returncode == 0, done.stderr
+    assert "unsupported: Newton" in done.stdout
+
+
+def test_what_sim_measures_leaves_the_env_on_its_path() -> None:
+    from bench._sim_pair import PairBench
+
+    measured = PairBench("cartpole_balance", "mujoco", 4, "cpu", compiled=False)
+    state = measured.env.state_dict()
+    for _ in range(2):
+        seconds = measured.block()
+    assert seconds.keys() == {"env", "physics", "rollout"}
+    observed = measured.env.obs["policy"].clone()
+    measured.env.load_state_dict(state)
+    for action in (*measured.actions, *measured.actions):
+        measured.env.step(action)
+    assert torch.equal(measured.env.obs["policy"], observed)
+    # Rolled out from where the last block began, the other two are where the env is: nothing was restarted.
+    end = torch.from_numpy(measured.rollout.path[:, -1])
+    torch.testing.assert_close(end[:, 1 : 1 + 2], measured.env.physics.state.qpos, rtol=0, atol=1e-9)

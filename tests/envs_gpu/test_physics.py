@@ -60,9 +60,10 @@ def model():
     return mujoco.MjModel.from_xml_string(SCENE)
 
 
-def build(engine, model, num_worlds=N):
+def build(engine, model, num_worlds=N, per_world=()):
     name, _, impl = engine.partition("-")
-    return BACKENDS.get(name)(model, num_worlds, CPU, PhysicsOptions(mjx_impl=impl or "jax", mjcf=SCENE))
+    options = PhysicsOptions(mjx_impl=impl or "jax", mjcf=SCENE, per_world=per_world)
+    return BACKENDS.get(name)(model, num_worlds, CPU, options)
 
 
 def start(model, num_worlds=N, seed=0):
@@ -316,11 +317,15 @@ def test_a_few_worlds_restart_as_among_all(num_restarted, model, monkeypatch):
     ctrl = controls(model, 20, num_worlds)
     mask = torch.zeros(num_worlds, dtype=torch.bool)
     mask[torch.randperm(num_worlds, generator=torch.Generator().manual_seed(2))[:num_restarted]] = True
-    among_all, aside = build("warp", model, num_worlds), build("warp", model, num_worlds)
+    among_all, aside = (build("warp", model, num_worlds, ("body_mass",)) for _ in range(2))
+    # Masses of their own, which the contact forces of those that restart have to know.
+    scale = 1 + torch.rand(num_worlds, 1, generator=torch.Generator().manual_seed(3))
+    mass = scale * torch.tensor(model.body_mass)
     for physics in (among_all, aside):
         monkeypatch.setattr("envs_gpu.physics.warp._FEW", () if physics is among_all else (16, 128))
         restart(physics)
         play(physics, ctrl[:10])
+        physics.randomize("body_mass", mass, torch.ones(num_worlds, dtype=torch.bool))
         restart(physics, mask, seed=5)
     assert bool(aside._side_batches) == (num_restarted <= 128)
     assert_same_bits(aside.state_dict(), among_all.state_dict())
