@@ -34,12 +34,19 @@ FACTOR = {"mujoco": 1.0, "warp": 10.0, "newton": 10.0, "mjx": 50.0}
 """How many times further than the control group. Engines round at every operation of every substep, the
 control group once; ours differ from it by 1 to 7 times. MJX ends Newton's method when the cost, a float32
 sum, falls no further, which can be before the forces are right to more than four digits."""
+_CELLS = (
+    "C keeps a contact of every cell of the height field that a geom touches, MuJoCo Warp and MJX the "
+    "deepest and few beside it; where no geom touches two cells they agree (tests/envs_gpu/test_rough.py)"
+)
+_TEXT = "Newton reads the scene as text, six digits a number, in float32: the robot itself is a bit off"
 DEVIATIONS = {
     ("go1_velocity", "mjx"): (
         20.0,
         "MJX ends Newton's method where float32 sees no progress, in 1 of 50 steps up to 4e-2 rad/s away; "
         "in float64 MJX and C agree within 2e-13",
     ),
+    **{("go1_velocity_rough", engine): (1e4, _CELLS) for engine in ("warp", "newton", "mjx")},
+    ("humanoid", "newton"): (2.0, _TEXT),
 }
 """Tasks and engines further apart than that, with the excess that is allowed and what it comes from."""
 FLOAT32_EPS = 2.0**-23
