@@ -107,8 +107,7 @@ def show_robots(arguments: argparse.Namespace) -> int:
     """Every robot and model, and whether its files are here."""
     from envs_gpu.robots import ROBOTS, files_of, gymnasium_models, robot_model
 
-    root = os.environ.get("MENAGERIE_ROOT")
-    elsewhere = f"not in MENAGERIE_ROOT={root}" if root else "downloaded at first use"
+    elsewhere = "not in MENAGERIE_ROOT" if os.environ.get("MENAGERIE_ROOT") else "downloaded at first use"
     rows = {}
     for name, robot in ROBOTS.items():
         files = files_of(robot)

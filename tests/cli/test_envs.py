@@ -60,7 +60,7 @@ def test_robots_says_where_the_files_are(
     assert ends(["robots"]) == 0
     printed = capsys.readouterr().out
     assert "unitree_go1" in printed
-    assert printed.count("not in MENAGERIE_ROOT") == printed.count("│ go1 ") + 2
+    assert printed.count("not in MENAGERIE_ROOT") == 3
     monkeypatch.delenv("MENAGERIE_ROOT")
     monkeypatch.setenv("MENAGERIE_CACHE_DIR", str(tmp_path))
     assert ends(["robots"]) == 0
@@ -155,5 +155,5 @@ def test_replay_prints_the_report(
     assert ends(["replay", str(dump)]) == 0
     printed = capsys.readouterr().out
     assert "ant on warp" in printed
-    assert "0.2500" in printed
+    assert "0.250" in printed
     assert printed.strip().endswith("breaks in C MuJoCo too")
