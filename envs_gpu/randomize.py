@@ -25,7 +25,7 @@ from envs_gpu.random import Draws
 from envs_gpu.terms.tangent import Tangent
 
 # Draws of an episode or a step that no task uses, which count theirs from zero.
-_AT_RESET, _DELAY, _POSITION, _VELOCITY, _PUSH, _WHEN, _AT_INTERVAL = range(0x4001, 0x4008)
+_AT_RESET, _POSITION, _VELOCITY, _AT_INTERVAL = range(0x4001, 0x4005)
 
 
 @dataclass(frozen=True)
@@ -109,23 +109,26 @@ class Randomizer:
     def restart(self, mask: Tensor, draws: Draws) -> None:
         """Draw anew for the worlds where `mask` `[N]` is true, which begin an episode."""
         worlds = selection.concerned(mask)
-        if selection.nobody(worlds):
+        if self._settings.is_off or selection.nobody(worlds):
             return
-        own = Draws(selection.take(draws.block, worlds))
-        self._turn(worlds, own, _AT_RESET)
-        if self._wait.shape[1]:
-            selection.write(self._wait, worlds, self._waits(own))
+        lanes = (self.knobs.num_lanes, self._wait.shape[1], 1)
+        own = Draws(selection.take(draws.block, worlds)).uniform(_AT_RESET, sum(lanes))
+        for_knobs, for_waits, for_delay = own.split(lanes, -1)
+        self._turn(worlds, for_knobs)
+        selection.write(self._wait, worlds, self._waits(for_waits))
         if delay := self._settings.action_delay:
-            steps = own.uniform(_DELAY, 1, delay.low, delay.high + 1).squeeze(-1)
+            steps = delay.low + (delay.high + 1 - delay.low) * for_delay.squeeze(-1)
             selection.write(self._delay, worlds, steps)
             selection.write(self._sent, worlds, torch.zeros_like(selection.take(self._sent, worlds)))
 
     def start(self, qpos: Tensor, qvel: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The start `qpos` `[N, nq]`, `qvel` `[N, nv]` with the initial state's noise."""
         if draw := self._settings.initial_position:
-            qpos = self._tangent.move(qpos.double(), self._offset(draw, self._position, draws, _POSITION))
+            unit = draws.uniform(_POSITION, draw.num_lanes(len(self._position)))
+            qpos = self._tangent.move(qpos.double(), self._offset(draw, self._position, unit))
         if draw := self._settings.initial_velocity:
-            qvel = qvel + self._offset(draw, self._velocity, draws, _VELOCITY)
+            unit = draws.uniform(_VELOCITY, draw.num_lanes(len(self._velocity)))
+            qvel = qvel + self._offset(draw, self._velocity, unit)
         return qpos, qvel
 
     def before_step(self, action: Tensor, draws: Draws) -> Tensor:
@@ -148,9 +151,8 @@ class Randomizer:
         self._wait.copy_(state["wait"])
         self._sent = state["sent"].clone()
 
-    def _waits(self, own: Draws) -> Tensor:
+    def _waits(self, unit: Tensor) -> Tensor:
         """Control steps until something comes that each step brings with the same chance (geometric)."""
-        unit = own.uniform(_WHEN, self._wait.shape[1])
         return (torch.log1p(-unit) / self._log_calm).floor().long() + 1
 
     def _disturb(self, draws: Draws) -> None:
@@ -159,29 +161,33 @@ class Randomizer:
         due = self._wait <= 0  # [N, knobs per interval, and pushes]
         if due.device.type == "cpu" and not due.any():
             return
-        worlds = selection.concerned(due.any(-1))
-        due, own = selection.take(due, worlds), Draws(selection.take(draws.block, worlds))
-        wait = torch.where(due, self._waits(own), selection.take(self._wait, worlds))
+        worlds, push = selection.concerned(due.any(-1)), self._settings.pushes
+        due = selection.take(due, worlds)
+        lanes = (self.knobs.num_lanes, due.shape[1], push.num_lanes(len(self._pushed)) if push else 0)
+        own = Draws(selection.take(draws.block, worlds)).uniform(_AT_INTERVAL, sum(lanes))
+        for_knobs, for_waits, for_push = own.split(lanes, -1)
+        wait = torch.where(due, self._waits(for_waits), selection.take(self._wait, worlds))
         selection.write(self._wait, worlds, wait)
         if self.knobs.timed_fields:
-            self._turn(worlds, own, _AT_INTERVAL, self.knobs.timed_columns(due))
-        if draw := self._settings.pushes:
-            change = self._offset(draw, self._pushed, own, _PUSH)
+            self._turn(worlds, for_knobs, self.knobs.timed_columns(due))
+        if push:
+            change = self._offset(push, self._pushed, for_push)
             self._physics.push(worlds, torch.where(due[:, -1:], change, 0.0))
 
-    def _turn(self, worlds: Tensor, own: Draws, stream: int, turning: Tensor | None = None) -> None:
+    def _turn(self, worlds: Tensor, unit: Tensor, turning: Tensor | None = None) -> None:
         """New numbers for the knobs of some worlds, and what follows from them for the model."""
         if not self.knobs.num_lanes:
             return
-        self.knobs.turn(worlds, own.uniform(stream, self.knobs.num_lanes), turning)
+        self.knobs.turn(worlds, unit, turning)
         fields = self.knobs.fields(worlds)
         for field in fields if turning is None else self.knobs.timed_fields:
             self._physics.randomize(field, fields[field], worlds)
 
-    def _offset(self, draw: Draw, dofs: Tensor, draws: Draws, stream: int) -> Tensor:
-        """Numbers for `dofs` and zero for the others `[N, nv]`."""
-        width = 1 if draw.shared else len(dofs)
-        numbers = draw.numbers(draws.uniform(stream, draw.num_lanes(width)))
+    def _offset(self, draw: Draw, dofs: Tensor, unit: Tensor) -> Tensor:
+        """Numbers for `dofs` and zero for the others `[n, nv]`, from uniform ones."""
+        if draw.shared:
+            unit = unit[:, : draw.num_lanes(1)]
+        numbers = draw.numbers(unit)
         offset = numbers.new_zeros(len(numbers), self._physics.model.nv)
         offset[:, dofs] = numbers.expand(-1, len(dofs))
         return offset
