@@ -18,6 +18,7 @@ DISTANCE_IN_RADII = 3.5
 # Side of the ground's repeated pattern; a checker's square is half of it, so that pictures have a scale.
 TILE_M = 1.0
 LIGHT_DIRECTION = (0.32, 0.23, -0.92)
+BRIGHTEST = 0.8  # all lights together
 GROUND_M = 40.0
 SHADOW_PIXELS, SHADOW_RADII = 1024, 6.0
 GROUND_CONTRAST = 0.4
@@ -110,6 +111,9 @@ def _presentable(model: mujoco.MjModel, width: int, height: int) -> mujoco.MjMod
     model.vis.quality.shadowsize = min(SHADOW_PIXELS, model.vis.quality.shadowsize)
     model.vis.map.shadowclip = SHADOW_RADII * find_robot(model)[1] / model.stat.extent
     model.vis.headlight.ambient = np.maximum(model.vis.headlight.ambient, 0.3)  # or shadows are black
+    # A robot often brings a sun along: the stage's and its own would bleach the ground.
+    brightness = model.light_diffuse.sum(0).max(initial=BRIGHTEST)
+    model.light_diffuse *= BRIGHTEST / brightness
     # From straight above, the ground's own shadow flickers on it where drivers round coarsely.
     straight_down = np.flatnonzero(model.light_dir[:, 2] < -0.999)
     model.light_dir[straight_down] = LIGHT_DIRECTION

@@ -132,11 +132,11 @@ class PixelStack(NoPixels):
     ) -> None:
         self._painter = make_painter(spec, options, num_worlds, device, num_threads)
         self._channels = 1 if options.gray else 3
-        self._length = (options.frames - 1) * options.frame_gap + 1
-        self._size = (options.height, options.width)
-        self.shape = (options.frames * self._channels, *self._size)
+        length = (options.frames - 1) * options.frame_gap + 1
+        size = (options.height, options.width)
+        self.shape = (options.frames * self._channels, *size)
         # Oldest first. [N, L, channels, H, W]
-        history = (num_worlds, self._length, self._channels, *self._size)
+        history = (num_worlds, length, self._channels, *size)
         self._history = torch.zeros(history, dtype=torch.uint8, device=device)
         self._gap = options.frame_gap
         self._luma = torch.tensor(LUMA, device=device)

@@ -97,6 +97,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(models.Section, "__getattribute__", recording, raising=False)
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
     run(tmp_path, "reads", "tracking.backend=mlflow", *video)
+    run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
     sections = {field.annotation for field in ExperimentConfig.model_fields.values()}
     declared = {(section.__name__, name) for section in sections for name in section.model_fields}
     assert declared - read == set()
