@@ -6,7 +6,7 @@ Letters: N worlds, A actions, B lying states.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
@@ -54,7 +54,7 @@ class Go1Getup(Legged):
     from a fall that has come to rest, the others in one. None ends before its time.
     """
 
-    robot = replace(get_robot("go1"), action_scale=1.2)  # legs that push a robot over reach far
+    robot = get_robot("go1")
     imu_site = "imu"
     foot_geoms = (("FR",), ("FL",), ("RR",), ("RL",))
     contacts_per_foot_geom = 1
@@ -82,6 +82,11 @@ class Go1Getup(Legged):
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
         self._lying = torch.tensor(lying_states(), device=device)  # [B, nq]
+
+    def control(self, action: Tensor) -> Tensor:
+        """Zero is the default pose and ±1 are the joints' limits: legs that push a robot over reach far."""
+        up, down = self._target_high - self._default_pose, self._default_pose - self._target_low
+        return self._default_pose + action * torch.where(action > 0, up, down)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random

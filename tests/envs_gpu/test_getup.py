@@ -76,6 +76,13 @@ def test_trunk_and_legs_touch_the_ground_alone(model):
     assert touching == {"trunk"} | legs
 
 
+def test_actions_span_the_joints_ranges(model):
+    task = getup_env(1).task
+    ends = torch.tensor([[-1.0], [0.0], [1.0]]).expand(3, 12)
+    expected = (*model.jnt_range[1:].T[:1], model.key("default").qpos[7:], *model.jnt_range[1:].T[1:])
+    np.testing.assert_allclose(task.control(ends), np.stack(expected), atol=1e-6)
+
+
 def test_nothing_falls_through_the_ground():
     """Robots that throw themselves about: MuJoCo's contacts give way to an impact (7 cm once here; 10 or 50
     iterations of the solver give the same), and push everything out again.
