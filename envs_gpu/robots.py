@@ -5,6 +5,7 @@ Menagerie's robots are downloaded at first use and cached; `MENAGERIE_ROOT` name
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -17,6 +18,9 @@ import numpy as np
 from envs_gpu.errors import RobotUnavailableError
 from envs_gpu.models import load_model
 from envs_gpu.registry import UnknownNameError
+
+# Gymnasium's half cheetah sets its total mass in a way that MuJoCo means to give up.
+warnings.filterwarnings("ignore", message="compiler attribute 'settotalmass' is deprecated")
 
 
 @dataclass(frozen=True)
