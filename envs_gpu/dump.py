@@ -107,6 +107,8 @@ def write_dump(folder: Path, scene: Scene, dump: Dump) -> Path:
         arrays |= {f"{prefix}.{name}": value for name, value in group.items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"broken_{dump.step:09d}_{dump.world}.npz"
+    if path.exists():  # of the run that this one continues, whose steps were counted from zero too
+        path = path.with_stem(f"{path.stem}_{len(list(folder.iterdir()))}")
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)

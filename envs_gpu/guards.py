@@ -95,6 +95,10 @@ class BrokenShare:
         """Remember `[N]` bits of `Cause`."""
         self._causes |= causes
 
+    def clear(self) -> None:
+        """Forget what was remembered."""
+        self._causes.zero_()
+
     def check(self, dump: Path | None = None) -> None:
         """Forget what was remembered; one host sync.
 
@@ -155,8 +159,9 @@ class Guards:
             self._history.keep(causes, recorded, self.step, self._physics)
 
     def forget(self) -> None:
-        """The history does not lead to the present any more: the env was reset or loaded."""
+        """The past does not lead to the present any more: the env was reset or loaded."""
         self._first_step = self.step
+        self._share.clear()
 
     def look(self) -> None:
         """Write the world that was kept, if there is one, to a file; one host sync."""

@@ -121,8 +121,6 @@ def make_env(
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
     task = make_task(name, model)
-    if episode_length_s:
-        task.max_episode_steps = max(1, round(episode_length_s / _control_dt(task)))
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
@@ -141,12 +139,8 @@ def make_env(
         _pixel_maker(pixels, num_envs, device, options),
         randomization,
         observation_history,
+        episode_length_s,
     )
-
-
-def _control_dt(task: Task) -> float:
-    """Simulated seconds per action."""
-    return task.scene().option.timestep * task.substeps
 
 
 def _pixel_maker(

@@ -215,7 +215,8 @@ def matching(knob: str, draw: Draw, element: str, names: Sequence[str]) -> list[
     Raises:
         RandomizationError: there are none.
     """
-    found = [index for index, name in enumerate(names) if fnmatchcase(name, draw.names)]
+    first = 1 if element == "body" else 0  # nothing turns the world
+    found = [index for index in range(first, len(names)) if fnmatchcase(names[index], draw.names)]
     if not found:
         known = ", ".join(name for name in names if name) or "empty"
         problem = f"matches no {element} of the model"

@@ -116,7 +116,8 @@ def drift_of(engine: Physics, task: Task, num_steps: int) -> Drift:
     ours, theirs = (
         Errors(*map(torch.cat, zip(*column, strict=True))) for column in zip(*errors, strict=True)
     )
-    return Drift(ours, theirs, FACTOR[engine.name] * task.rounding_factor)
+    runs_warp = engine.name == "mjx" and engine.options.mjx_impl == "warp"
+    return Drift(ours, theirs, FACTOR["warp" if runs_warp else engine.name] * task.rounding_factor)
 
 
 def _errors(

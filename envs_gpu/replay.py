@@ -8,7 +8,6 @@ Letters: k control steps, nq positions, nv velocities.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 
 from envs_gpu.dump import Dump, read_dump
 from envs_gpu.guards import Cause, name_causes
+from envs_gpu.physics.mujoco import world_model
 
 Cell = str | int | float | None
 _WARNINGS = {
@@ -113,11 +113,7 @@ def replay(path: str | Path) -> Replay:
         DumpError: see `envs_gpu.dump.read_dump`.
     """
     dump, model = read_dump(path)
-    model = copy.copy(model)
-    # As the backend mujoco runs it: a bad state stays bad, instead of starting anew.
-    model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_AUTORESET)
-    if model.ntree == 1:
-        model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_ISLAND)
+    model = world_model(model, tuple(dump.fields))
     number = len(dump.before["qpos"])
     moments = tuple(_replay_step(model, dump, index) for index in range(number))
     return Replay(dump, moments, model.opt.timestep * dump.header["substeps"])
@@ -217,7 +213,7 @@ class _Largest:
 
 
 def _start(model: mujoco.MjModel, before: dict[str, np.ndarray]) -> mujoco.MjData:
-    """Data in a recorded state, with nothing else left over: rollouts too start the solver from zero."""
+    """Data in a recorded state, with nothing else left over: the backend too starts the solver from zero."""
     data = mujoco.MjData(model)
     for name in ("qpos", "qvel", "act", "ctrl"):
         if name in before:

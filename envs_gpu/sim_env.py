@@ -67,6 +67,7 @@ class SimEnv(VecEnv):
         make_pixels: draws the worlds of the task's scene as an observation; None draws nothing.
         randomization: what differs between worlds.
         observation_history: how many of its last observations the policy sees in one row, oldest first.
+        episode_length_s: simulated seconds after which an episode is cut off; None leaves it to the task.
 
     Raises:
         RandomizationError: the task's model cannot have what `randomization` describes.
@@ -90,12 +91,15 @@ class SimEnv(VecEnv):
         make_pixels: Callable[[mujoco.MjSpec], NoPixels] | None = None,
         randomization: Randomization = Randomization(),  # noqa: B008 - frozen
         observation_history: int = 1,
+        episode_length_s: float | None = None,
     ) -> None:
         self.task = task
         scene = task.scene()
         model = compile_model(scene, task.source or f"task {name}")
         with naming(f"task {name}"):
             task.bind(model, device)
+        if episode_length_s:
+            task.max_episode_steps = max(1, round(episode_length_s / task.control_dt))
         self.physics = make_physics(model)
         self._guards = Guards(
             guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
@@ -111,7 +115,6 @@ class SimEnv(VecEnv):
         noise = randomization.observation_noise
         self._perception = Perception(noise, task.observation_noise_scale, observation_history)
         self._judge, self._start, self._begin = self._judge_outcome, self._start_states, self._begin_episodes
-        self._random = WorldRandom(seed, num_envs, device, first_world)
         self.spec = _make_spec(
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
@@ -259,6 +262,7 @@ class SimEnv(VecEnv):
         broken_by = causes(given, state, reward, observation)
         finite = broken_by == 0
         nothing = torch.zeros_like(reward[0])
+        observation = self._perception.next(observation, seen, episode.random)
         observation = {name: _choose(finite, value, nothing) for name, value in observation.items()}
         memory = {name: _choose(finite, value, episode.memory.get(name)) for name, value in memory.items()}
         reward = torch.where(finite, reward, 0.0)
@@ -273,7 +277,6 @@ class SimEnv(VecEnv):
         metrics["physics/broken"] = (~finite).float()
         counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
-        observation = self._perception.next(observation, seen, episode.random)
         return Judgement(
             observation, memory, reward, terminated, truncated, broken_by, metrics, totals, episode.random
         )

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu import selection
+from envs_gpu.errors import EnvError
 
 if TYPE_CHECKING:
     from envs_gpu.physics._capacity import Capacity
@@ -68,7 +69,7 @@ def scene_text(scene: mujoco.MjSpec) -> str:
     return scene.to_xml()
 
 
-class UnsupportedModelError(ValueError):
+class UnsupportedModelError(EnvError, ValueError):
     """A backend cannot simulate this model as it is; the message is one line that says why."""
 
 

@@ -153,6 +153,17 @@ class _SimpleDofs:
             self._diagonal[:, self._dofs] = own + self._armature[:, self._dofs]
 
 
+def world_model(model: mujoco.MjModel, per_world: tuple[str, ...]) -> mujoco.MjModel:
+    """A model with one world's own fields, such that `mj_step` does with it what the backend does."""
+    own = _engine_model(model, per_world)
+    if {*_INERTIAL} & {*per_world}:
+        for dof in np.flatnonzero(own.dof_simplenum):
+            body, kind = own.dof_bodyid[dof], _inertia_of_dof(own, int(dof))
+            inertial = own.body_inertia[body, kind - 1] if kind else own.body_mass[body]
+            own.dof_M0[dof] = inertial + own.dof_armature[dof]
+    return own
+
+
 def _inertia_of_dof(model: mujoco.MjModel, dof: int) -> int:
     """What resists a simple dof: 0 the body's mass, 1 to 3 its inertia around x, y or z."""
     joint = model.dof_jntid[dof]

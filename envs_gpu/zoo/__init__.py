@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, cast
 
+from envs_gpu.errors import EnvError
 from envs_gpu.registry import Registry, UnknownNameError
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ FAMILIES = Registry("env family", "envs_gpu.zoo")
 family = FAMILIES.register
 
 
-class ZooError(ValueError):
+class ZooError(EnvError, ValueError):
     """An env of a family that cannot be used here; `problem` says why, and `fix` what to do."""
 
     def __init__(self, problem: str, fix: str) -> None:

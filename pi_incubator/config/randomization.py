@@ -150,6 +150,13 @@ class RandomizationSection(Section):
         for name in ("position", "velocity"):
             if self.initial_state and (draw := getattr(self.initial_state, name)):
                 draw.check(f"initial_state.{name}", positive=False)
+        once = {"observation_noise": self.observation_noise} | {
+            f"initial_state.{name}": getattr(self.initial_state, name, None)
+            for name in ("position", "velocity")
+        }
+        for name, draw in once.items():
+            if draw and draw.per == "interval":
+                raise _error(name, "per", draw.per, "it has times of its own", "leave per out")
         if (delay := self.action_delay) and delay.low > delay.high:
             problem = f"must be at most high = {delay.high}"
             raise _error("action_delay", "low", delay.low, problem, "exchange the two, or set low lower")

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from envs_gpu.draw import Draw
 from envs_gpu.dump import read_dump
 from envs_gpu.errors import DumpError
 from envs_gpu.guards import GuardOptions
 from envs_gpu.make import make_env
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.randomize import Randomization
 from envs_gpu.replay import replay, report
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks.base import Outcome, Task
@@ -232,6 +234,27 @@ def test_a_worlds_own_model_fields_are_replayed(tmp_path):
     env.pop_metrics()
     _, model = read_dump(only_dump(tmp_path))
     np.testing.assert_array_equal(model.geom_friction, env.physics.model.geom_friction * 0.5)
+
+
+@pytest.mark.parametrize("task", ["ant", "yam_lift"])
+def test_a_randomized_world_is_replayed_bit_for_bit(tmp_path, task):
+    """Mass, inertia and center of mass, of which the model keeps derived quantities."""
+    body = {"ant": "torso", "yam_lift": "link_*"}[task]
+    random = Randomization(
+        mass=Draw(low=0.8, high=1.2),
+        inertia=Draw(low=0.8, high=1.2),
+        com=Draw(low=-0.02, high=0.02, names=body),
+    )
+    guards = GuardOptions(history_steps=6, dump_dir=tmp_path / "broken")
+    env = make_env(task, num_envs=3, device=CPU, seed=1, guards=guards, randomization=random)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(8):
+        env.step(2 * torch.rand(3, env.spec.action_dim, generator=generator) - 1)
+    env.step(torch.full((3, env.spec.action_dim), torch.nan))
+    env.pop_metrics()
+    differences = [moment.difference for moment in replay(only_dump(tmp_path)).moments[:-2]]
+    assert len(differences) == 4
+    assert max(differences) == 0
 
 
 def resave(path, **changes):

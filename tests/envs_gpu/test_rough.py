@@ -80,7 +80,7 @@ def test_heights_and_scan_are_what_rays_measure():
     tilt = torch.randn(24, 4, generator=generator, dtype=torch.float64) * 0.2
     qpos[:, 3:7] = torch.nn.functional.normalize(qpos[:, 3:7] + tilt)
     env.physics.set_state(torch.ones(24, dtype=torch.bool), qpos, env.physics.state.qvel.clone())
-    critic = env._observe()["critic"].numpy()[:, 45:]
+    critic = env.task.observe(env.physics.state, env._episode())["critic"].numpy()[:, 45:]
     for world in range(24):
         model, data = env.physics.model, forwarded(env, world)
         base, nose = data.body("trunk").xpos, data.body("trunk").xmat.reshape(3, 3)[:, 0]
@@ -120,14 +120,14 @@ def test_feet_feel_the_stairs():
 def test_policy_does_not_see_the_ground():
     """The same motion on another tile: the policy observes the same, the critic does not."""
     env = rough_env(16)
-    before = env._observe()
+    before = env.task.observe(env.physics.state, env._episode())
     qpos = env.physics.state.qpos.clone()
     qpos[:, 2] += 1.0  # no contact, wherever it is
     env.physics.set_state(torch.ones(16, dtype=torch.bool), qpos, env.physics.state.qvel.clone())
-    here = env._observe()
+    here = env.task.observe(env.physics.state, env._episode())
     qpos[:, :2] = qpos[:, :2].roll(1, 0)
     env.physics.set_state(torch.ones(16, dtype=torch.bool), qpos, env.physics.state.qvel.clone())
-    there = env._observe()
+    there = env.task.observe(env.physics.state, env._episode())
     assert torch.equal(here["policy"], there["policy"])
     assert not torch.equal(here["critic"], there["critic"])
     assert before["policy"].shape == (16, 45)
