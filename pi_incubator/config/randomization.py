@@ -150,9 +150,11 @@ class RandomizationSection(Section):
         for name in ("position", "velocity"):
             if self.initial_state and (draw := getattr(self.initial_state, name)):
                 draw.check(f"initial_state.{name}", positive=False)
-        once = {"observation_noise": self.observation_noise} | {
-            f"initial_state.{name}": getattr(self.initial_state, name, None)
-            for name in ("position", "velocity")
+        start = self.initial_state or InitialStateSection()
+        once = {
+            "observation_noise": self.observation_noise,
+            "initial_state.position": start.position,
+            "initial_state.velocity": start.velocity,
         }
         for name, draw in once.items():
             if draw and draw.per == "interval":

@@ -64,6 +64,7 @@ def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) ->
 
     Raises:
         ValueError: `num_episodes` is below 1.
+        BrokenWorldsError: so many worlds blew up that the numbers say nothing.
         RuntimeError: an episode went on for longer than `env.spec.max_episode_steps`.
     """
     if num_episodes < 1:
@@ -78,6 +79,8 @@ def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) ->
         ledger.add(result)
         if step % check_every == 0 and ledger.complete:
             break
+    env.pop_metrics()  # reports what found no room
+    env.check()
     return ledger.close()
 
 

@@ -9,7 +9,8 @@ from pi_incubator.config.randomization import DrawSection, RandomizationSection
 
 def describe(section: RandomizationSection) -> Randomization:
     """The env's description of `section`, which has checked itself."""
-    draws = {name: _draw(value) for name, value in section if isinstance(value, DrawSection)}
+    knobs = {name: getattr(section, name) for name in type(section).model_fields}
+    draws = {name: _draw(knob) for name, knob in knobs.items() if isinstance(knob, DrawSection)}
     if start := section.initial_state:
         draws |= {f"initial_{name}": _draw(value) for name, value in start if value}
     delay = section.action_delay

@@ -75,6 +75,7 @@ def test_metadata(exported):
     model = onnx.load(path)
     assert {entry.key: entry.value for entry in model.metadata_props} == {
         "task": "reach",
+        "observation": "policy",
         "joint_names": "hip,knee,ankle",
         "action_low": "-1,-0.5,-2",
         "action_high": "1,0.5,2",

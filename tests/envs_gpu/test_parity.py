@@ -62,10 +62,13 @@ def test_another_robot_is_seen(monkeypatch):
     """An engine that has the friction 1 % off is out of bounds."""
 
     class Slippery(MujocoPhysics):
+        name = "warp"
+
         def __init__(self, model, *args):
-            model = copy.copy(model)
-            model.geom_friction[:, 0] *= 0.99
-            super().__init__(model, *args)
+            slippery = copy.copy(model)
+            slippery.geom_friction[:, 0] *= 0.99
+            super().__init__(slippery, *args)
+            self.model = model
 
     monkeypatch.setitem(BACKENDS._entries, "warp", Slippery)
     assert one_step_drift(TASKS.get("ant")(), "warp", 8, 20).excess() > 1

@@ -147,9 +147,9 @@ def test_export_takes_whole_numbers_and_acts_alike(policy, tmp_path):
     [
         (["env.pixels=null"], r"network.name = 'cnn': env.pixels = null draws nothing"),
         (["network.name=mlp"], r"network.name = 'mlp': it cannot see env.pixels; set it to cnn"),
-        (["env.pixels={width: 4}"], r"env.pixels\[width\] = 4: .*greater than or equal to 8"),
-        (["env.pixels={wide: 64}"], r"env.pixels\[wide\]"),
-        (["env.pixels={renderer: egl}"], r"env.pixels\[renderer\] = 'egl'.*warp"),
+        (["env.pixels={width: 4}"], r"env\.pixels\.width = 4: .*greater than or equal to 8"),
+        (["env.pixels={wide: 64}"], r"env\.pixels\.wide"),
+        (["env.pixels={renderer: egl}"], r"env\.pixels\.renderer = 'egl'.*warp"),
     ],
 )
 def test_wrong_combinations_are_named(overrides, message):
