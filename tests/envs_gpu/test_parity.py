@@ -41,6 +41,13 @@ NOT_EXPLAINED = {
     ("reacher", "newton"): "2e-6 m or rad and 1e-5 m/s or rad/s",
     ("swimmer", "newton"): "2e-6 m or rad and 3e-5 m/s or rad/s",
 }
+# A height field is a row of prisms, one contact each. C keeps all of them, Warp and MJX some, so that wherever
+# a geom touches two cells another force acts (tests/envs_gpu/test_rough.py shows both: fewer contacts, and one
+# step as on flat ground where no geom touches two). The numbers are as above.
+OTHER_CONTACTS = {
+    ("go1_velocity_rough", engine): "up to 0.2 m or rad and 20 m/s or rad/s"
+    for engine in ("warp", "mjx", "mjx-warp")
+}
 READS_TEXT = {"newton"}
 """Engines that read the scene as MJCF, which has six digits: their referee reads the same text."""
 
@@ -99,7 +106,7 @@ def build(engine, model, num_worlds, mjcf=""):
 def skip_unsupported(name, engine):
     if reason := TASKS.get(name).unsupported.get(engine):
         pytest.skip(reason)
-    if apart := NOT_EXPLAINED.get((name, engine)):
+    if apart := (NOT_EXPLAINED | OTHER_CONTACTS).get((name, engine)):
         pytest.xfail(f"{engine} is {apart} off in one control step")
 
 
