@@ -157,7 +157,17 @@ def test_metrics_are_means_over_what_happened(task):
     assert env.pop_metrics() == {}
 
 
-@every_task
+COMPILED_IN_EVERY_RUN = {"ant", "cartpole_balance", "go1_velocity", "go1_velocity_rough", "yam_lift"}
+"""Building takes 15 s a task; the others are slow tests."""
+
+
+@pytest.mark.parametrize(
+    "task",
+    [
+        name if name in COMPILED_IN_EVERY_RUN else pytest.param(name, marks=pytest.mark.slow)
+        for name in TASKS.names()
+    ],
+)
 def test_compiled_equals_eager(task):
     torch._dynamo.reset()  # every task specializes the same few functions, and dynamo allows eight versions
     eager, compiled = (make_env(task, num_envs=4, device=CPU, compiled=flag) for flag in (False, True))

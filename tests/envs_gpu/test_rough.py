@@ -275,14 +275,15 @@ def contacts_of(model, qpos):
 
 
 @pytest.mark.slow
-def test_contacts_of_warp_are_some_of_mujocos(tumbling):
+def test_warp_keeps_fewer_contacts_of_a_foot_than_mujoco(tumbling):
     """Why one control step differs between the engines here: C keeps a contact of every cell that a geom
-    touches, Warp the deepest and what is more than 1 mm away from it; MJX likewise, within 1 mm of its depth.
+    touches, Warp the deepest and those more than 1 mm from it; MJX those within 1 mm of the deepest.
     """
     import mujoco_warp as mjw
 
     model, qpos, _ = tumbling
-    warp_model, fewer, total = mjw.put_model(model), 0, 0
+    warp_model, fewer, feet = mjw.put_model(model), 0, [model.geom(f).id for f in ("FR", "FL", "RR", "RL")]
+    same_depth, total = 0, 0
     for state in qpos:
         ours, data = contacts_of(model, state), mujoco.MjData(model)
         data.qpos[:] = state.numpy()
@@ -290,22 +291,18 @@ def test_contacts_of_warp_are_some_of_mujocos(tumbling):
         theirs = mjw.put_data(model, data, nworld=1, nconmax=60, njmax=300)
         mjw.fwd_position(warp_model, theirs)
         number = int(theirs.nacon.numpy()[0])
-        contact = theirs.contact
-        table = [getattr(contact, name).numpy()[:number] for name in ("geom", "dist", "pos", "frame")]
-        counts = {}
-        for (_, geom), dist, pos, frame in zip(*table, strict=True):
-            counts[geom] = counts.get(geom, 0) + 1
-            errors = [
-                (abs(dist - d) / 1e-5, np.abs(pos - p).max() / 1e-4, np.abs(frame[0] - n).max() / 1e-2)
-                for d, p, n in ours.get(geom, [])
-            ]
-            if dist < -1e-5:
-                assert min(map(max, errors)) < 1
-        for geom, found in ours.items():
-            fewer += counts.get(geom, 0) < len(found)
+        geom, dist = (getattr(theirs.contact, name).numpy()[:number] for name in ("geom", "dist"))
+        for foot in set(feet) & set(ours):
+            deepest = min(depth for depth, _, _ in ours[foot])
+            if deepest > -1e-5:
+                continue  # just touching: in one engine perhaps, and not in the other
+            mine = dist[geom[:, 1] == foot]
+            assert 1 <= len(mine) <= len(ours[foot])
+            same_depth += abs(mine.min() - deepest) < 1e-5
+            fewer += len(mine) < len(ours[foot])
             total += 1
-            if len(found) == 1 and found[0][0] < -1e-5:
-                assert counts.get(geom, 0) == 1
+    assert total > 100
+    assert same_depth / total > 0.95
     assert 0.05 < fewer / total < 0.9
 
 
