@@ -22,7 +22,7 @@ from envs_gpu.draw import Draw
 from envs_gpu.model_knobs import KNOBS, ModelKnobs, element_names, matching
 from envs_gpu.physics.base import Physics
 from envs_gpu.random import Draws
-from envs_gpu.terms.tangent import Tangent
+from envs_gpu.terms.pose import Pose
 
 # Draws of an episode or a step that no task uses, which count theirs from zero.
 _AT_RESET, _POSITION, _VELOCITY, _AT_INTERVAL = range(0x4001, 0x4005)
@@ -93,7 +93,7 @@ class Randomizer:
         """`[knobs per interval, and pushes]` logarithm of the chance that a control step brings none."""
         self._wait = torch.zeros(num_worlds, len(intervals), dtype=torch.int64, device=device)
         """Control steps until the next one."""
-        self._tangent = Tangent(model, device)
+        self._pose = Pose(model, device)
         self._pushed = _pushed_dofs(model, randomization.pushes, device)
         self._position, self._velocity = (
             _matching_dofs(f"initial_state.{what}", draw, model, device)
@@ -125,7 +125,7 @@ class Randomizer:
         """The start `qpos` `[N, nq]`, `qvel` `[N, nv]` with the initial state's noise."""
         if draw := self._settings.initial_position:
             unit = draws.uniform(_POSITION, draw.num_lanes(len(self._position)))
-            qpos = self._tangent.move(qpos.double(), self._offset(draw, self._position, unit))
+            qpos = self._pose.displace(qpos.double(), self._offset(draw, self._position, unit))
         if draw := self._settings.initial_velocity:
             unit = draws.uniform(_VELOCITY, draw.num_lanes(len(self._velocity)))
             qvel = qvel + self._offset(draw, self._velocity, unit)

@@ -48,7 +48,7 @@ class Pose:
         moved = origin.index_copy(1, qpos, origin[:, qpos] + change[:, dof])
         where = self._quaternions()
         turned = _product(origin[:, where], quaternion(change[:, self._rotations()]))
-        return moved.index_copy(1, where.flatten(), turned.flatten(1))
+        return moved.index_copy(1, where.flatten(), torch.nn.functional.normalize(turned, dim=-1).flatten(1))
 
     def _quaternions(self) -> Tensor:
         """Addresses of every quaternion's elements `[R, 4]`."""

@@ -14,7 +14,7 @@ from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.random import WorldRandom
 from envs_gpu.randomize import Delay, Randomization, Randomizer
-from envs_gpu.terms.tangent import Tangent
+from envs_gpu.terms.pose import Pose
 from envs_gpu.zoo import ZooError
 
 CPU = torch.device("cpu")
@@ -272,7 +272,7 @@ def test_moving_along_the_tangent_is_integration(model):
     qpos[:, 3:7] = torch.nn.functional.normalize(torch.randn(N, 4, generator=generator).double(), dim=-1)
     change = torch.randn(N, model.nv, generator=generator).double()
     change[0] = 0.0
-    moved = Tangent(model, CPU).move(qpos, change)
+    moved = Pose(model, CPU).displace(qpos, change)
     for world in range(N):
         expected = qpos[world].numpy().copy()
         mujoco.mj_integratePos(model, expected, change[world].numpy(), 1.0)
