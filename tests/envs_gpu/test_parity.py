@@ -32,18 +32,21 @@ FLOAT32_EPS = 2.0**-23
 NUM_WORLDS = {"warp": 64, "newton": 64, "mjx": 8, "mjx-warp": 8}
 ENGINES = ["warp", "newton", "mjx", pytest.param("mjx-warp", marks=pytest.mark.slow)]
 
-# Found with Newton 1.8 and not explained yet: further from the referee than float32 accounts for. The numbers
-# are the most that one control step added, to positions and to velocities.
+# Found with Newton 1.8 (or the engine that is named) and not explained yet: further from the referee than
+# float32 accounts for. The numbers are the most that one control step added, to positions and to velocities.
 NOT_EXPLAINED = {
+    # 9 to 15 % of the steps are over 1e-4 rad/s off. Warp's contacts are C's; more iterations do not help.
+    ("go1_getup", "warp"): "4e-4 m or rad and 2 m/s or rad/s",
+    ("go1_getup", "mjx"): "9e-2 m or rad and 7 m/s or rad/s",
     ("half_cheetah", "newton"): "7e-5 m or rad and 8e-3 m/s or rad/s",
     ("inverted_double_pendulum", "newton"): "7e-6 m or rad and 1e-4 m/s or rad/s",
     ("inverted_pendulum", "newton"): "3e-6 m or rad and 6e-5 m/s or rad/s",
     ("reacher", "newton"): "2e-6 m or rad and 1e-5 m/s or rad/s",
     ("swimmer", "newton"): "2e-6 m or rad and 3e-5 m/s or rad/s",
 }
-# A height field is a row of prisms, one contact each. C keeps all of them, Warp and MJX some, so that wherever
-# a geom touches two cells another force acts (tests/envs_gpu/test_rough.py shows both: fewer contacts, and one
-# step as on flat ground where no geom touches two). The numbers are as above.
+# A height field is a row of prisms, one contact each. C keeps all of them, Warp and MJX some, so that another
+# force acts wherever a geom touches two cells (tests/envs_gpu/test_rough.py shows both: fewer contacts, and
+# one step as on flat ground where no geom touches two). The numbers are as above.
 OTHER_CONTACTS = {
     ("go1_velocity_rough", engine): "up to 0.2 m or rad and 20 m/s or rad/s"
     for engine in ("warp", "mjx", "mjx-warp")
