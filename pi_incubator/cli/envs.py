@@ -194,7 +194,7 @@ def _examine(outcome: Outcome, display: _Display) -> None:
                     display.says(line, f"{pair}: {began}")
                 else:
                     outcome.findings.append(event)
-            if process.wait():
+            if process.wait() or not outcome.findings:
                 outcome.findings.append(_crash(began, process.returncode, errors))
         finally:
             alarm.cancel()
@@ -242,6 +242,8 @@ def _print_outcomes(outcomes: Sequence[Outcome]) -> None:
     console.print(table)
     for note in notes:
         console.print(note, soft_wrap=True)
+    if "drift" in checks:
+        console.print("drift: what one control step adds to the referee's states, median (largest)")
     checked = [outcome for outcome in outcomes if not outcome.reason]
     num_failed = sum(outcome.failed for outcome in checked)
     print(f"{len(checked)} pairs checked, {num_failed} failed, {len(outcomes) - len(checked)} not supported")

@@ -21,6 +21,7 @@ SCRIPTS = {
     "named": f"print('''{json.dumps(SPEC | {'check': 'drift', 'status': 'named', 'detail': 'known'})}''')",
     "crashing": f"import os; print('''{json.dumps({'begins': 'spec'})}''', flush=True); os.abort()",
     "raising": "raise RuntimeError('no such kernel')",
+    "silent": "pass",
 }
 
 
@@ -99,6 +100,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
         ("named", 0, "named ant on mujoco, drift: known"),
         ("crashing", 1, "crashed with SIGABRT"),
         ("raising", 1, "no such kernel"),
+        ("silent", 1, "ended with 0: without a word"),
     ],
 )
 def test_what_the_checking_process_says_is_reported(
