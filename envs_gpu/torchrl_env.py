@@ -33,8 +33,8 @@ class TorchRLEnv(EnvBase):
             for group, width in spec.obs_dims.items()
         }
         if spec.pixels_shape:
-            shape = (env.num_envs, *spec.pixels_shape)
-            groups["pixels"] = Bounded(0, 255, shape=shape, dtype=torch.uint8, device=env.device)
+            size = (env.num_envs, *spec.pixels_shape)
+            groups["pixels"] = Bounded(0, 255, shape=size, dtype=torch.uint8, device=env.device)
         self.observation_spec = Composite(groups, shape=self.batch_size)
         self.reward_spec = Unbounded(shape=(env.num_envs, 1), dtype=torch.float32, device=env.device)
         flag = Categorical(n=2, shape=(env.num_envs, 1), dtype=torch.bool, device=env.device)

@@ -79,6 +79,7 @@ def test_metadata(exported):
         "action_low": "-1,-0.5,-2",
         "action_high": "1,0.5,2",
         "control_hz": "50",
+        "observation": "policy",
         "git_commit": "abc",
     }
     assert model.opset_import[0].version == 18
