@@ -32,8 +32,9 @@ class MujocoPainter(Painter):
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         self._option = mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        flag = mujoco.mjtRndFlag
-        self._scene.flags[[flag.mjRND_SHADOW, flag.mjRND_REFLECTION, flag.mjRND_SKYBOX]] = False
+        flags = mujoco.mjtRndFlag
+        for effect in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX):
+            self._scene.flags[effect] = False
         self._viewport = mujoco.MjrRect(0, 0, options.width, options.height)
         try:
             self._gl = make_gl_context(options.width, options.height)
