@@ -32,7 +32,8 @@ class MujocoPainter(Painter):
         self._camera.type, self._camera.fixedcamid = mujoco.mjtCamera.mjCAMERA_FIXED, camera
         self._option = mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model, maxgeom=10_000)
-        for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+        flags = mujoco.mjtRndFlag
+        for effect in (flags.mjRND_SHADOW, flags.mjRND_REFLECTION, flags.mjRND_SKYBOX):
             self._scene.flags[effect] = False
         self._viewport = mujoco.MjrRect(0, 0, options.width, options.height)
         try:

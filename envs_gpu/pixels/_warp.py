@@ -86,7 +86,6 @@ class _Block:
             self._model = mjw.put_model(model)
             # Nothing is simulated: there are no contacts or constraints to hold.
             self._data = mjw.put_data(model, mujoco.MjData(model), num_worlds, nconmax=1, njmax=1)
-            has_sky = (model.tex_type == mujoco.mjtTexture.mjTEXTURE_SKYBOX).any()
             self._context = mjw.create_render_context(
                 model,
                 num_worlds,
@@ -95,7 +94,7 @@ class _Block:
                 render_rgb=True,
                 render_depth=False,
                 render_seg=False,
-                render_skybox=bool(has_sky),
+                render_skybox=False,
                 enable_specular=False,  # a mirrored sun would whiten half the floor, as it does not in OpenGL
             )
             self._rgb = wp.zeros((num_worlds, options.height, options.width), dtype=wp.vec3)

@@ -60,8 +60,8 @@ def test_the_c_painter_draws_what_mujoco_draws(task, camera, monkeypatch):
     monkeypatch.setattr(gl_context, "GLContext", egl.GLContext, raising=False)
     model = scene.compile()
     data, theirs = mujoco.MjData(model), mujoco.Renderer(model, height=48, width=64)
-    for effect in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
-        theirs.scene.flags[effect] = False
+    for effect in ("SHADOW", "REFLECTION", "SKYBOX"):
+        theirs.scene.flags[getattr(mujoco.mjtRndFlag, f"mjRND_{effect}")] = False
     rng = np.random.default_rng(0)
     qpos = model.qpos0 + 0.3 * rng.uniform(-1, 1, (3, model.nq))
     ours = painter.draw(torch.from_numpy(qpos)).numpy()
