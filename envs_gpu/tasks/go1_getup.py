@@ -33,7 +33,7 @@ class Weights:
 
     upright: float = 2.0
     height: float = 2.0
-    pose: float = 1.0
+    pose: float = 2.0
     still: float = 0.5
     power: float = -2e-4
     torque: float = -5e-5
@@ -122,7 +122,7 @@ class Go1Getup(Legged):
         terms = {
             "upright": upright,
             "height": high,
-            "pose": high * (-0.5 * pose_error).exp(),
+            "pose": high * (-0.15 * pose_error).exp(),
             "still": high * (-0.05 * speeds.square().sum(-1)).exp(),
             "power": locomotion.mechanical_power(torque, speeds),
             "torque": torque.square().sum(-1),

@@ -131,7 +131,7 @@ def test_measures_and_reward_by_hand():
     assert not outcome.measures["standing"].any()  # the feet of the default pose are just above the ground
     upright = 0.5 + 0.5 * np.array(up)
     high = upright**2 * np.array(height) / 0.288
-    expected = {"upright": 2 * upright, "height": 2 * high, "pose": high, "still": 0.5 * high}
+    expected = {"upright": 2 * upright, "height": 2 * high, "pose": 2 * high, "still": 0.5 * high}
     expected["action_rate"] = np.full(4, -0.01 * 12 * 0.01)
     for name, value in expected.items():
         np.testing.assert_allclose(outcome.reward[name], 0.02 * value, atol=1e-7)
