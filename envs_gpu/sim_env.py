@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from types import FunctionType, MethodType
+from typing import NamedTuple, TypeVar, cast
 
 import mujoco
 import torch
@@ -23,6 +23,8 @@ from envs_gpu.random import Draws, WorldRandom, draws
 from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+
+_T = TypeVar("_T")
 
 
 class Clock(NamedTuple):
@@ -50,6 +52,8 @@ class Judgement(NamedTuple):
     totals: Tensor
     """Sums over the worlds: steps, episodes, their returns and lengths, metrics."""
     draws: Draws
+    start: tuple[Tensor, Tensor]
+    """`[N, nq]`, `[N, nv]` where the next episode begins; of worlds that are not done, without meaning."""
 
 
 class SimEnv(VecEnv):
@@ -114,7 +118,7 @@ class SimEnv(VecEnv):
         self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
         noise = randomization.observation_noise
         self._perception = Perception(noise, task.observation_noise_scale, observation_history)
-        self._judge, self._start, self._begin = self._judge_outcome, self._start_states, self._begin_episodes
+        self._judge, self._begin = self._judge_outcome, self._begin_episodes
         self.spec = _make_spec(
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
@@ -128,9 +132,7 @@ class SimEnv(VecEnv):
         """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
         action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
         self.task.outcome(self.physics.state, self._episode(), action)
-        compiled = functools.partial(torch.compile, dynamic=False, fullgraph=True)
-        self._judge, self._start = compiled(self._judge), compiled(self._start)
-        self._begin = compiled(self._begin)
+        self._judge, self._begin = _compiled(self._judge), _compiled(self._begin)
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
@@ -174,7 +176,7 @@ class SimEnv(VecEnv):
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if self.device.type != "cpu" or done.any():
             self._guards.isolate(judged.broken_by, self._episode_step)
-            self.obs = self._restart(done, judged.observation)
+            self.obs = self._restart(done, judged.observation, judged.start)
         broken = judged.broken_by != 0
         return StepResult(
             self.obs, judged.reward, judged.terminated, judged.truncated, final_obs, judged.metrics, broken
@@ -277,21 +279,33 @@ class SimEnv(VecEnv):
         metrics["physics/broken"] = (~finite).float()
         counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
+        anew = Clock(clock.key, clock.counter + done, torch.where(done, 0, clock.step))
         return Judgement(
-            observation, memory, reward, terminated, truncated, broken_by, metrics, totals, episode.random
+            observation,
+            memory,
+            reward,
+            terminated,
+            truncated,
+            broken_by,
+            metrics,
+            totals,
+            episode.random,
+            self._start_states(anew, memory),
         )
 
-    def _restart(self, done: Tensor, last: dict[str, Tensor]) -> TensorDict:
+    def _restart(
+        self, done: Tensor, last: dict[str, Tensor], start: tuple[Tensor, Tensor] | None = None
+    ) -> TensorDict:
         """Start the worlds where `done` `[N]` is true anew; gives what they see, `last` of the others."""
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
         if self._differ:
             self._randomizer.restart(done, self._random.draws())
-        # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
-        start, begin = (self._start, self._begin) if last else (self._start_states, self._begin_episodes)
-        self.physics.set_state(done, *start(self._clock(), self._memory))
+        self.physics.set_state(done, *(start or self._start_states(self._clock(), self._memory)))
         self._pixels.restart(done, self.physics.state.qpos)
+        # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
+        begin = self._begin if last else self._begin_episodes
         self._memory, fresh, self._draws = begin(self.physics.state, self._clock(), self._memory, done, last)
         self._seen = fresh["policy"]
         return self._pack(fresh)
@@ -323,6 +337,21 @@ class SimEnv(VecEnv):
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         observation = observation | self._pixels.observation()
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)
+
+
+def _compiled(method: Callable[..., _T]) -> Callable[..., _T]:
+    """A bound method, compiled for the inputs that it is called with first.
+
+    Whether those are still the same is not asked at every call: behind physics, with cold caches, the
+    answer takes as long as a small task's rewards. Torch keeps what it compiled with a function's code, so
+    that every env needs code of its own.
+    """
+    assert isinstance(method, MethodType)
+    shared = method.__func__
+    own = FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__, shared.__defaults__)
+    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    compiled = torch.compile(MethodType(own, method.__self__), dynamic=False, fullgraph=True, options=options)
+    return cast(Callable[..., _T], compiled)
 
 
 def _make_spec(

@@ -63,7 +63,10 @@ class MujocoPhysics(Physics):
         self._stepping = self._sensing | int(_DISABLE.mjDSBL_SENSOR)
         self._per_world = {name: [torch.from_numpy(self._batch.expand(name))] for name in options.per_world}
         self._simple = _SimpleDofs(model, self._batch) if {*_INERTIAL} & {*options.per_world} else None
+        self._warned = [self._batch.warning[:, kind, 1] for kind in _FATAL]
+        self._rest = self._full[0].copy()
         self.state = self._views()
+        self._qpos, self._qvel = self.state.qpos.numpy(), self.state.qvel.numpy()
         self._evaluate_sensors(None)
 
     def step(self, ctrl: Tensor, substeps: int) -> None:
@@ -77,13 +80,13 @@ class MujocoPhysics(Physics):
         self._evaluate_sensors(None)
 
     def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
-        rows = mask.nonzero().squeeze(-1)
-        if not len(rows):
+        worlds = mask.numpy().nonzero()[0]
+        if not len(worlds):
             return
-        worlds = rows.numpy()
-        self._batch.reset(worlds, stage=mujoco.mjtStage.mjSTAGE_NONE)
-        self.state.qpos[rows] = qpos[rows].double()
-        self.state.qvel[rows] = qvel[rows].double()
+        # The row is all that a world is between two calls; the engine's own reset takes longer than a step.
+        self._full[worlds] = self._rest
+        self._qpos[worlds] = qpos.numpy()[worlds]
+        self._qvel[worlds] = qvel.numpy()[worlds]
         self._evaluate_sensors(worlds)
 
     def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
@@ -116,9 +119,9 @@ class MujocoPhysics(Physics):
 
     def _spoil_warned(self) -> None:
         """Make the worlds NaN that C warned of: it takes a control that is NaN for zero, and goes on."""
-        warned = self._batch.warning[:, _FATAL, 1].any(1)
-        if warned.any():
-            self.state.qpos[torch.from_numpy(warned)] = torch.nan
+        for warned in self._warned:
+            if warned.any():
+                self._qpos[warned > 0] = np.nan
 
     def _evaluate_sensors(self, worlds: np.ndarray | None) -> None:
         """Sensors of the state as it is, of `worlds` or of all."""
