@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu import selection
 from envs_gpu.draw import Draw, RandomizationError, standard_normal
 from envs_gpu.physics.base import nominal
 
@@ -88,14 +87,13 @@ class ModelKnobs:
         """`[N, W + 2]`."""
         self._draw_tables([draws[name] for name in owners], device)
         timed = [name for name, draw in draws.items() if draw.per == "interval"]
-        self.timed_fields = tuple(dict.fromkeys(field for name in timed for field in KNOBS[name].fields))
-        """What changes in the midst of an episode."""
+        self._any_timed = bool(timed)
         clocks = [timed.index(name) if name in timed else -1 for name in owners]
         self._clocks = torch.tensor(clocks, dtype=torch.int64, device=device)
         self._field_tables(fields, model, device)
 
-    def turn(self, worlds: Tensor, unit: Tensor, turning: Tensor | None = None) -> None:
-        """New numbers for `worlds` from uniform ones `[n, num_lanes]`, in the columns `turning` `[n, W]`."""
+    def turn(self, worlds: Tensor, unit: Tensor, turning: Tensor) -> None:
+        """New numbers for `worlds` `[n]` from uniform ones `[n, num_lanes]`, where `turning` `[n, W]`."""
         width = self._one
         new = self._offset + self._slope * unit[:, :width]
         if self._any_log:
@@ -105,13 +103,11 @@ class ModelKnobs:
             new[:, self._normal] = self._offset[self._normal] + self._slope[self._normal] * standard_normal(
                 pairs
             )
-        if turning is not None:
-            new = torch.where(turning, new, selection.take(self.numbers, worlds)[:, :width])
-        selection.write(self.numbers[:, :width], worlds, new)
+        self.numbers[worlds, :width] = torch.where(turning, new, self.numbers[worlds, :width])
 
     def fields(self, worlds: Tensor) -> dict[str, Tensor]:
         """The model's fields of `worlds`, name -> `[n, ...]`."""
-        numbers = selection.take(self.numbers, worlds)
+        numbers = self.numbers[worlds]
         entries = self._nominal * numbers[:, self._first] * numbers[:, self._second]
         if "body_ipos" in self._shapes:
             entries = entries + numbers[:, self._added]
@@ -126,6 +122,8 @@ class ModelKnobs:
 
     def timed_columns(self, due: Tensor) -> Tensor:
         """Which columns `[n, W]` turn where knobs per interval are `due` `[n, those knobs or more]`."""
+        if not self._any_timed:
+            return torch.zeros(len(due), self._one, dtype=torch.bool, device=due.device)
         return due[:, self._clocks] & (self._clocks >= 0)
 
     def of(self, knob: str) -> Tensor:

@@ -6,26 +6,30 @@ gets depends on neither their number, nor its index, nor its neighbours, and wri
 
 After Peng et al. 2018 ("Sim-to-Real Transfer of Robotic Control with Dynamics Randomization").
 
-Letters: N worlds, A actions, K the longest delay in control steps, W numbers of a world.
+Letters: N worlds, n of them, A actions, K the longest delay in control steps, W numbers of a world, T knobs
+per interval and pushes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu import selection
+from envs_gpu.compiled import compiled
 from envs_gpu.draw import Draw
 from envs_gpu.model_knobs import KNOBS, ModelKnobs, element_names, matching
 from envs_gpu.physics.base import Physics
-from envs_gpu.random import Draws
+from envs_gpu.random import Draws, WorldRandom, draws
 from envs_gpu.terms.pose import Pose
 
 # Draws of an episode or a step that no task uses, which count theirs from zero.
-_AT_RESET, _POSITION, _VELOCITY, _AT_INTERVAL = range(0x4001, 0x4005)
+_NUMBERS, _POSITION, _VELOCITY = range(0x4001, 0x4004)
+_FEW = 8
+"""Worlds that a compiled redraw takes at a time on a CPU, where mostly so many begin or are due."""
 
 
 @dataclass(frozen=True)
@@ -84,15 +88,15 @@ class Randomizer:
     ) -> None:
         self._settings, self._physics = randomization, physics
         model, num_worlds, device = physics.model, physics.num_worlds, physics.device
-        draws = {name: draw for name in KNOBS if (draw := getattr(randomization, name))}
-        self.knobs = ModelKnobs(draws, randomization.model_fields, model, num_worlds, device)
-        intervals = [draw.interval_s for draw in draws.values() if draw.per == "interval"]
+        knobs = {name: draw for name in KNOBS if (draw := getattr(randomization, name))}
+        self.knobs = ModelKnobs(knobs, randomization.model_fields, model, num_worlds, device)
+        intervals = [draw.interval_s for draw in knobs.values() if draw.per == "interval"]
         intervals += [randomization.pushes.interval_s] if randomization.pushes else []
         chance = control_dt / torch.tensor(intervals, dtype=torch.float64, device=device)
         self._log_calm = torch.log1p(-chance.clamp(max=1.0))
-        """`[knobs per interval, and pushes]` logarithm of the chance that a control step brings none."""
+        """`[T]` logarithm of the chance that a control step brings none."""
         self._wait = torch.zeros(num_worlds, len(intervals), dtype=torch.int64, device=device)
-        """Control steps until the next one."""
+        """`[N, T]` control steps until the next one."""
         self._pose = Pose(model, device)
         self._pushed = _pushed_dofs(model, randomization.pushes, device)
         self._position, self._velocity = (
@@ -106,20 +110,27 @@ class Randomizer:
         self._sent = torch.zeros(num_worlds, delay.high + 1 if delay else 1, action_dim, device=device)
         self._delay = torch.zeros(num_worlds, dtype=torch.int64, device=device)
 
-    def restart(self, mask: Tensor, draws: Draws) -> None:
-        """Draw anew for the worlds where `mask` `[N]` is true, which begin an episode."""
-        worlds = selection.concerned(mask)
-        if self._settings.is_off or selection.nobody(worlds):
-            return
-        lanes = (self.knobs.num_lanes, self._wait.shape[1], 1)
-        own = Draws(selection.take(draws.block, worlds)).uniform(_AT_RESET, sum(lanes))
-        for_knobs, for_waits, for_delay = own.split(lanes, -1)
-        self._turn(worlds, for_knobs)
-        selection.write(self._wait, worlds, self._waits(for_waits))
-        if delay := self._settings.action_delay:
-            steps = delay.low + (delay.high + 1 - delay.low) * for_delay.squeeze(-1)
-            selection.write(self._delay, worlds, steps)
-            selection.write(self._sent, worlds, torch.zeros_like(selection.take(self._sent, worlds)))
+        self._redraw, self._delay_action, self._is_compiled = self._draw_anew, self._late_action, False
+
+    def compile(self) -> None:
+        """From now on draw and delay in compiled pieces."""
+        self._redraw, self._delay_action = compiled(self._draw_anew), compiled(self._late_action)
+        self._is_compiled = True
+
+    def begin(self, mask: Tensor, random: WorldRandom, step: Tensor) -> None:
+        """Draw for the worlds where `mask` `[N]` is true, which begin an episode; their clocks say so.
+
+        Args:
+            mask: `[N]` bool.
+            random: the worlds' numbers.
+            step: `[N]` int64 control steps of the running episode.
+        """
+        self._turn(mask, torch.zeros_like(self._wait, dtype=torch.bool), random, step)
+
+    def after_step(self, done: Tensor, random: WorldRandom, step: Tensor) -> None:
+        """`begin` where `done`; elsewhere pushes and turns are a control step nearer, and some are due."""
+        self._wait -= 1
+        self._turn(done, self._wait <= 0, random, step)
 
     def start(self, qpos: Tensor, qvel: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The start `qpos` `[N, nq]`, `qvel` `[N, nv]` with the initial state's noise."""
@@ -131,15 +142,9 @@ class Randomizer:
             qvel = qvel + self._offset(draw, self._velocity, unit)
         return qpos, qvel
 
-    def before_step(self, action: Tensor, draws: Draws) -> Tensor:
-        """Push, turn what is due, and give the action `[N, A]` that reaches the motors now."""
-        if self._wait.shape[1]:
-            self._disturb(draws)
-        if not self._settings.action_delay:
-            return action
-        self._sent = torch.cat((self._sent[:, 1:], action[:, None]), 1)  # [N, K + 1, A], newest last
-        world = torch.arange(len(action), device=action.device)
-        return self._sent[world, self._sent.shape[1] - 1 - self._delay]
+    def before_step(self, action: Tensor) -> Tensor:
+        """The action that reaches the motors now, where `action` `[N, A]` is given."""
+        return self._delay_action(action) if self._settings.action_delay else action
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"knobs": self.knobs.numbers, "sent": self._sent, "delay": self._delay, "wait": self._wait}
@@ -149,39 +154,63 @@ class Randomizer:
         self.knobs.numbers.copy_(state["knobs"])
         self._delay.copy_(state["delay"])
         self._wait.copy_(state["wait"])
-        self._sent = state["sent"].clone()
+        self._sent.copy_(state["sent"])
+
+    def _late_action(self, action: Tensor) -> Tensor:
+        self._sent.copy_(torch.cat((self._sent[:, 1:], action[:, None]), 1))  # [N, K + 1, A], newest last
+        world = torch.arange(len(action), device=action.device)
+        return self._sent[world, self._sent.shape[1] - 1 - self._delay]
+
+    def _turn(self, begins: Tensor, due: Tensor, random: WorldRandom, step: Tensor) -> None:
+        """Numbers for worlds that begin `[N]` or for which something is due `[N, T]`, and what follows."""
+        for worlds in self._selections(begins | due.any(-1)):
+            fields, change = self._redraw(worlds, begins, due, random.key, random.counter, step)
+            for name, values in fields.items():
+                self._physics.randomize(name, values, worlds)
+            if self._settings.pushes:
+                self._physics.push(worlds, change)
+
+    def _selections(self, concerned: Tensor) -> Sequence[Tensor]:
+        """The worlds `[n]` where `concerned` `[N]` is true, some at a time.
+
+        On a GPU all of them: finding out who is concerned would stall the stream.
+        """
+        if concerned.device.type != "cpu":
+            return [torch.arange(len(concerned), device=concerned.device)]
+        worlds = concerned.nonzero().squeeze(-1)
+        if not self._is_compiled or not len(worlds):
+            return [worlds] if len(worlds) else []
+        # Whole parts, or every size would be compiled; the last world takes its turn again, to the same end.
+        missing = -len(worlds) % _FEW
+        return torch.cat((worlds, worlds[-1:].expand(missing))).split(_FEW)
+
+    def _draw_anew(
+        self, worlds: Tensor, begins: Tensor, due: Tensor, key: Tensor, counter: Tensor, step: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """New numbers for `worlds` `[n]` where due: their fields, and the change `[n, nv]` of velocities.
+
+        The other arguments are of all worlds, as in `_turn`.
+        """
+        begins, due, push = begins[worlds], due[worlds], self._settings.pushes
+        episode, this_step = (draws(key[worlds], counter[worlds], at) for at in (None, step[worlds]))
+        lanes = (self.knobs.num_lanes, due.shape[1], 1, push.num_lanes(len(self._pushed)) if push else 0)
+        own = Draws(torch.where(begins, episode.block, this_step.block)).uniform(_NUMBERS, sum(lanes))
+        for_knobs, for_waits, for_delay, for_push = own.split(lanes, -1)
+        begins = begins[:, None]
+        self.knobs.turn(worlds, for_knobs, begins | self.knobs.timed_columns(due))
+        self._wait[worlds] = torch.where(begins | due, self._waits(for_waits), self._wait[worlds])
+        if delay := self._settings.action_delay:
+            steps = delay.low + (delay.high + 1 - delay.low) * for_delay
+            self._delay[worlds] = torch.where(begins, steps.long(), self._delay[worlds, None]).squeeze(-1)
+            self._sent[worlds] = self._sent[worlds].masked_fill(begins[..., None], 0.0)
+        change = for_push.new_zeros(len(worlds), 0)
+        if push:
+            change = self._offset(push, self._pushed, for_push).masked_fill(begins | ~due[:, -1:], 0.0)
+        return self.knobs.fields(worlds), change
 
     def _waits(self, unit: Tensor) -> Tensor:
         """Control steps until something comes that each step brings with the same chance (geometric)."""
         return (torch.log1p(-unit) / self._log_calm).floor().long() + 1
-
-    def _disturb(self, draws: Draws) -> None:
-        """What happens in the midst of an episode, at random times."""
-        self._wait -= 1
-        due = self._wait <= 0  # [N, knobs per interval, and pushes]
-        if due.device.type == "cpu" and not due.any():
-            return
-        worlds, push = selection.concerned(due.any(-1)), self._settings.pushes
-        due = selection.take(due, worlds)
-        lanes = (self.knobs.num_lanes, due.shape[1], push.num_lanes(len(self._pushed)) if push else 0)
-        own = Draws(selection.take(draws.block, worlds)).uniform(_AT_INTERVAL, sum(lanes))
-        for_knobs, for_waits, for_push = own.split(lanes, -1)
-        wait = torch.where(due, self._waits(for_waits), selection.take(self._wait, worlds))
-        selection.write(self._wait, worlds, wait)
-        if self.knobs.timed_fields:
-            self._turn(worlds, for_knobs, self.knobs.timed_columns(due))
-        if push:
-            change = self._offset(push, self._pushed, for_push)
-            self._physics.push(worlds, torch.where(due[:, -1:], change, 0.0))
-
-    def _turn(self, worlds: Tensor, unit: Tensor, turning: Tensor | None = None) -> None:
-        """New numbers for the knobs of some worlds, and what follows from them for the model."""
-        if not self.knobs.num_lanes:
-            return
-        self.knobs.turn(worlds, unit, turning)
-        fields = self.knobs.fields(worlds)
-        for field in fields if turning is None else self.knobs.timed_fields:
-            self._physics.randomize(field, fields[field], worlds)
 
     def _offset(self, draw: Draw, dofs: Tensor, unit: Tensor) -> Tensor:
         """Numbers for `dofs` and zero for the others `[n, nv]`, from uniform ones."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from types import FunctionType, MethodType
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple
 
 import mujoco
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.models import compile_model, naming
@@ -19,12 +19,10 @@ from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.pixels import GROUP as PIXELS
 from envs_gpu.pixels import NoPixels
-from envs_gpu.random import Draws, WorldRandom, draws
+from envs_gpu.random import WorldRandom, draws
 from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
-
-_T = TypeVar("_T")
 
 
 class Clock(NamedTuple):
@@ -51,7 +49,6 @@ class Judgement(NamedTuple):
     metrics: dict[str, Tensor]
     totals: Tensor
     """Sums over the worlds: steps, episodes, their returns and lengths, metrics."""
-    draws: Draws
     start: tuple[Tensor, Tensor]
     """`[N, nq]`, `[N, nv]` where the next episode begins; of worlds that are not done, without meaning."""
 
@@ -77,8 +74,6 @@ class SimEnv(VecEnv):
         RandomizationError: the task's model cannot have what `randomization` describes.
     """
 
-    _draws: Draws
-    """Of the control step that comes next."""
     _seen: Tensor
     """`[N, H D]` what the policy saw last."""
 
@@ -132,7 +127,8 @@ class SimEnv(VecEnv):
         """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
         action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
         self.task.outcome(self.physics.state, self._episode(), action)
-        self._judge, self._begin = _compiled(self._judge), _compiled(self._begin)
+        self._judge, self._begin = compile_method(self._judge), compile_method(self._begin)
+        self._randomizer.compile()
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
@@ -160,23 +156,27 @@ class SimEnv(VecEnv):
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
         given, action = action, action.clamp(self.task.action_low, self.task.action_high)
-        ctrl = self.task.control(self._randomizer.before_step(action, self._draws))
+        ctrl = self.task.control(self._randomizer.before_step(action))
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
         self._episode_step += 1
         judged = self._judge(
             self.physics.state, self._clock(), self._memory, action, given, self._seen, self._episode_return
         )
-        self._memory, self._draws, self._seen = judged.memory, judged.draws, judged.observation["policy"]
+        self._memory, self._seen = judged.memory, judged.observation["policy"]
         self._totals = judged.totals if self._totals is None else self._totals + judged.totals
         self._metric_names = tuple(judged.metrics)
         self._pixels.advance(self.physics.state.qpos)
         final_obs = self.obs = self._pack(judged.observation)
         done = judged.terminated | judged.truncated
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
-        if self.device.type != "cpu" or done.any():
+        if restarts := self.device.type != "cpu" or bool(done.any()):
             self._guards.isolate(judged.broken_by, self._episode_step)
-            self.obs = self._restart(done, judged.observation, judged.start)
+            self._rewind(done)
+        if self._differ:
+            self._randomizer.after_step(done, self._random, self._episode_step)
+        if restarts:
+            self.obs = self._start(done, judged.start, judged.observation)
         broken = judged.broken_by != 0
         return StepResult(
             self.obs, judged.reward, judged.terminated, judged.truncated, final_obs, judged.metrics, broken
@@ -216,7 +216,6 @@ class SimEnv(VecEnv):
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
         self._pixels.load_state_dict(_below(state, "pixels.", self.device))
-        self._draws = self._random.draws(self._episode_step)
         observation = _below(state, "obs.", self.device)
         self._seen = observation["policy"]
         self.obs = self._pack(observation)
@@ -289,24 +288,29 @@ class SimEnv(VecEnv):
             broken_by,
             metrics,
             totals,
-            episode.random,
             self._start_states(anew, memory),
         )
 
-    def _restart(
-        self, done: Tensor, last: dict[str, Tensor], start: tuple[Tensor, Tensor] | None = None
-    ) -> TensorDict:
-        """Start the worlds where `done` `[N]` is true anew; gives what they see, `last` of the others."""
+    def _restart(self, mask: Tensor, last: dict[str, Tensor]) -> TensorDict:
+        """Start the worlds where `mask` `[N]` is true anew; gives what they see, `last` of the others."""
+        self._rewind(mask)
+        if self._differ:
+            self._randomizer.begin(mask, self._random, self._episode_step)
+        return self._start(mask, self._start_states(self._clock(), self._memory), last)
+
+    def _rewind(self, done: Tensor) -> None:
+        """Set the clocks of the worlds where `done` `[N]` is true to a new episode."""
         self._random.advance(done)
         self._episode_step.masked_fill_(done, 0)
         self._episode_return.masked_fill_(done, 0.0)
-        if self._differ:
-            self._randomizer.restart(done, self._random.draws())
-        self.physics.set_state(done, *(start or self._start_states(self._clock(), self._memory)))
+
+    def _start(self, done: Tensor, states: tuple[Tensor, Tensor], last: dict[str, Tensor]) -> TensorDict:
+        """Put the worlds where `done` `[N]` is true into their start `states`; gives what everyone sees."""
+        self.physics.set_state(done, *states)
         self._pixels.restart(done, self.physics.state.qpos)
         # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
         begin = self._begin if last else self._begin_episodes
-        self._memory, fresh, self._draws = begin(self.physics.state, self._clock(), self._memory, done, last)
+        self._memory, fresh = begin(self.physics.state, self._clock(), self._memory, done, last)
         self._seen = fresh["policy"]
         return self._pack(fresh)
 
@@ -321,7 +325,7 @@ class SimEnv(VecEnv):
         before: dict[str, Tensor],
         done: Tensor,
         last: dict[str, Tensor],
-    ) -> tuple[dict[str, Tensor], dict[str, Tensor], Draws]:
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
         episode = clock.episode(before)
         begun = self.task.begin(state, episode)
@@ -332,26 +336,11 @@ class SimEnv(VecEnv):
         fresh = self._perception.first(fresh, episode.random)
         # The other worlds keep the bits that they had: those do not depend on who else was reset.
         fresh = {name: _choose(done, new, last.get(name)) for name, new in fresh.items()}
-        return memory, fresh, episode.random
+        return memory, fresh
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         observation = observation | self._pixels.observation()
         return TensorDict(observation, batch_size=[self.num_envs], device=self.device)
-
-
-def _compiled(method: Callable[..., _T]) -> Callable[..., _T]:
-    """A bound method, compiled for the inputs that it is called with first.
-
-    Whether those are still the same is not asked at every call: behind physics, with cold caches, the
-    answer takes as long as a small task's rewards. Torch keeps what it compiled with a function's code, so
-    that every env needs code of its own.
-    """
-    assert isinstance(method, MethodType)
-    shared = method.__func__
-    own = FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__, shared.__defaults__)
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    compiled = torch.compile(MethodType(own, method.__self__), dynamic=False, fullgraph=True, options=options)
-    return cast(Callable[..., _T], compiled)
 
 
 def _make_spec(

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu import selection
 from envs_gpu.errors import EnvError
 
 if TYPE_CHECKING:
@@ -117,8 +116,8 @@ class Physics(ABC):
 
         Args:
             field: one of `options.per_world`.
-            values: `[N, ...]`, in the field's shape.
-            worlds: mask `[N]` bool; or indices `[n]`, and then `values` are `[n, ...]`.
+            values: `[n, ...]`, in the field's shape.
+            worlds: `[n]` int64; one that is named twice gets the same values twice.
 
         What MuJoCo's compiler derives from a field (`dof_invweight0`, `body_invweight0`, which scale the
         softness of constraints) stays the model's on every backend, so that one can check the other. Sensors
@@ -128,15 +127,15 @@ class Physics(ABC):
             KeyError: the field is not one of `options.per_world`.
         """
         for view in self._per_world[field]:
-            selection.write(view, worlds, values)
+            view[worlds] = values.to(view.dtype)
 
     def push(self, worlds: Tensor, change: Tensor) -> None:
-        """Add `change` to the velocities of `worlds`, given as in `randomize`: `[N, nv]`, or `[n, nv]`.
+        """Add `change` `[n, nv]` to the velocities of `worlds` `[n]`, of those named twice once.
 
         Sensors follow with the next `step`.
         """
         qvel = self.state.qvel
-        selection.write(qvel, worlds, selection.take(qvel, worlds) + change)
+        qvel[worlds] += change.to(qvel.dtype)
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
@@ -172,7 +171,7 @@ class Physics(ABC):
         return {f"model.{field}": views[0].clone() for field, views in self._per_world.items()}
 
     def _load_model_state(self, state: dict[str, Tensor]) -> None:
-        everyone = torch.ones(self.num_worlds, dtype=torch.bool, device=self.device)
+        everyone = torch.arange(self.num_worlds, device=self.device)
         for field in self._per_world:
             self.randomize(field, state[f"model.{field}"].to(self.device), everyone)
 

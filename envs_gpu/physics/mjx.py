@@ -20,7 +20,7 @@ from mujoco import mjx
 from mujoco.mjx._src import collision_driver, derivative
 from torch import Tensor
 
-from envs_gpu import bridge, selection
+from envs_gpu import bridge
 from envs_gpu.physics import _force_limit, backend
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
@@ -94,13 +94,13 @@ class MjxPhysics(Physics):
     def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
         # JAX may still read the old rows: it gets new ones.
         rows = bridge.to_torch(self._varied[field]).clone()
-        selection.write(rows, worlds, values)
+        rows[worlds] = values.to(rows.dtype)
         self._varied[field] = self._to_jax(rows)
         self._per_world[field] = [rows]
 
     def push(self, worlds: Tensor, change: Tensor) -> None:
         qvel = self.state.qvel.clone()
-        selection.write(qvel, worlds, selection.take(qvel, worlds) + change)
+        qvel[worlds] += change.to(qvel.dtype)
         self._carry = self._carry._replace(qvel=self._to_jax(qvel))
         self._show()
 

@@ -23,7 +23,7 @@ import warp as wp
 from newton.solvers import SolverMuJoCo
 from torch import Tensor
 
-from envs_gpu import bridge, selection
+from envs_gpu import bridge
 from envs_gpu.physics import backend
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._solver import without_pgs
@@ -85,8 +85,8 @@ class NewtonPhysics(WarpPhysics):
 
     def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:
         sensing, stepping = self._per_world[field]
-        selection.write(sensing, worlds, values)
-        selection.write(stepping, worlds, self._as_held(field, values, self._solver.mjw_model))
+        held = self._as_held(field, values, self._solver.mjw_model)
+        sensing[worlds], stepping[worlds] = values.to(sensing.dtype), held.to(stepping.dtype)
 
     def _as_held(self, field: str, values: Tensor, model: mjw.Model) -> Tensor:
         if field != "body_inertia" or model is self._model:
