@@ -13,11 +13,11 @@ import mujoco
 import mujoco_warp as mjw
 import torch
 import warp as wp
-from mujoco_warp._src import collision_primitive
+from mujoco_warp._src import collision_primitive, solver
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import backend
+from envs_gpu.physics import _hessian_order, backend
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
 from envs_gpu.physics._solver import without_pgs
@@ -54,6 +54,7 @@ class WarpPhysics(Physics):
         super().__init__(model, num_worlds, device, options)
         wp.init()
         correct_warp(collision_primitive)
+        _hessian_order.correct_warp(solver)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
             self._model = mjw.put_model(without_pgs(model))
