@@ -193,6 +193,23 @@ def test_a_world_does_not_depend_on_their_number(engine, model):
         assert_same_bits(ours, {name: value[:1] for name, value in theirs.items()})
 
 
+def test_warp_sums_a_sparse_hessian_in_one_order_for_every_number():
+    """MuJoCo Warp itself has another one for each number below six."""
+    model = TASKS.get("g1_velocity")().scene().compile()
+    home, ctrl = model.key("default"), 0.3 * controls(model, 10)
+    ctrl += torch.tensor(home.ctrl).float()
+    played = []
+    for num_worlds in (1, N):
+        physics = build("warp", model, num_worlds)
+        qpos, everyone = (
+            torch.tensor(home.qpos).repeat(num_worlds, 1),
+            torch.ones(num_worlds, dtype=torch.bool),
+        )
+        physics.set_state(everyone, qpos, torch.zeros(num_worlds, model.nv))
+        played.append(play(physics, ctrl[:, :num_worlds]))
+    assert_same_bits(played[0], {name: value[:1] for name, value in played[1].items()})
+
+
 @every_engine
 def test_a_world_does_not_depend_on_its_place(engine, model):
     straight, turned = build(engine, model), build(engine, model)
