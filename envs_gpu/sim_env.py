@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
@@ -258,7 +259,8 @@ class SimEnv(VecEnv):
         memory = self.task.remember(state, episode, action)
         observation = self.task.observe(state, episode._replace(memory=memory))
         observation = {name: value.float() for name, value in observation.items()}
-        reward = torch.stack(list(outcome.reward.values())).sum(0).float()
+        # One after the other: torch orders a sum by the shape, that is by the number of worlds.
+        reward = functools.reduce(torch.add, outcome.reward.values()).float()
         # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
         broken_by = causes(given, state, reward, observation)
         finite = broken_by == 0
