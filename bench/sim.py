@@ -18,9 +18,8 @@ from typing import Any
 
 from bench._machine import describe, fresh_environment
 from envs_gpu.physics import BACKENDS
-from envs_gpu.registry import Registry, UnknownNameError
 from envs_gpu.tasks import TASKS
-from pi_incubator.cli._parser import count, output_file
+from pi_incubator.cli._parser import count, known_names, output_file
 from pi_incubator.config.check import lacking
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import Cell, print_table, write_json
@@ -56,7 +55,8 @@ def main(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: no such task or backend, or its packages are not installed.
     """
-    tasks, backends = _known(TASKS, arguments.task), _known(BACKENDS, arguments.backend)
+    tasks = known_names(TASKS, arguments.task or TASKS.names())
+    backends = known_names(BACKENDS, arguments.backend or BACKENDS.names())
     for backend in arguments.backend or []:
         if lack := lacking(backend):
             raise UserError(f"backend {backend}: needs {lack[0]}, not installed here; {lack[1]}")
@@ -142,13 +142,6 @@ def _reason(task: str, backend: str) -> str | None:
         return f"needs {lack[0]}: {lack[1]}"
     reason: str | None = TASKS.get(task).unsupported.get(backend)
     return f"unsupported: {reason}" if reason else None
-
-
-def _known(registry: Registry, names: list[str] | None) -> list[str]:
-    for name in names or []:
-        if name not in registry.names():
-            raise UserError(UnknownNameError(registry.kind, name, registry.names()))
-    return list(dict.fromkeys(names or registry.names()))
 
 
 def _row(settings: dict[str, Any], rounds: list[Round]) -> dict[str, Cell]:

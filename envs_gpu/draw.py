@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from envs_gpu.errors import EnvError
+from envs_gpu.random import standard_normal
 
 
 class RandomizationError(EnvError):
@@ -61,9 +61,3 @@ class Draw:
             unit = standard_normal(unit)
         numbers = offset + slope * unit
         return numbers.exp() if self.distribution == "log_uniform" else numbers
-
-
-def standard_normal(unit: Tensor) -> Tensor:
-    """Uniform numbers `[..., 2 width]` -> standard normal ones `[..., width]` (Box and Muller 1958)."""
-    first, second = unit.chunk(2, -1)
-    return (-2.0 * torch.log1p(-first)).sqrt() * torch.cos(2.0 * torch.pi * second)

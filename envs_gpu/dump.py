@@ -15,11 +15,12 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mujoco
 import numpy as np
@@ -42,6 +43,7 @@ _OPTIONS = (
 )
 
 Arrays = dict[str, np.ndarray]
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def read_dump(path: str | Path) -> tuple[Dump, mujoco.MjModel]:
 
 
 def _parse(header: dict[str, Any], arrays: Arrays) -> Dump:
-    before, after, fields = (_below(arrays, prefix) for prefix in ("before.", "after.", "model."))
+    before, after, fields = (below(arrays, prefix) for prefix in ("before.", "after.", "model."))
     lengths = {name: len(before[name]) for name in ("qpos", "qvel", "time")}
     if len(set(lengths.values())) != 1 or not lengths["qpos"] or not {"qpos", "qvel"} <= after.keys():
         raise ValueError("its states are incomplete")
@@ -147,10 +149,10 @@ def _parse(header: dict[str, Any], arrays: Arrays) -> Dump:
 
 
 def _rebuild(arrays: Arrays) -> mujoco.MjModel:
-    assets = {name: value.tobytes() for name, value in _below(arrays, "asset.").items()}
+    assets = {name: value.tobytes() for name, value in below(arrays, "asset.").items()}
     model = mujoco.MjModel.from_xml_string(str(arrays["mjcf"]), assets)
     # What was randomized comes last: it is this world's own.
-    for name, value in (_below(arrays, "exact.") | _below(arrays, "model.")).items():
+    for name, value in (below(arrays, "exact.") | below(arrays, "model.")).items():
         owner, _, last = name.rpartition(".")
         target = getattr(getattr(model, owner) if owner else model, last, None)
         if isinstance(target, np.ndarray):
@@ -203,6 +205,6 @@ def _differences(model: mujoco.MjModel, rebuilt: mujoco.MjModel) -> Arrays:
     }
 
 
-def _below(arrays: Arrays, prefix: str) -> Arrays:
-    found = (name for name in arrays if name.startswith(prefix))
-    return {name.removeprefix(prefix): arrays[name] for name in found}
+def below(named: Mapping[str, _Value], prefix: str) -> dict[str, _Value]:
+    """What is filed under `prefix`, by the rest of its name."""
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

@@ -24,14 +24,12 @@ import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.dump import Dump, Scene, write_dump
+from envs_gpu.dump import Dump, Scene, below, write_dump
 from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.physics._capacity import Overflow
 from envs_gpu.physics.base import PhysicsState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from envs_gpu.physics.base import Physics
 
 log = logging.getLogger(__name__)
@@ -288,19 +286,15 @@ class _History:
             step=step,
             world=world,
             causes=bits,
-            before={name: value[order].numpy() for name, value in _below(kept, "before.")},
-            after={name: value.numpy() for name, value in _below(kept, "after.")},
-            fields={name: value.numpy() for name, value in _below(kept, "model.")},
+            before={name: value[order].numpy() for name, value in below(kept, "before.").items()},
+            after={name: value.numpy() for name, value in below(kept, "after.").items()},
+            fields={name: value.numpy() for name, value in below(kept, "model.").items()},
         )
 
 
 def name_causes(bits: int) -> str:
     """The names of the `Cause` bits that are set."""
     return " and ".join(str(cause.name).lower() for cause in Cause if cause & bits)
-
-
-def _below(tensors: Mapping[str, Tensor], prefix: str) -> list[tuple[str, Tensor]]:
-    return [(name.removeprefix(prefix), value) for name, value in tensors.items() if name.startswith(prefix)]
 
 
 def _below_limit(values: Tensor, limit: float) -> Tensor:

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu.draw import Draw, RandomizationError, standard_normal
+from envs_gpu.draw import Draw, RandomizationError
 from envs_gpu.physics.base import nominal
+from envs_gpu.random import standard_normal
 
 
 class Kind(NamedTuple):

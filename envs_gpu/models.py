@@ -310,3 +310,13 @@ def _words(element: Element) -> set[str]:
 def _names_file(element: Element, file: str) -> bool:
     named = (value for key, value in element.attributes.items() if key.startswith("file"))
     return any(Path(file).name == Path(value.replace("\\", "/")).name for value in named)
+
+
+def driven_joints(model: mujoco.MjModel) -> tuple[str, ...]:
+    """The joint that each actuator drives; the actuator's own name where it drives something else."""
+    on_joints = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
+    names = []
+    for index, kind in enumerate(model.actuator_trntype):
+        joint = model.joint(model.actuator_trnid[index, 0]).name if kind in on_joints else ""
+        names.append(joint or model.actuator(index).name or f"actuator_{index}")
+    return tuple(names)

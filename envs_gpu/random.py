@@ -37,10 +37,8 @@ class Draws(NamedTuple):
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
     def normal(self, draw: int, width: int) -> Tensor:
-        """`[N, width]` float64 standard normal numbers (Box and Muller 1958)."""
-        unit = self.uniform(draw, 2 * width)
-        radius = (-2.0 * torch.log1p(-unit[:, :width])).sqrt()
-        return radius * torch.cos(2.0 * math.pi * unit[:, width:])
+        """`[N, width]` float64 standard normal numbers."""
+        return standard_normal(self.uniform(draw, 2 * width))
 
 
 class WorldRandom:
@@ -78,6 +76,12 @@ def draws(key: Tensor, counter: Tensor, step: Tensor | None = None) -> Draws:
     """What `WorldRandom.draws` gives, of the generator's `key` and `counter` `[N]`."""
     block = _splitmix(key + counter * _GOLDEN)  # [N]
     return Draws(block if step is None else _splitmix(block + _splitmix(step)))
+
+
+def standard_normal(unit: Tensor) -> Tensor:
+    """Uniform numbers `[..., 2 width]` -> standard normal ones `[..., width]` (Box and Muller 1958)."""
+    first, second = unit.chunk(2, -1)
+    return (-2.0 * torch.log1p(-first)).sqrt() * torch.cos(2.0 * math.pi * second)
 
 
 def _shift_right(bits: Tensor, count: int) -> Tensor:

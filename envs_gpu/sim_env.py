@@ -13,9 +13,9 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.compiled import compiled as compile_method
-from envs_gpu.dump import Scene
+from envs_gpu.dump import Scene, below
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
-from envs_gpu.models import compile_model, naming
+from envs_gpu.models import compile_model, driven_joints, naming
 from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.pixels import GROUP as PIXELS
@@ -206,7 +206,7 @@ class SimEnv(VecEnv):
         state |= {f"randomizer.{name}": value for name, value in self._randomizer.state_dict().items()}
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
         state |= {f"pixels.{name}": value for name, value in self._pixels.state_dict().items()}
-        state |= {f"obs.{group}": value.clone() for group, value in self.obs.items()}
+        state |= {f"obs.{group}": value.clone() for group, value in self.obs.items() if group != PIXELS}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -359,18 +359,11 @@ def _make_spec(
         action_dim=len(task.action_low),
         action_low=tuple(task.action_low.tolist()),
         action_high=tuple(task.action_high.tolist()),
-        joint_names=tuple(_driven(model, actuator) for actuator in range(model.nu)),
+        joint_names=driven_joints(model),
         control_hz=1.0 / task.control_dt,
         max_episode_steps=task.max_episode_steps,
         device=device,
     )
-
-
-def _driven(model: mujoco.MjModel, actuator: int) -> str:
-    """The joint that an actuator drives; the actuator's own name where it drives something else."""
-    joint, _ = model.actuator_trnid[actuator]
-    drives_joint = model.actuator_trntype[actuator] == mujoco.mjtTrn.mjTRN_JOINT
-    return (model.joint(joint) if drives_joint else model.actuator(actuator)).name
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
@@ -380,5 +373,4 @@ def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
 
 def _below(state: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
     """Copies on `device` of what is filed under `prefix`."""
-    below = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return {name: value.to(device, copy=True) for name, value in below.items()}
+    return {name: value.to(device, copy=True) for name, value in below(state, prefix).items()}

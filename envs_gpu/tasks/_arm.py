@@ -91,7 +91,7 @@ class Arm(Task):
         self._action_scale = torch.full_like(self._neutral_target, self.robot.action_scale)
         limits = torch.tensor(model.jnt_range[: self._num_joints], device=device, dtype=torch.float32)
         self._joint_low, self._joint_high = limits.T
-        self._torque = self._block("torque_")
+        self._torque = self.sensor_block("torque_")
 
     def control(self, action: Tensor) -> Tensor:
         target = self._neutral_target + self._action_scale * action
@@ -120,11 +120,6 @@ class Arm(Task):
     def weigh(self, weights: object, terms: dict[str, Tensor]) -> dict[str, Tensor]:
         """`terms` times their weights a second times the length of a control step."""
         return {name: getattr(weights, name) * self.control_dt * term for name, term in terms.items()}
-
-    def _block(self, prefix: str) -> slice:
-        """Where the sensors called `prefix...` lie, one behind the other."""
-        found = [where for name, where in self.sensor.items() if name.startswith(prefix)]
-        return slice(found[0].start, found[-1].stop)
 
     def _add_sensors(self, spec: mujoco.MjSpec) -> None:
         (tool,) = self.robot.end_effectors

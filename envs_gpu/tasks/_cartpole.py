@@ -16,6 +16,7 @@ from envs_gpu.terms.stage import add_stage
 from envs_gpu.terms.tolerance import gaussian_tolerance, quadratic_tolerance
 
 RAIL_M = 1.8
+NUM_MARKS, MARK_M = 17, 0.25
 
 
 class Cartpole(Task):
@@ -33,8 +34,7 @@ class Cartpole(Task):
         world = spec.worldbody
         add_stage(spec, floor_z_m=-0.3)
         world.add_camera(name="track", pos=(0, -5, 1.3), xyaxes=(1, 0, 0, 0, 0.1, 1))
-        # The upright pole fills the picture's height: a policy that sees 32 rows of it needs every one.
-        world.add_camera(name="pole", pos=(0, -5, 1.4), xyaxes=(1, 0, 0, 0, 0, 1), fovy=16)
+        _add_scale(world)
         world.add_geom(
             name="rail",
             type=mujoco.mjtGeom.mjGEOM_CAPSULE,
@@ -53,6 +53,8 @@ class Cartpole(Task):
             damping=5e-4,
         )
         box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
+        # It rides along: the pole stays in the middle, and the scale behind the cart tells where that is.
+        cart.add_camera(name="pole", pos=(0, -5, 0.42), xyaxes=(1, 0, 0, 0, 0, 1), fovy=14.5)
         cart.add_geom(name="cart", type=box, size=(0.2, 0.15, 0.1), mass=1, rgba=(0.2, 0.4, 0.7, 1))
         pole = cart.add_body(name="pole")
         hinge = mujoco.mjtJoint.mjJNT_HINGE
@@ -83,3 +85,18 @@ class Cartpole(Task):
         reward = upright * small_control * small_velocity * centered
         never = torch.zeros_like(reward, dtype=torch.bool)
         return Outcome({"smooth": reward}, never, {"upright": upright})
+
+
+def _add_scale(world: mujoco.MjsBody) -> None:
+    """Add marks behind the rail, from dark on the left to light on the right; nothing touches them."""
+    for mark in range(NUM_MARKS):
+        gray = 0.1 + 0.8 * mark / (NUM_MARKS - 1)
+        world.add_geom(
+            name=f"mark_{mark}",
+            type=mujoco.mjtGeom.mjGEOM_BOX,
+            pos=((2 * mark + 1 - NUM_MARKS) * MARK_M / 2, 0.3, 0.82),
+            size=(MARK_M / 2, 0.02, 0.07),
+            rgba=(gray, gray, gray, 1),
+            contype=0,
+            conaffinity=0,
+        )

@@ -64,13 +64,13 @@ class Legged(Task):
         self._default_qpos = torch.tensor(model.key("default").qpos, device=device)
         self._default_pose = self._default_qpos[7:].float()
         self._num_joints, self._num_feet = model.nu, len(self.foot_geoms)
-        self._feet_touch = self._block("contact_", 0, sum(map(len, self.foot_geoms)))
-        self._base_touch = self._block("contact_", sum(map(len, self.foot_geoms)), None)
+        self._feet_touch = self.sensor_block("contact_", 0, sum(map(len, self.foot_geoms)))
+        self._base_touch = self.sensor_block("contact_", sum(map(len, self.foot_geoms)), None)
         self._foot_velocity, self._foot_position = (
-            self._block("foot_velocity_"),
-            self._block("foot_position_"),
+            self.sensor_block("foot_velocity_"),
+            self.sensor_block("foot_position_"),
         )
-        self._torque = self._block("torque_")
+        self._torque = self.sensor_block("torque_")
 
     def control(self, action: Tensor) -> Tensor:
         target = self._default_pose + self.robot.action_scale * action
@@ -109,11 +109,6 @@ class Legged(Task):
     def _foot_height(self, state: PhysicsState) -> Tensor:
         """`[N, F]` height of the feet above the ground, m."""
         return self._above_ground(state.sensordata[:, self._foot_position].unflatten(-1, (-1, 3)))
-
-    def _block(self, prefix: str, first: int = 0, stop: int | None = None) -> slice:
-        """Where the sensors called `prefix...` lie, one behind the other."""
-        found = [where for name, where in self.sensor.items() if name.startswith(prefix)][first:stop]
-        return slice(found[0].start, found[-1].stop)
 
     def _add_ground(self, spec: mujoco.MjSpec) -> None:
         """Add the geom `GROUND`, and what the scene needs to be looked at."""

@@ -87,6 +87,11 @@ class Task(ABC):
         )
         self.control_dt = model.opt.timestep * self.substeps
 
+    def sensor_block(self, prefix: str, first: int = 0, stop: int | None = None) -> slice:
+        """Where the sensors called `prefix...` lie, one behind the other; from number `first` to `stop`."""
+        found = [where for name, where in self.sensor.items() if name.startswith(prefix)][first:stop]
+        return slice(found[0].start, found[-1].stop)
+
     def control(self, action: Tensor) -> Tensor:
         """Clipped `action` `[N, A]` -> simulator controls `[N, nu]`."""
         return action

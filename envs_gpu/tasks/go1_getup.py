@@ -20,6 +20,7 @@ from envs_gpu.tasks import task
 from envs_gpu.tasks._legged import Legged
 from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
+from envs_gpu.terms.pose import product, quaternion
 
 _CHOICE, _YAW, _ORIENTATION, _JOINTS, _VELOCITY = range(5)
 """Draws of the initial state."""
@@ -93,8 +94,9 @@ class Go1Getup(Legged):
         choice = random.uniform(_CHOICE, 2)
         lies = choice[:, :1] < self.lying_share
         lying = self._lying[(choice[:, 1] * len(self._lying)).long()]
-        half_yaw = random.uniform(_YAW, 1, -torch.pi, torch.pi) / 2
-        turned = torch.cat((lying[:, :3], _turn(lying[:, 3:7], half_yaw), lying[:, 7:]), -1)
+        yaw = random.uniform(_YAW, 1, -torch.pi, torch.pi)
+        turn = quaternion(torch.cat((torch.zeros_like(yaw), torch.zeros_like(yaw), yaw), -1))
+        turned = torch.cat((lying[:, :3], product(turn, lying[:, 3:7]), lying[:, 7:]), -1)
         qpos = torch.where(lies, turned, self._dropped(episode))
         speed = random.uniform(_VELOCITY, 6 + self._num_joints, -0.5, 0.5)
         return qpos, torch.where(lies, 0.0, speed)
@@ -166,10 +168,3 @@ def lying_states() -> NDArray[np.float64]:
         if np.abs(data.qvel).max() < 0.1 and not stands:
             states.append([0.0, 0.0, *data.qpos[2:]])
     return np.array(states)
-
-
-def _turn(orientation: Tensor, half_yaw: Tensor) -> Tensor:
-    """Quaternions `[N, 4]`, turned about the vertical by twice `half_yaw` `[N, 1]`."""
-    cos, sin = half_yaw.cos(), half_yaw.sin()
-    w, x, y, z = orientation.split(1, -1)
-    return torch.cat((cos * w - sin * z, cos * x - sin * y, cos * y + sin * x, cos * z + sin * w), -1)

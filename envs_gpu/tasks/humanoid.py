@@ -71,8 +71,8 @@ class Humanoid(GymnasiumTask):
         super().bind(model, device)
         self._mass = torch.tensor(model.body_mass[1:], device=device)  # [B]
         self._principal = torch.tensor(model.body_inertia[1:], device=device)  # [B, 3]
-        self._frames = {what: self._block(f"{what}_") for what in _FRAME}
-        self._torques, self._contacts = self._block("torque_"), self._block("contact_")
+        self._frames = {what: self.sensor_block(f"{what}_") for what in _FRAME}
+        self._torques, self._contacts = self.sensor_block("torque_"), self.sensor_block("contact_")
         # A body's geoms, and so its contacts, lie one behind the other.
         self._contacts_of_body = (CONTACTS_PER_GEOM * model.body_geomnum[1:]).tolist()
 
@@ -122,8 +122,3 @@ class Humanoid(GymnasiumTask):
         """Contact wrench on every body about the centre of mass `[N, B, 6]`."""
         contacts = contact_wrench(state.sensordata[:, self._contacts], self._com(state))
         return torch.stack([part.sum(1) for part in contacts.split(self._contacts_of_body, 1)], 1)
-
-    def _block(self, prefix: str) -> slice:
-        """Where the sensors called `prefix...` lie, one behind the other."""
-        found = [where for name, where in self.sensor.items() if name.startswith(prefix)]
-        return slice(found[0].start, found[-1].stop)

@@ -105,7 +105,7 @@ class YamLift(Arm):
         # A little wider than the cube's diagonal: noise alone closes it, and opens it.
         self._neutral_target[-1] = 0.75 * self._target_high[-1]
         self._action_scale[-1] = self._target_high[-1]
-        self._finger_pads = [self._block(f"contact_{body}") for body in pad_names()]
+        self._finger_pads = [self.sensor_block(f"contact_{body}") for body in pad_names()]
         self._start_m, self._table_m, self._goal_m = (
             torch.tensor(box, device=device, dtype=torch.float64).T
             for box in (self.cube.start_m, self.cube.table_m, self.cube.goal_m)

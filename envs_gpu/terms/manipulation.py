@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.terms.contact import normal_force
+from envs_gpu.terms.pose import rotation_matrix
 
 
 def distance(a: Tensor, b: Tensor) -> Tensor:
@@ -43,7 +44,5 @@ def rotation_columns(quaternion: Tensor) -> Tensor:
     Unlike a quaternion, which means the same as its negative, and unlike angles, these never jump.
     Source: Zhou et al. 2019, "On the Continuity of Rotation Representations in Neural Networks".
     """
-    w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
-    x_axis = (1 - 2 * (y * y + z * z), 2 * (x * y + w * z), 2 * (x * z - w * y))
-    y_axis = (2 * (x * y - w * z), 1 - 2 * (x * x + z * z), 2 * (y * z + w * x))
-    return torch.stack((*x_axis, *y_axis), -1)
+    unit = torch.nn.functional.normalize(quaternion, dim=-1)
+    return rotation_matrix(unit)[..., :2].mT.flatten(-2)

@@ -39,7 +39,7 @@ class Pose:
         qpos, dof = self._number
         change = change.index_copy(1, dof, to[:, qpos] - origin[:, qpos])
         where = self._quaternions()  # [R, 4]
-        turn = _product(_conjugate(origin[:, where]), to[:, where])  # [N, R, 4]
+        turn = product(_conjugate(origin[:, where]), to[:, where])  # [N, R, 4]
         return change.index_copy(1, self._rotations().flatten(), rotation_vector(turn).flatten(1))
 
     def displace(self, origin: Tensor, change: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Pose:
         qpos, dof = self._number
         moved = origin.index_copy(1, qpos, origin[:, qpos] + change[:, dof])
         where = self._quaternions()
-        turned = _product(origin[:, where], quaternion(change[:, self._rotations()]))
+        turned = product(origin[:, where], quaternion(change[:, self._rotations()]))
         return moved.index_copy(1, where.flatten(), torch.nn.functional.normalize(turned, dim=-1).flatten(1))
 
     def _quaternions(self) -> Tensor:
@@ -74,17 +74,27 @@ def rotation_vector(turn: Tensor) -> Tensor:
     return torch.where(sine > 1e-12, angle / sine.clamp_min(1e-12), 2.0) * turn[..., 1:]
 
 
+def rotation_matrix(orientation: Tensor) -> Tensor:
+    """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, real part first."""
+    w, x, y, z = orientation.unbind(-1)
+    rows = (
+        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
+        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
+        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
+    )
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
+
 def up_axis(orientation: Tensor) -> Tensor:
     """The world's z axis in the frames with `orientation` `[..., 4]`: `[..., 3]`."""
-    w, x, y, z = orientation.unbind(-1)
-    return torch.stack((2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)), -1)
+    return rotation_matrix(orientation)[..., 2, :]
 
 
 def _conjugate(turn: Tensor) -> Tensor:
     return torch.cat((turn[..., :1], -turn[..., 1:]), -1)
 
 
-def _product(first: Tensor, second: Tensor) -> Tensor:
+def product(first: Tensor, second: Tensor) -> Tensor:
     """Quaternion product `[..., 4]`: `second`, then `first`."""
     a, u, b, v = first[..., :1], first[..., 1:], second[..., :1], second[..., 1:]
     real = a * b - (u * v).sum(-1, keepdim=True)

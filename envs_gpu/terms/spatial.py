@@ -9,16 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-
-def rotation_matrix(quaternion: Tensor) -> Tensor:
-    """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, real part first."""
-    w, x, y, z = quaternion.unbind(-1)
-    rows = (
-        (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
-        (2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)),
-        (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
-    )
-    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+from envs_gpu.terms.pose import rotation_matrix
 
 
 def inertia_about(
@@ -41,7 +32,8 @@ def inertia_about(
     x, y, z = offset.unbind(-1)
     # Steiner's theorem, element by element: mass (|offset|² 1 - offset offsetᵀ).
     steiner = torch.stack((y * y + z * z, x * x + z * z, x * x + y * y, -x * y, -x * z, -y * z), -1)
-    first, second = axes[..., [0, 1, 2, 0, 0, 1], :], axes[..., [0, 1, 2, 1, 2, 2], :]
+    a, b, c = axes.unbind(-2)
+    first, second = torch.stack((a, b, c, a, a, b), -2), torch.stack((a, b, c, b, c, c), -2)
     turned = (first * second * principal.unsqueeze(-2)).sum(-1)  # [N, B, 6]
     weight = mass.unsqueeze(-1)  # [B, 1]
     return torch.cat((turned + weight * steiner, weight * offset, weight.expand(len(offset), -1, -1)), -1)

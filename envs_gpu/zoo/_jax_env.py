@@ -215,16 +215,6 @@ class JaxEnv(ZooEnv):
         return TensorDict(views, batch_size=[self.num_envs], device=self.device)
 
 
-def mujoco_joint_names(model: Any) -> tuple[str, ...]:
-    """The joints that the actuators of a compiled MuJoCo model drive; an actuator's own name without one."""
-    names = []
-    for index in range(model.nu):
-        drives_joint = model.actuator_trntype[index] in (0, 1)  # mjTRN_JOINT, mjTRN_JOINTINPARENT
-        joint = model.joint(model.actuator_trnid[index, 0]).name if drives_joint else ""
-        names.append(joint or model.actuator(index).name or f"actuator_{index}")
-    return tuple(names)
-
-
 def _groups(obs: Any) -> dict[str, Any]:
     """A family's observation as groups of the contract."""
     if isinstance(obs, Mapping):

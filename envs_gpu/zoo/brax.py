@@ -34,13 +34,14 @@ class Brax(Family):
     def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         from brax import envs
 
-        from envs_gpu.zoo._jax_env import JaxEnv, mujoco_joint_names
+        from envs_gpu.models import driven_joints
+        from envs_gpu.zoo._jax_env import JaxEnv
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that brax is not developed any further
             env = envs.get_environment(name)
         model = getattr(getattr(env, "sys", None), "mj_model", None)
-        joints = mujoco_joint_names(model) if model is not None else ()
+        joints = driven_joints(model) if model is not None else ()
         count = env.action_size
         spec = EnvSpec(
             name=f"brax/{name}",

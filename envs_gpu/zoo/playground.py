@@ -34,7 +34,8 @@ class Playground(Family):
         # isort: split
         from mujoco_playground import dm_control_suite
 
-        from envs_gpu.zoo._jax_env import JaxEnv, mujoco_joint_names
+        from envs_gpu.models import driven_joints
+        from envs_gpu.zoo._jax_env import JaxEnv
 
         config = dm_control_suite.get_default_config(name)
         env = dm_control_suite.load(name, config_overrides={"impl": "jax"})
@@ -46,7 +47,7 @@ class Playground(Family):
             action_dim=count,
             action_low=(-1.0,) * count,
             action_high=(1.0,) * count,
-            joint_names=mujoco_joint_names(env.mj_model),
+            joint_names=driven_joints(env.mj_model),
             control_hz=1.0 / env.dt,
             max_episode_steps=int(config.episode_length),
             device=device,

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from envs_gpu.registry import Registry, UnknownNameError
 from pi_incubator.errors import UserError
 
 
@@ -21,6 +23,18 @@ def count(text: str) -> int:
     if not text.isdecimal() or not 1 <= (number := int(text)) < 2**31:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return number
+
+
+def known_names(registry: Registry, names: Sequence[str]) -> list[str]:
+    """`names`, each once.
+
+    Raises:
+        UserError: the registry does not have one of them.
+    """
+    for name in names:
+        if name not in registry.names():
+            raise UserError(UnknownNameError(registry.kind, name, registry.names()))
+    return list(dict.fromkeys(names))
 
 
 def output_file(text: str) -> Path:

@@ -25,11 +25,10 @@ from rich.table import Table
 
 from envs_gpu.errors import EnvError
 from envs_gpu.physics import BACKENDS
-from envs_gpu.registry import Registry, UnknownNameError
 from envs_gpu.tasks import TASKS
 from envs_gpu.zoo import FAMILIES
 from pi_incubator.cli._main import run
-from pi_incubator.cli._parser import Parser, count, output_file
+from pi_incubator.cli._parser import Parser, count, known_names, output_file
 from pi_incubator.config.check import lacking
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import print_table, write_json
@@ -151,8 +150,8 @@ def _plan(arguments: argparse.Namespace) -> list[Outcome]:
 
     if not arguments.tasks and not arguments.all:
         raise UserError("pi-envs check: no task is named; name tasks, or give --all")
-    tasks = _known(TASKS, TASKS.names() if arguments.all else arguments.tasks)
-    for backend in _known(BACKENDS, arguments.backend or []):
+    tasks = known_names(TASKS, TASKS.names() if arguments.all else arguments.tasks)
+    for backend in known_names(BACKENDS, arguments.backend or []):
         if lack := lacking(backend):
             raise UserError(f"backend {backend}: needs {lack[0]}, not installed here; {lack[1]}")
     outcomes = []
@@ -162,13 +161,6 @@ def _plan(arguments: argparse.Namespace) -> list[Outcome]:
             reason = unsupported(task, backend) or (lack and f"needs {lack[0]}: {lack[1]}") or ""
             outcomes.append(Outcome(task, backend, reason))
     return outcomes
-
-
-def _known(registry: Registry, names: Sequence[str]) -> list[str]:
-    for name in names:
-        if name not in registry.names():
-            raise UserError(UnknownNameError(registry.kind, name, registry.names()))
-    return list(dict.fromkeys(names))
 
 
 def _examine(outcome: Outcome, display: _Display) -> None:
