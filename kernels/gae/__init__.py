@@ -1,7 +1,8 @@
-"""Generalized advantage estimation. T steps, N worlds."""
+"""Generalized advantage estimation, normalized in the same pass. T steps, N worlds."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -45,49 +46,140 @@ def gae(
     gamma: float,
     lam: float,
     *,
+    normalize: bool = True,
+    mask: Tensor | None = None,
+    layout: str = "TN",
+    eps: float = 1e-8,
     implementation: str = "auto",
-) -> tuple[Tensor, Tensor]:
-    """Advantage and value target of a rollout (Schulman et al. 2016, eq. 16).
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Advantage and value target of a rollout (Schulman et al. 2016, eq. 16), and the advantage's moments.
 
         delta[t]     = reward[t] + gamma * next_value[t] * ~terminated[t] - value[t]
         advantage[t] = delta[t] + gamma * lam * ~done[t] * advantage[t + 1]
         value_target = advantage + value
+        normalized   = (advantage - mean) * scale,    scale = 1 / (std + eps)
 
-    A NaN that a flag hides stays hidden: `next_value` where terminated, the following episode where done.
-    Not differentiable. Inputs that are not contiguous are copied.
+    A NaN that a flag hides stays hidden: `next_value` where terminated, the following episode where done. Any
+    other stays in its own column, and out of the moments where the mask excludes it. Not differentiable.
 
     Args:
-        reward: `[T, N]` float32, or float64 for the reference.
+        reward: `[T, N]` float32, bfloat16 or float16, or float64 for the reference.
         value: `[T, N]`, V of the observation that was acted on.
         next_value: `[T, N]`, V of the true next observation: of the last one of its episode where done.
         terminated: `[T, N]` bool, the episode ended and its value is zero from here on.
         done: `[T, N]` bool, terminated or truncated: the trace is cut.
-        gamma: discount factor.
+        gamma: discount factor, 0 to 1.
         lam: weight of the longer estimates: 0 is one-step TD, 1 is Monte Carlo.
+        normalize: whether the advantage comes out normalized. A loss that takes the moments can do that
+            itself, and spares a pass over memory.
+        mask: `[T, N]` bool; where it is false an entry counts for no moment, and its normalized advantage
+            is 0. None keeps all.
+        layout: "TN", or "NT" where every tensor is `[N, T]`; results are of the same layout.
+        eps: added to the standard deviation, the unbiased one (divided by n - 1), zero where n < 2.
         implementation: "auto" takes the Triton kernel on CUDA and the compiled CPU kernel on the CPU;
             "reference", "triton" and "cpu" name one.
 
     Returns:
-        `(advantage, value_target)`, both `[T, N]` in the dtype of `reward`.
+        `(advantage, value_target, moments)`: two of the shape of `reward`, and `[3]` mean and scale of the
+        advantages before they were normalized, and how many count; float32, or float64 of float64.
 
     Raises:
-        ValueError: shapes, dtypes or devices do not fit, or the implementation cannot take them.
+        ValueError: shapes, dtypes, devices or discounts do not fit, or the implementation cannot take them.
         ImportError: the package behind the implementation is not installed.
     """
-    _check(reward=reward, value=value, next_value=next_value, terminated=terminated, done=done)
+    _check(reward, value, next_value, terminated, done, mask, gamma, lam, layout)
+    arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
+    # The operator is for graphs; called by itself it takes longer than a small rollout.
+    if torch.compiler.is_compiling():
+        return _gae_op(*arguments, implementation)  # type: ignore[no-any-return]
+    return _gae(*arguments, implementation)
+
+
+def _gae(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    lam: float,
+    normalize: bool,
+    mask: Tensor | None,
+    layout: str,
+    eps: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
     module = dispatch.load("gae", implementation, reward.device.type, reward.dtype)
+    dtype = torch.float64 if reward.dtype == torch.float64 else torch.float32
     if reward.numel() == 0:
-        return torch.empty_like(reward), torch.empty_like(reward)
+        empty = torch.empty_like(reward, dtype=dtype)
+        return empty, torch.empty_like(empty), _no_moments(eps, empty)
     tensors = [tensor.contiguous() for tensor in (reward, value, next_value, terminated, done)]
-    return module.gae(*tensors, gamma, lam)
+    kept = None if mask is None else mask.contiguous()
+    if layout == "NT":
+        tensors, kept = [tensor.t() for tensor in tensors], None if kept is None else kept.t()
+    advantage, value_target, moments = module.gae(*tensors, gamma, lam, normalize, kept, eps)
+    if layout == "NT":
+        advantage, value_target = advantage.t(), value_target.t()
+    return advantage, value_target, moments
 
 
-def _check(**tensors: Tensor) -> None:
-    reward = tensors["reward"]
-    if reward.ndim != 2:
-        raise ValueError(f"gae: reward must be [T, N], got {list(reward.shape)}")
-    for name, tensor in tensors.items():
-        dtype = torch.bool if name in ("terminated", "done") else reward.dtype
+@torch.library.custom_op("pi_incubator::gae", mutates_args=())
+def _gae_op(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    lam: float,
+    normalize: bool,
+    mask: Tensor | None,
+    layout: str,
+    eps: float,
+    implementation: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
+    advantage, value_target, moments = _gae(*arguments, implementation)
+    # The results of an operator must not share memory.
+    shared = advantage.untyped_storage().data_ptr() == value_target.untyped_storage().data_ptr()
+    return (
+        (advantage, value_target.clone(), moments.clone()) if shared else (advantage, value_target, moments)
+    )
+
+
+@_gae_op.register_fake
+def _(reward: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.float64 if reward.dtype == torch.float64 else torch.float32
+    advantage = torch.empty_like(reward, dtype=dtype)
+    return advantage, torch.empty_like(advantage), advantage.new_empty(3)
+
+
+def _no_moments(eps: float, like: Tensor) -> Tensor:
+    return torch.tensor([0.0, 1.0 / eps if eps else math.inf, 0.0], dtype=like.dtype, device=like.device)
+
+
+def _check(
+    reward: Tensor,
+    value: Tensor,
+    next_value: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    mask: Tensor | None,
+    gamma: float,
+    lam: float,
+    layout: str,
+) -> None:
+    if layout not in ("TN", "NT"):
+        raise ValueError(f"gae: layout must be 'TN' or 'NT', got {layout!r}")
+    for name, discount in (("gamma", gamma), ("lam", lam)):
+        if not 0.0 <= discount <= 1.0:
+            raise ValueError(f"gae: {name} must be from 0 to 1, got {discount}")
+    if reward.ndim != 2 or not reward.is_floating_point():
+        raise ValueError(f"gae: reward must be [T, N] of floats, got {list(reward.shape)} {reward.dtype}")
+    like = {"value": value, "next_value": next_value, "terminated": terminated, "done": done}
+    for name, tensor in (like if mask is None else like | {"mask": mask}).items():
+        dtype = torch.bool if name in ("terminated", "done", "mask") else reward.dtype
         if (tensor.shape, tensor.dtype, tensor.device) != (reward.shape, dtype, reward.device):
             raise ValueError(
                 f"gae: {name} must be {list(reward.shape)} {dtype} on {reward.device} like reward, "

@@ -1,96 +1,134 @@
-"""Generalized advantage estimation on the CPU: a Warp kernel whose inner loop over worlds is vectorized.
+"""Generalized advantage estimation on the CPU: one pass over the rollout, and one over its advantages."""
 
-Nanoseconds an element at [T, N], medians on two busy cores of an x86 server with AVX-512:
-
-                                    24×4096  128×8192  16×32768  2048×8  64×64
-    this kernel, one thread             0.5       0.9       0.4     1.7    4.6
-    Warp arrays, worlds innermost       4.8       4.5       4.3     9.4     23
-    Warp arrays, one instance a world   6.9        26       7.4     8.4     23
-    torch.compile of the reference      6.5        16       5.5       -     39
-    the reference                       4.9       7.6       2.7    1669    179
-
-torch.compile unrolls the steps, which takes 25 s for 128 of them, and needs a C++ compiler.
-"""
-
-import warp as wp
+import torch
 from torch import Tensor
 
-from kernels.warp_cpu import CpuLaunch
+from kernels.native import CpuKernel
 
-# Worlds a block: long rows keep the prefetcher busy, and the block's advantages stay in the L1 cache.
-BLOCK = 2048
+ARGUMENTS = {
+    "reward": "const float *",
+    "value": "const float *",
+    "next_value": "const float *",
+    "terminated": "const bool *",
+    "done": "const bool *",
+    "mask": "const bool *",  # null: every entry counts
+    "advantage": "float *",
+    "value_target": "float *",
+    "moments": "float *",
+    "num_steps": "long long",
+    "num_worlds": "long long",
+    "gamma": "double",
+    "decay": "double",
+    "eps": "double",
+    "normalizes": "long long",
+}
 
+_run = CpuKernel(
+    ARGUMENTS,
+    """
+    // Worlds a block: long rows keep the prefetcher busy, and the block's advantages stay in the L1 cache.
+    constexpr int BLOCK = 2048, NARROW = 64;
+    const long long size = num_steps * num_worlds;
+    const float g = (float)gamma, d = (float)decay;
 
-@wp.func_native(f"""
-    const float *r = (const float *)reward, *v = (const float *)value, *next_v = (const float *)next_value;
-    const bool *ends = (const bool *)terminated, *cuts = (const bool *)done;
-    float *out = (float *)advantage, *target = (float *)value_target;
+    // One step of one world; `following` is the advantage of the step after it.
+    const auto step = [=](long long i, float &following) {
+        // Loaded whether needed or not: a conditional load would not vectorize.
+        const float bootstrap = g * next_value[i];
+        const float delta = reward[i] + (terminated[i] ? 0.0f : bootstrap) - value[i];
+        following = delta + d * (done[i] ? 0.0f : following);
+        advantage[i] = following;
+        value_target[i] = following + value[i];
+    };
+    // So few worlds that their advantages stay in registers, as many as `following` is long.
+    const auto scan_few = [&](long long begin, auto &following) {
+        for (long long t = num_steps - 1; t >= 0; --t) {
+            #pragma clang loop vectorize(assume_safety)
+            for (int n = 0; n < (int)(sizeof(following) / sizeof(float)); ++n)
+                step(t * num_worlds + begin + n, following[n]);
+        }
+    };
 
-    const int begin = block * {BLOCK};
-    const int width = wp::min({BLOCK}, num_worlds - begin);
-    float following[{BLOCK}] = {{}};
-    for (int t = num_steps - 1; t >= 0; --t) {{
-        const long long row = (long long)t * num_worlds + begin;
+    const auto all = [&](auto kept) {
+        double count = 0.0, sum = 0.0, squares = 0.0;
+        // Deviations from a value in their midst, the first row's mean: then squares lose no digits.
+        float middle = 0.0f;
+        const auto gather = [&](long long begin, int width) {
+            float number = 0.0f, first = 0.0f, second = 0.0f;
+            if (count == 0.0) {
+                #pragma clang loop vectorize(assume_safety)
+                for (long long i = begin; i < begin + width; ++i) {
+                    number += kept(i) ? 1.0f : 0.0f;
+                    first += kept(i) ? advantage[i] : 0.0f;
+                }
+                middle = number > 0.0f && first - first == 0.0f ? first / number : 0.0f;
+                number = first = 0.0f;
+            }
+            #pragma clang loop vectorize(assume_safety)
+            for (long long i = begin; i < begin + width; ++i) {
+                const float deviation = kept(i) ? advantage[i] - middle : 0.0f;
+                number += kept(i) ? 1.0f : 0.0f;
+                first += deviation;
+                second += deviation * deviation;
+            }
+            count += number;
+            sum += first;
+            squares += second;
+        };
+
+        if (num_worlds <= NARROW) {
+            float f16[16], f8[8], f4[4], f1[1];
+            long long begin = 0;
+            const auto each = [&](auto &following) {
+                constexpr int width = sizeof(following) / sizeof(float);
+                for (; begin + width <= num_worlds; begin += width) {
+                    for (float &f : following)
+                        f = 0.0f;
+                    scan_few(begin, following);
+                }
+            };
+            each(f16);
+            each(f8);
+            each(f4);
+            each(f1);
+            for (long long i = 0; i < size; i += BLOCK)
+                gather(i, (int)wp::min((long long)BLOCK, size - i));
+        } else {
+            for (long long begin = 0; begin < num_worlds; begin += BLOCK) {
+                const int width = (int)wp::min((long long)BLOCK, num_worlds - begin);
+                float following[BLOCK] = {};
+                for (long long t = num_steps - 1; t >= 0; --t) {
+                    const long long row = t * num_worlds + begin;
+                    #pragma clang loop vectorize(assume_safety)
+                    for (int n = 0; n < width; ++n)
+                        step(row + n, following[n]);
+                    gather(row, width);
+                }
+            }
+        }
+
+        const double number = count > 1.0 ? count : 1.0;
+        const double mean = middle + sum / number;
+        const double spread = wp::max(squares - sum * sum / number, 0.0);
+        const double scale = 1.0 / (sqrt(spread / (count > 2.0 ? count - 1.0 : 1.0)) + eps);
+        moments[0] = (float)mean;
+        moments[1] = (float)scale;
+        moments[2] = (float)count;
+        if (!normalizes)
+            return;
+        const float m = (float)mean, k = (float)scale;
         #pragma clang loop vectorize(assume_safety)
-        for (int n = 0; n < width; ++n) {{
-            const long long i = row + n;
-            // Loaded whether needed or not: a conditional load would not vectorize.
-            const float bootstrap = gamma * next_v[i];
-            const float trace = decay * following[n];
-            const float a = r[i] + (ends[i] ? 0.0f : bootstrap) - v[i] + (cuts[i] ? 0.0f : trace);
-            following[n] = a;
-            out[i] = a;
-            target[i] = a + v[i];
-        }}
-    }}
-""")
-def _scan(
-    reward: wp.uint64,
-    value: wp.uint64,
-    next_value: wp.uint64,
-    terminated: wp.uint64,
-    done: wp.uint64,
-    advantage: wp.uint64,
-    value_target: wp.uint64,
-    num_steps: int,
-    num_worlds: int,
-    gamma: float,
-    decay: float,
-    block: int,
-) -> None: ...
-
-
-@wp.kernel(enable_backward=False, module="unique")
-def _gae_kernel(
-    reward: wp.uint64,
-    value: wp.uint64,
-    next_value: wp.uint64,
-    terminated: wp.uint64,
-    done: wp.uint64,
-    advantage: wp.uint64,
-    value_target: wp.uint64,
-    num_steps: int,
-    num_worlds: int,
-    gamma: float,
-    decay: float,
-) -> None:
-    _scan(
-        reward,
-        value,
-        next_value,
-        terminated,
-        done,
-        advantage,
-        value_target,
-        num_steps,
-        num_worlds,
-        gamma,
-        decay,
-        wp.tid(),
-    )
-
-
-_launch = CpuLaunch(_gae_kernel)
+        for (long long i = 0; i < size; ++i) {
+            const float normalized = (advantage[i] - m) * k;
+            advantage[i] = kept(i) ? normalized : 0.0f;
+        }
+    };
+    if (mask)
+        all([=](long long i) { return mask[i]; });
+    else
+        all([](long long) { return true; });
+""",
+)
 
 
 def gae(
@@ -101,13 +139,39 @@ def gae(
     done: Tensor,
     gamma: float,
     lam: float,
-) -> tuple[Tensor, Tensor]:
-    """See `kernels.gae.gae`; contiguous float32 tensors on the CPU, one thread."""
+    normalize: bool,
+    mask: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.gae.gae`; tensors `[T, N]` on the CPU, one thread. Half precision is widened first."""
     num_steps, num_worlds = reward.shape
+    reward, value, next_value = (x.float().contiguous() for x in (reward, value, next_value))
+    terminated, done = terminated.contiguous(), done.contiguous()
+    mask = None if mask is None else mask.contiguous()
     # One allocation: freeing two that are each as large as the largest so far, malloc would hand the pages
     # back to the system, and the next call would spend most of its time on page faults.
-    advantage, value_target = reward.new_empty(2, num_steps, num_worlds)
-    tensors = (reward, value, next_value, terminated, done, advantage, value_target)
-    pointers = [tensor.data_ptr() for tensor in tensors]
-    _launch(-(-num_worlds // BLOCK), *pointers, num_steps, num_worlds, gamma, gamma * lam)
-    return advantage, value_target
+    size = reward.numel()
+    out = reward.new_empty(2 * size + 3)
+    address = out.data_ptr()
+    _run(
+        reward.data_ptr(),
+        value.data_ptr(),
+        next_value.data_ptr(),
+        terminated.data_ptr(),
+        done.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        address,
+        address + 4 * size,
+        address + 8 * size,
+        num_steps,
+        num_worlds,
+        gamma,
+        gamma * lam,
+        eps,
+        normalize,
+    )
+    return (
+        torch.as_strided(out, (num_steps, num_worlds), (num_worlds, 1)),
+        torch.as_strided(out, (num_steps, num_worlds), (num_worlds, 1), size),
+        out[2 * size :],
+    )

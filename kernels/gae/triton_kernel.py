@@ -1,4 +1,11 @@
-"""Generalized advantage estimation on a GPU: one program a block of worlds, backwards over the steps."""
+"""Generalized advantage estimation on a GPU, with the moments of the advantages in the same launch.
+
+Many worlds: one program a block of worlds, backwards over the steps. Few worlds and many steps, or time
+innermost in memory: one program some worlds, and a parallel scan over chunks of steps. Either way the program
+that ends last merges what all have found, so moments cost no launch and no host sync; nothing is summed in
+an order that changes, so the bits are the same every time. A second launch normalizes, unless the moments are
+handed on to a loss that reads the advantages anyway.
+"""
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -12,6 +19,55 @@ BLOCK = 128
 NUM_WARPS = 1
 # Steps in flight. The recurrence itself is two operations; the time goes into waiting for memory.
 NUM_STAGES = 8
+# Steps of a scan, and worlds of a program that scans.
+CHUNK, FEW = 128, 8
+SCAN_WARPS = 4
+# Below so many worlds the columns do not fill a GPU.
+FEW_WORLDS = 1024
+APPLY_BLOCK, APPLY_WARPS = 1024, 4
+
+
+@triton.jit
+def _merge(count, mean, squares):
+    """The moments of a union, of vectors of moments (Chan, Golub and LeVeque 1983)."""
+    total = tl.sum(count)
+    pivot = tl.max(tl.where(count > 0, mean, -float("inf")))
+    pivot = tl.where(total > 0, pivot, 0.0)
+    center = pivot + tl.sum(tl.where(count > 0, count * (mean - pivot), 0.0)) / tl.maximum(total, 1.0)
+    shift = tl.where(count > 0, mean - center, 0.0)
+    return total, center, tl.sum(squares + count * shift * shift)
+
+
+@triton.jit
+def _finish(count, mean, squares, partial_ptr, ticket_ptr, moments_ptr, eps, PARTIALS: tl.constexpr):
+    """Note this program's moments; the last one to come here merges all of them."""
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    tl.store(partial_ptr + program, count)
+    tl.store(partial_ptr + num_programs + program, mean)
+    tl.store(partial_ptr + 2 * num_programs + program, squares)
+    tl.debug_barrier()
+    if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == num_programs - 1:
+        counts, means, spreads = tl.zeros([PARTIALS], tl.float32), tl.zeros([PARTIALS], tl.float32), 0.0
+        p = tl.arange(0, PARTIALS)
+        total, center, spread = 0.0, 0.0, 0.0
+        for first in range(0, num_programs, PARTIALS):
+            inside = first + p < num_programs
+            counts = tl.load(partial_ptr + first + p, mask=inside, other=0.0, volatile=True)
+            means = tl.load(partial_ptr + num_programs + first + p, mask=inside, other=0.0, volatile=True)
+            spreads = tl.load(
+                partial_ptr + 2 * num_programs + first + p, mask=inside, other=0.0, volatile=True
+            )
+            more, middle, found = _merge(counts, means, spreads)
+            shift = middle - center
+            share = more / tl.maximum(total + more, 1.0)
+            spread += found + shift * shift * total * share
+            center += shift * share
+            total += more
+        variance = tl.maximum(spread, 0.0) / tl.maximum(total - 1.0, 1.0)
+        tl.store(moments_ptr, center)
+        tl.store(moments_ptr + 1, 1.0 / (tl.sqrt(variance) + eps))
+        tl.store(moments_ptr + 2, total)
+        tl.store(ticket_ptr, 0)  # for the next launch
 
 
 @triton.jit
@@ -21,30 +77,140 @@ def gae_kernel(
     next_value_ptr,
     terminated_ptr,
     done_ptr,
+    mask_ptr,
     advantage_ptr,
     value_target_ptr,
+    partial_ptr,
+    ticket_ptr,
+    moments_ptr,
     num_steps,
     num_worlds,
     gamma,
     decay,
+    eps,
     BLOCK: tl.constexpr,
     NUM_STAGES: tl.constexpr,
+    PARTIALS: tl.constexpr,
 ):
+    """Contiguous `[T, N]`."""
     world = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = world < num_worlds
     advantage = tl.zeros([BLOCK], tl.float32)
+    count, mean, squares = (
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+        tl.zeros([BLOCK], tl.float32),
+    )
     for step in tl.range(0, num_steps, num_stages=NUM_STAGES):
         i = tl.cast(num_steps - 1 - step, tl.int64) * num_worlds + world
-        reward = tl.load(reward_ptr + i, mask=valid)
-        value = tl.load(value_ptr + i, mask=valid)
-        next_value = tl.load(next_value_ptr + i, mask=valid)
+        reward = tl.load(reward_ptr + i, mask=valid).to(tl.float32)
+        value = tl.load(value_ptr + i, mask=valid).to(tl.float32)
+        next_value = tl.load(next_value_ptr + i, mask=valid).to(tl.float32)
         terminated = tl.load(terminated_ptr + i, mask=valid)
         done = tl.load(done_ptr + i, mask=valid)
         # `where`, because zero times the NaN of a diverged world would be NaN.
         delta = reward + tl.where(terminated, 0.0, gamma * next_value) - value
         advantage = delta + tl.where(done, 0.0, decay * advantage)
         tl.store(advantage_ptr + i, advantage, mask=valid)
-        tl.store(value_target_ptr + i, advantage + value, mask=valid)
+        if value_target_ptr is not None:
+            tl.store(value_target_ptr + i, advantage + value, mask=valid)
+        kept = valid
+        if mask_ptr is not None:
+            kept = kept & tl.load(mask_ptr + i, mask=valid, other=0).to(tl.int1)
+        # Welford 1962, in every lane.
+        count += kept.to(tl.float32)
+        change = advantage - mean
+        moved = mean + change / tl.maximum(count, 1.0)
+        squares = tl.where(kept, squares + change * (advantage - moved), squares)
+        mean = tl.where(kept, moved, mean)
+    total, center, spread = _merge(count, mean, squares)
+    _finish(total, center, spread, partial_ptr, ticket_ptr, moments_ptr, eps, PARTIALS)
+
+
+@triton.jit
+def _compose(coefficient, number, later_coefficient, later_number):
+    """`x -> number + coefficient * x` after another such step; a coefficient of zero hides even a NaN."""
+    carried = tl.where(later_coefficient == 0.0, 0.0, later_coefficient * number)
+    return coefficient * later_coefficient, later_number + carried
+
+
+@triton.jit
+def gae_scan_kernel(
+    reward_ptr,
+    value_ptr,
+    next_value_ptr,
+    terminated_ptr,
+    done_ptr,
+    mask_ptr,
+    advantage_ptr,
+    value_target_ptr,
+    partial_ptr,
+    ticket_ptr,
+    moments_ptr,
+    num_steps,
+    num_worlds,
+    stride_step,
+    stride_world,
+    gamma,
+    decay,
+    eps,
+    CHUNK: tl.constexpr,
+    FEW: tl.constexpr,
+    PARTIALS: tl.constexpr,
+):
+    """Any layout, the same of all tensors; the time runs backwards inside a chunk."""
+    world = tl.program_id(0) * FEW + tl.arange(0, FEW)[None, :]
+    back = tl.arange(0, CHUNK)[:, None]
+    following = tl.zeros([1, FEW], tl.float32)
+    count, mean, squares = 0.0, 0.0, 0.0
+    for first in range(0, num_steps, CHUNK):
+        step = num_steps - 1 - first - back
+        valid = (step >= 0) & (world < num_worlds)
+        i = tl.cast(step, tl.int64) * stride_step + tl.cast(world, tl.int64) * stride_world
+        reward = tl.load(reward_ptr + i, mask=valid, other=0.0).to(tl.float32)
+        value = tl.load(value_ptr + i, mask=valid, other=0.0).to(tl.float32)
+        next_value = tl.load(next_value_ptr + i, mask=valid, other=0.0).to(tl.float32)
+        terminated = tl.load(terminated_ptr + i, mask=valid, other=0).to(tl.int1)
+        done = tl.load(done_ptr + i, mask=valid, other=0).to(tl.int1)
+        delta = reward + tl.where(terminated, 0.0, gamma * next_value) - value
+        coefficient = tl.where(done, 0.0, decay)
+        reach, own = tl.associative_scan((coefficient, delta), 0, _compose)
+        advantage = own + tl.where(reach == 0.0, 0.0, reach * following)
+        following = tl.sum(tl.where(back == CHUNK - 1, advantage, 0.0), 0)[None, :]
+        tl.store(advantage_ptr + i, advantage, mask=valid)
+        if value_target_ptr is not None:
+            tl.store(value_target_ptr + i, advantage + value, mask=valid)
+        kept = valid
+        if mask_ptr is not None:
+            kept = kept & tl.load(mask_ptr + i, mask=valid, other=0).to(tl.int1)
+        number = tl.sum(kept.to(tl.float32))
+        middle = tl.sum(tl.where(kept, advantage, 0.0)) / tl.maximum(number, 1.0)
+        deviation = tl.where(kept, advantage - middle, 0.0)
+        middle += tl.sum(deviation) / tl.maximum(number, 1.0)
+        deviation = tl.where(kept, advantage - middle, 0.0)
+        shift = middle - mean
+        share = number / tl.maximum(count + number, 1.0)
+        squares += tl.sum(deviation * deviation) + shift * shift * count * share
+        mean += shift * share
+        count += number
+    _finish(count, mean, squares, partial_ptr, ticket_ptr, moments_ptr, eps, PARTIALS)
+
+
+@triton.jit
+def apply_kernel(advantage_ptr, mask_ptr, moments_ptr, size, BLOCK: tl.constexpr):
+    """Normalize in place; of all layouts, the entries are one row."""
+    i = tl.cast(tl.program_id(0), tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    mean, scale = tl.load(moments_ptr), tl.load(moments_ptr + 1)
+    normalized = (tl.load(advantage_ptr + i, mask=inside) - mean) * scale
+    if mask_ptr is not None:
+        kept = tl.load(mask_ptr + i, mask=inside, other=0).to(tl.int1)
+        normalized = tl.where(kept, normalized, 0.0)
+    tl.store(advantage_ptr + i, normalized, mask=inside)
+
+
+_tickets: dict[tuple[torch.device, int], Tensor] = {}
+"""How many programs have ended, zero between launches; one a stream, whose launches follow each other."""
 
 
 def gae(
@@ -55,26 +221,55 @@ def gae(
     done: Tensor,
     gamma: float,
     lam: float,
-) -> tuple[Tensor, Tensor]:
-    """See `kernels.gae.gae`; contiguous tensors on one CUDA device, no host synchronization."""
+    normalize: bool,
+    mask: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `kernels.gae.gae`; tensors `[T, N]` of one layout on one CUDA device, no host synchronization."""
     num_steps, num_worlds = reward.shape
-    advantage, value_target = torch.empty_like(reward), torch.empty_like(reward)
+    advantage, value_target = (torch.empty_like(reward, dtype=torch.float32) for _ in range(2))
+    scans = not reward.is_contiguous() or (num_worlds < FEW_WORLDS and num_steps > 2 * CHUNK)
+    num_programs = triton.cdiv(num_worlds, FEW if scans else BLOCK)
+    partial, moments = advantage.new_empty(3, num_programs), advantage.new_empty(3)
+    tensors = (reward, value, next_value, terminated, done, mask, advantage, value_target, partial)
+    shape = (num_steps, num_worlds)
+    discounts = (gamma, gamma * lam, eps)
+    partials = min(triton.next_power_of_2(num_programs), 1024)
     with torch.cuda.device_of(reward):
-        gae_kernel[(triton.cdiv(num_worlds, BLOCK),)](
-            reward,
-            value,
-            next_value,
-            terminated,
-            done,
-            advantage,
-            value_target,
-            num_steps,
-            num_worlds,
-            gamma,
-            gamma * lam,
-            BLOCK=BLOCK,
-            NUM_STAGES=NUM_STAGES,
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=True,
-        )
-    return advantage, value_target
+        results = (_ticket(reward.device), moments)
+        if scans:
+            gae_scan_kernel[(num_programs,)](
+                *tensors,
+                *results,
+                *shape,
+                *reward.stride(),
+                *discounts,
+                CHUNK=CHUNK,
+                FEW=FEW,
+                PARTIALS=partials,
+                num_warps=SCAN_WARPS,
+            )
+        else:
+            gae_kernel[(num_programs,)](
+                *tensors,
+                *results,
+                *shape,
+                *discounts,
+                BLOCK=BLOCK,
+                NUM_STAGES=NUM_STAGES,
+                PARTIALS=partials,
+                num_warps=NUM_WARPS,
+            )
+        if normalize:
+            size = reward.numel()
+            apply_kernel[(triton.cdiv(size, APPLY_BLOCK),)](
+                advantage, mask, moments, size, BLOCK=APPLY_BLOCK, num_warps=APPLY_WARPS
+            )
+    return advantage, value_target, moments
+
+
+def _ticket(device: torch.device) -> Tensor:
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    if (device, stream) not in _tickets:
+        _tickets[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
+    return _tickets[device, stream]

@@ -1,0 +1,77 @@
+"""Compiled CPU paths: C++ over raw pointers, built by Warp's own clang, so that a user needs no compiler."""
+
+import os
+import threading
+from collections.abc import Mapping
+from functools import cache
+from struct import Struct
+from typing import Any
+
+import torch
+import warp as wp
+
+_FORMATS = {"long long": "q", "double": "d"}
+
+
+class CpuKernel:
+    """A C++ function body that runs in the calling thread.
+
+    Warp's own arrays go through run-time strides, which keeps clang from vectorizing, and its launch converts
+    one argument after the other, which takes longer than a small rollout. So all arguments lie in one struct,
+    and a launch that was recorded once reads them there.
+
+    Args:
+        arguments: name -> C++ type: a pointer, `long long` or `double`, in the order in which a call takes
+            them. The body finds them under their names.
+        body: what runs.
+    """
+
+    def __init__(self, arguments: Mapping[str, str], body: str) -> None:
+        fields = "".join(f"{kind} {name}; " for name, kind in arguments.items())
+        names = "".join(f"const auto {name} = given->{name}; " for name in arguments)
+        head = f"struct Arguments {{ {fields}}}; const auto *given = (const Arguments *)arguments; {names}"
+        self._kernel = _make_kernel(head + body)
+        self._format = Struct("".join(_FORMATS.get(kind, "Q") for kind in arguments.values()))
+        # Each thread has a struct of its own, because filling it and launching are two steps.
+        self._thread = threading.local()
+
+    def __call__(self, *arguments: int | float) -> None:
+        """Run it; a pointer is given as an integer."""
+        thread = self._thread
+        if not hasattr(thread, "launch"):
+            _start()
+            thread.struct = bytearray(self._format.size)
+            address = torch.frombuffer(thread.struct, dtype=torch.uint8).data_ptr()
+            recorded = wp.launch(self._kernel, 1, inputs=[address], device="cpu", record_cmd=True)
+            thread.launch = recorded.launch
+        self._format.pack_into(thread.struct, 0, *arguments)
+        thread.launch()
+
+
+def _make_kernel(snippet: str) -> Any:
+    @wp.func_native(snippet)
+    def body(arguments: wp.uint64) -> None: ...
+
+    @wp.kernel(enable_backward=False, module="unique")
+    def run(arguments: wp.uint64) -> None:
+        body(arguments)
+
+    return run
+
+
+@cache
+def _start() -> None:
+    """Start Warp without its banner, its build log and, on a machine without a GPU, its warning of that."""
+    wp.config.log_level = max(wp.config.log_level, wp.LOG_WARNING)
+    if torch.cuda.is_available():
+        wp.init()
+        return
+    # Native code prints that warning whatever the log level, so the file descriptor is silenced meanwhile.
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    try:
+        wp.init()
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)
