@@ -47,7 +47,6 @@ def _finish(count, mean, squares, partial_ptr, ticket_ptr, moments_ptr, eps, PAR
     tl.store(partial_ptr + 2 * num_programs + program, squares)
     tl.debug_barrier()
     if tl.atomic_add(ticket_ptr, 1, sem="acq_rel") == num_programs - 1:
-        counts, means, spreads = tl.zeros([PARTIALS], tl.float32), tl.zeros([PARTIALS], tl.float32), 0.0
         p = tl.arange(0, PARTIALS)
         total, center, spread = 0.0, 0.0, 0.0
         for first in range(0, num_programs, PARTIALS):

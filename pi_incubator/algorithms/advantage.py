@@ -82,7 +82,7 @@ class KernelGAE(GAE):
 
         time_dim = self._get_time_dim(time_dim, tensordict)
         gamma, lmbda = self._discounts()
-        results = gae(
+        *results, _ = gae(
             _time_first(reward, time_dim),
             _time_first(value, time_dim),
             _time_first(next_value, time_dim),
@@ -90,6 +90,7 @@ class KernelGAE(GAE):
             _time_first(done, time_dim),
             gamma,
             lmbda,
+            normalize=False,
             implementation=self.implementation,
         )
         shape = value.movedim(time_dim, 0).shape  # [T, ...]

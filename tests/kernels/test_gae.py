@@ -1,15 +1,20 @@
 """GAE in every implementation, against itself in float64 and against TorchRL's."""
 
 import itertools
+import os
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from kernels.gae import gae, make_inputs
 
-# Single steps and worlds, primes, and both sides of a block's edge.
-SHAPES = [(1, 1), (1, 7), (17, 1), (13, 31), (5, 127), (3, 129), (9, 128), (2, 2053), (211, 3)]
+# Single steps and worlds, primes, both sides of a block's edge, and few worlds for many steps.
+SHAPES = [(1, 1), (1, 7), (17, 1), (13, 31), (5, 127), (3, 129), (9, 128), (2, 2053), (211, 3), (300, 70)]
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EXAMPLES = 40 if INTERPRETED else 400
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
@@ -19,16 +24,63 @@ def in_float64(inputs):
 
 
 def relative_error(actual, expected):
-    return ((actual.double() - expected).abs().max() / expected.abs().max()).item()
+    return ((actual.double() - expected).abs().max() / expected.abs().max().clamp(min=1e-30)).item()
 
 
-def assert_exact(inputs, implementation):
-    results = gae(**inputs, implementation=implementation)
-    expected = gae(**in_float64(inputs), implementation="reference")
-    for actual, exact in zip(results, expected, strict=True):
+def assert_exact(inputs, implementation, **options):
+    """Within 1e-5 of the largest number that is summed; of normalized advantages, which lose the digits by
+    which their mean is above their spread, within 1e-5 times that.
+    """
+    largest = max(inputs[name].abs().max().item() for name in ("reward", "value", "next_value"))
+    raw, value_target, moments = gae(**inputs, **options, normalize=False, implementation=implementation)
+    normalized = gae(**inputs, **options, implementation=implementation)[0]
+    exact = gae(**in_float64(inputs), **options, normalize=False, implementation="reference")
+    expected = gae(**in_float64(inputs), **options, implementation="reference")[0]
+    for actual, theirs in zip((raw, value_target), exact, strict=False):
         assert actual.dtype == torch.float32
-        assert actual.shape == exact.shape
-        assert relative_error(actual, exact) <= 1e-5
+        assert actual.shape == theirs.shape
+        assert (actual.double() - theirs).abs().max() <= 1e-5 * max(largest, theirs.abs().max().item())
+    mean, scale, count = exact[2].tolist()
+    assert moments[2] == count
+    condition = 1.0 + max(largest, exact[0].abs().max().item()) * scale
+    assert abs(moments[0].item() - mean) * scale <= 1e-5 * condition
+    assert abs(moments[1].item() / scale - 1.0) <= 1e-5 * condition
+    assert (normalized.double() - expected).abs().max().item() <= 1e-5 * condition
+
+
+@st.composite
+def rollouts(draw):
+    num_steps, num_worlds = draw(st.sampled_from([1, 2, 3, 17, 130, 300])), draw(st.integers(1, 140))
+    if INTERPRETED:
+        num_worlds = min(num_worlds, 20)
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.bfloat16, torch.float16]))
+    inputs = make_inputs(num_steps, num_worlds, dtype=dtype, seed=draw(st.integers(0, 2**31)))
+    generator = torch.Generator().manual_seed(1)
+
+    def flags(share):
+        return torch.rand(num_steps, num_worlds, generator=generator) < share
+
+    share = st.sampled_from([0.0, 0.05, 0.5, 1.0])
+    inputs["terminated"] = flags(draw(share))
+    inputs["done"] = inputs["terminated"] | flags(draw(share))
+    discount = st.one_of(st.sampled_from([0.0, 1.0]), st.floats(0.0, 1.0))
+    inputs["gamma"], inputs["lam"] = draw(discount), draw(discount)
+    inputs["reward"] = inputs["reward"] * draw(st.sampled_from([1.0, 1e-3, 100.0]))
+    mask = flags(draw(share)) if draw(st.booleans()) else None
+    layout = draw(st.sampled_from(["TN", "NT"]))
+    tensors = {name: x for name, x in (inputs | {"mask": mask}).items() if isinstance(x, torch.Tensor)}
+    if layout == "NT":
+        tensors = {name: x.t().contiguous() for name, x in tensors.items()}
+    if draw(st.booleans()):  # every second column of a wider tensor
+        tensors = {name: x.repeat_interleave(2, 1)[:, ::2] for name, x in tensors.items()}
+    return inputs | {"mask": mask, "layout": layout} | tensors
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(inputs=rollouts())
+def test_equals_float64_for_whatever_rollout(inputs, implementation, device):
+    moved = {name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    assert_exact(moved, implementation)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -66,8 +118,49 @@ def test_equals_torchrl(shape, implementation, device):
         columns["terminated"],
         time_dim=0,
     )
-    for actual, theirs in zip(gae(**inputs, implementation=implementation), expected, strict=True):
+    ours = gae(**inputs, normalize=False, implementation=implementation)
+    for actual, theirs in zip(ours, expected, strict=False):
         assert relative_error(actual, theirs.squeeze(-1)) <= 1e-5
+    advantage = expected[0].squeeze(-1)
+    normalized = gae(**inputs, implementation=implementation)[0]
+    assert relative_error(normalized, (advantage - advantage.mean()) / advantage.std()) <= 1e-5
+
+
+def test_worlds_that_the_mask_excludes_do_not_count(implementation, device):
+    inputs = make_inputs(13, 31, device=device)
+    kept = torch.ones_like(inputs["done"])
+    kept[:, 7] = False
+    others = {name: x[:, kept[0]] if isinstance(x, torch.Tensor) else x for name, x in inputs.items()}
+    expected = gae(**others, implementation=implementation)
+    inputs["reward"][4, 7] = torch.nan
+    advantage, value_target, moments = gae(**inputs, mask=kept, implementation=implementation)
+    torch.testing.assert_close(advantage[:, kept[0]], expected[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(moments, expected[2], rtol=1e-5, atol=1e-6)
+    assert (advantage[:, 7] == 0).all()
+    assert value_target[:5, 7].isnan().any()
+
+
+@pytest.mark.parametrize("entry", [-3.7, 1e6, 1.1e-3])
+def test_equal_advantages_are_normalized_to_zero(entry, implementation, device):
+    inputs = make_inputs(13, 31, device=device) | {"gamma": 0.0}
+    inputs["reward"], inputs["value"] = torch.full_like(inputs["reward"], entry), 0 * inputs["value"]
+    assert gae(**inputs, implementation=implementation)[0].abs().max() < 1e-3
+
+
+def test_an_outlier_does_not_spoil_the_moments(implementation, device):
+    inputs = make_inputs(64, 200, device=device)
+    inputs["reward"][-1, 0] = 1e6
+    assert_exact(inputs, implementation)
+
+
+def test_graphs_take_it_as_one_operator():
+    inputs = make_inputs(5, 8)
+    compiled = torch.compile(lambda: gae(**inputs), fullgraph=True)
+    for ours, theirs in zip(compiled(), gae(**inputs), strict=True):
+        assert torch.equal(ours, theirs)
+    tensors = [x for x in inputs.values() if isinstance(x, torch.Tensor)]
+    arguments = (*tensors, 0.99, 0.95, True, None, "TN", 1e-8, "cpu")
+    torch.library.opcheck(torch.ops.pi_incubator.gae.default, arguments)
 
 
 def test_nan_behind_a_flag_does_not_leak(implementation, device):
@@ -82,16 +175,16 @@ def test_nan_stays_in_its_episode(implementation, device):
     inputs = make_inputs(13, 31, device=device)
     inputs["done"][5] = True
     inputs["reward"][7] = torch.nan
-    advantage, _ = gae(**inputs, implementation=implementation)
+    advantage, _, _ = gae(**inputs, normalize=False, implementation=implementation)
     assert advantage[:6].isfinite().all()
     assert advantage[7].isnan().all()
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0), (0, 0)])
 def test_empty(shape, implementation, device):
-    assert [
-        list(x.shape) for x in gae(**make_inputs(*shape, device=device), implementation=implementation)
-    ] == [list(shape)] * 2
+    *results, moments = gae(**make_inputs(*shape, device=device), implementation=implementation)
+    assert [list(x.shape) for x in results] == [list(shape)] * 2
+    assert moments.tolist()[::2] == [0.0, 0.0]
 
 
 def test_other_strides(implementation, device):
@@ -112,6 +205,11 @@ def test_other_strides(implementation, device):
         ("done", torch.zeros(4, 5)),
         ("terminated", torch.zeros(4, 5, dtype=torch.bool, device="meta")),
         ("reward", torch.zeros(4, 5, 1)),
+        ("reward", torch.zeros(4, 5, dtype=torch.int64)),
+        ("mask", torch.zeros(4, 5)),
+        ("gamma", 1.01),
+        ("lam", float("nan")),
+        ("layout", "tn"),
     ],
 )
 def test_an_input_that_does_not_fit_is_named(name, wrong):

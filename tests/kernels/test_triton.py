@@ -38,12 +38,30 @@ def test_the_interpreter_passes_the_tests_of_this_folder():
     assert "skipped" not in run.stdout
 
 
-def gae_kernel():
+TICKET = "*i32"
+GAE = [FLOAT, FLOAT, FLOAT, FLAG, FLAG]
+
+
+def gae_kernel(mask=FLAG):
     from kernels.gae import triton_kernel as module
 
-    types = [FLOAT, FLOAT, FLOAT, FLAG, FLAG, FLOAT, FLOAT, INT, INT, SCALAR, SCALAR]
-    constants = {"BLOCK": module.BLOCK, "NUM_STAGES": module.NUM_STAGES}
+    types = [*GAE, mask, FLOAT, FLOAT, FLOAT, TICKET, FLOAT, INT, INT, SCALAR, SCALAR, SCALAR]
+    constants = {"BLOCK": module.BLOCK, "NUM_STAGES": module.NUM_STAGES, "PARTIALS": 64}
     return module.gae_kernel, types, constants, module.NUM_WARPS
+
+
+def gae_scan_kernel(mask=FLAG):
+    from kernels.gae import triton_kernel as module
+
+    types = [*GAE, mask, FLOAT, FLOAT, FLOAT, TICKET, FLOAT, INT, INT, INT, INT, SCALAR, SCALAR, SCALAR]
+    constants = {"CHUNK": module.CHUNK, "FEW": module.FEW, "PARTIALS": 64}
+    return module.gae_scan_kernel, types, constants, module.SCAN_WARPS
+
+
+def gae_apply_kernel(mask=FLAG):
+    from kernels.gae import triton_kernel as module
+
+    return module.apply_kernel, [FLOAT, mask, FLOAT, INT], {"BLOCK": module.APPLY_BLOCK}, module.APPLY_WARPS
 
 
 def moments_kernel(mask=FLAG):
@@ -66,6 +84,11 @@ def normalize_kernel(mask=FLAG):
     ("kernel", "options"),
     [
         (gae_kernel, {}),
+        (gae_kernel, {"mask": None}),
+        (gae_scan_kernel, {}),
+        (gae_scan_kernel, {"mask": None}),
+        (gae_apply_kernel, {}),
+        (gae_apply_kernel, {"mask": None}),
         (moments_kernel, {}),
         (moments_kernel, {"mask": None}),
         (normalize_kernel, {}),
