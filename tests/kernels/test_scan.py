@@ -26,8 +26,8 @@ LEAVES = {
     "td_lambda": ["reward", "next_value"],
 }
 HALVES = [torch.bfloat16, torch.float16]
-# The interpreter takes a second for what the other implementations do in a millisecond.
-NUM_CASES, NUM_GRADIENT_CASES = (10, 5) if os.environ.get("TRITON_INTERPRET") == "1" else (400, 100)
+# The interpreter is slower by two orders of magnitude.
+NUM_CASES, NUM_GRADIENT_CASES = (40, 10) if os.environ.get("TRITON_INTERPRET") == "1" else (400, 100)
 CHECKS = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
