@@ -4,7 +4,27 @@ Importing this package registers every kernel. It loads torch only; triton and w
 first call that needs them.
 """
 
-from kernels import gae, normalize
+from kernels import (
+    discounted_return,
+    gae,
+    group_advantage,
+    lambda_return,
+    normalize,
+    td_lambda,
+    vtrace,
+)
 from kernels.registry import Kernel, get, kernel, names
 
-__all__ = ["Kernel", "gae", "get", "kernel", "names", "normalize"]
+__all__ = [
+    "Kernel",
+    "discounted_return",
+    "gae",
+    "get",
+    "group_advantage",
+    "kernel",
+    "lambda_return",
+    "names",
+    "normalize",
+    "td_lambda",
+    "vtrace",
+]

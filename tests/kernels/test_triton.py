@@ -17,6 +17,7 @@ HERE = Path(__file__).parent
 # A100, Jetson Orin, H100, B200.
 TARGETS = [80, 87, 90, 100]
 FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
+HALF, ID = "*bf16", "*i64"
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here"
@@ -24,7 +25,8 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_interpreter_passes_the_tests_of_this_folder():
-    files = [str(HERE / name) for name in ("test_gae.py", "test_normalize.py")]
+    names = ("test_gae.py", "test_group_advantage.py", "test_normalize.py", "test_scan.py")
+    files = [str(HERE / name) for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
     run = subprocess.run(
         command,
@@ -78,6 +80,47 @@ def normalize_kernel(mask=FLAG):
     return module.normalize_kernel, types, constants, module.NUM_WARPS
 
 
+def returns_kernel(float_type=FLOAT, discount=None):
+    from kernels._scan import triton_kernel as module
+
+    flag = FLAG if discount is None else None
+    tensors = [float_type, None, None, float_type, discount, flag, flag, None, float_type]
+    types = [*tensors, INT, INT, *[SCALAR] * 4]
+    return module.scan_kernel, types, scan_constants(module), module.NUM_WARPS
+
+
+def vtrace_kernel(float_type=FLOAT):
+    from kernels._scan import triton_kernel as module
+
+    tensors = [*[float_type] * 4, None, FLAG, FLAG, float_type, float_type]
+    types = [*tensors, INT, INT, *[SCALAR] * 4]
+    return module.scan_kernel, types, scan_constants(module), module.NUM_WARPS
+
+
+def returns_backward_kernel(float_type=FLOAT, discount=None):
+    from kernels._scan import triton_kernel as module
+
+    flag = FLAG if discount is None else None
+    tensors = [float_type, discount, float_type, discount, flag, flag, float_type, float_type, discount]
+    types = [*tensors, INT, INT, SCALAR, SCALAR]
+    return module.backward_kernel, types, scan_constants(module), module.NUM_WARPS
+
+
+def scan_constants(module):
+    return {"BLOCK": module.BLOCK, "NUM_STAGES": module.NUM_STAGES}
+
+
+def group_kernel(float_type=FLOAT, mask=FLAG, ids=ID):
+    from kernels.group_advantage import triton_kernel as module
+
+    types = [float_type, mask, ids, ids, float_type, INT, INT, INT, SCALAR]
+    return module.group_kernel, types, {"BLOCK": module.BLOCK}, module.NUM_WARPS
+
+
+# The tensors that a step reads.
+ASYNCHRONOUS = {gae_kernel: 5, returns_kernel: 4, vtrace_kernel: 6, returns_backward_kernel: 3}
+
+
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize(
@@ -93,14 +136,23 @@ def normalize_kernel(mask=FLAG):
         (moments_kernel, {"mask": None}),
         (normalize_kernel, {}),
         (normalize_kernel, {"mask": None}),
+        (returns_kernel, {}),
+        (returns_kernel, {"float_type": HALF}),
+        (returns_kernel, {"discount": FLOAT}),
+        (vtrace_kernel, {}),
+        (vtrace_kernel, {"float_type": HALF}),
+        (returns_backward_kernel, {}),
+        (returns_backward_kernel, {"discount": FLOAT}),
+        (group_kernel, {}),
+        (group_kernel, {"mask": None, "ids": None}),
     ],
 )
 def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
     compiled = compile_for(capability, *kernel(**options), aligned=aligned)
     assert resource_usage(compiled, tmp_path)["STACK"] == 0
-    if kernel is gae_kernel and aligned:
+    if kernel in ASYNCHRONOUS and not options and aligned:
         copies = compiled.asm["ptx"].count("cp.async.ca.shared.global")
-        assert copies >= 5, "the loads of the steps ahead are not asynchronous"
+        assert copies >= ASYNCHRONOUS[kernel], "the loads of the steps ahead are not asynchronous"
 
 
 def test_a_spill_would_be_seen(tmp_path):
@@ -114,7 +166,8 @@ def compile_for(capability, function, types, constants, num_warps, aligned, **op
     constants = {name: None for name, kind in zip(names, types, strict=False) if kind is None} | constants
     arguments = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
     # What the launcher finds out about pointers and, where they are multiples of 16, about sizes.
-    divisible = [i for i, kind in enumerate(types) if kind in (FLOAT, FLAG) or (aligned and kind == INT)]
+    pointers = (FLOAT, HALF, FLAG, ID)
+    divisible = [i for i, kind in enumerate(types) if kind in pointers or (aligned and kind == INT)]
     attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
     return triton.compile(
         ASTSource(function, arguments, constants, attributes),
