@@ -4,7 +4,7 @@ Importing this package registers every kernel. It loads torch only; triton and w
 first call that needs them.
 """
 
-from kernels import gae, normalize
+from kernels import gae, normalize, ppo_loss
 from kernels.registry import Kernel, get, kernel, names
 
-__all__ = ["Kernel", "gae", "get", "kernel", "names", "normalize"]
+__all__ = ["Kernel", "gae", "get", "kernel", "names", "normalize", "ppo_loss"]
