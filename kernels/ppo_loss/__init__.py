@@ -2,13 +2,12 @@
 
 B samples, A actions of a Gaussian policy, K of a categorical one.
 
-The forward launch keeps no gradient but what each sample weighs in it, `[4, B]`: how the objective moves with
-its log-probability and the value loss with its value. The backward launch reads mean and action, or logits,
-once more and writes the gradient. That is the least traffic: a gradient `[B, A]` that was kept would be
-written, read, scaled by the incoming one and written again, and `[B, K]` logits would need two of them, because
-objective and entropy are scaled apart. The sums over samples are known only at the end of the forward launch,
-so a gradient that was made in it would be waiting for the number of valid samples anyway. An evaluation that
-needs no gradient pays for none.
+The forward launch keeps no gradient but what each sample weighs in it: how the objective moves with its
+log-probability and the value loss with its value. The backward launch reads mean and action, or logits, once
+more and writes the gradient. That is the least traffic: a gradient `[B, A]` that was kept would be written,
+read, scaled by the incoming one and written again, and logits would need two of them, because objective and
+entropy are scaled apart. Nor would it be ready: the number of valid samples is known only when the forward
+launch ends. And an evaluation that needs no gradient pays for none.
 """
 
 from __future__ import annotations
@@ -105,7 +104,8 @@ def ppo_loss(
     """Losses of clipped PPO (Schulman et al. 2017, eq. 7 and 9), as TorchRL's `ClipPPOLoss` computes them.
 
         ratio          = exp(log pi(action) - log_prob)
-        loss_objective = -E[min(ratio * advantage, clip(ratio, 1 - clip_epsilon, 1 + clip_epsilon) * advantage)]
+        clipped        = clip(ratio, 1 - clip_epsilon, 1 + clip_epsilon)
+        loss_objective = -E[min(ratio * advantage, clipped * advantage)]
         loss_critic    = critic_coeff * E[distance(value, value_target)]
         loss_entropy   = -entropy_coeff * E[entropy of pi]
 

@@ -86,12 +86,15 @@ _FORWARD_NUMBERS = (
     {_unpack(_FORWARD_POINTERS, _FORWARD_NUMBERS)}
     {_EXP}
     const double half_log_2pi = {HALF_LOG_2PI!r};
-    const float low = log_low, high = log_high, low_ratio = 1.0 - clip_epsilon, high_ratio = 1.0 + clip_epsilon;
-    const float shift = advantage_mean ? *advantage_mean : 0.0f, scale = advantage_rstd ? *advantage_rstd : 1.0f;
+    const float low = log_low, high = log_high;
+    const float low_ratio = 1.0 - clip_epsilon, high_ratio = 1.0 + clip_epsilon;
+    const float shift = advantage_mean ? *advantage_mean : 0.0f;
+    const float scale = advantage_rstd ? *advantage_rstd : 1.0f;
     const bool is_smooth = smooth, clips_value = clips;
     const float reach = clip_value;
     float *weight = saved, *slope = saved + num_rows, *log_norm = saved + 2 * num_rows;
     float *sample_entropy = saved + 3 * num_rows;
+    float entropies[{BLOCK}];
     double new_log_prob[{BLOCK}]; // of which the old one is subtracted: float would leave few digits
 
     // What a standard deviation that all samples share gives is computed once.
@@ -105,7 +108,7 @@ _FORWARD_NUMBERS = (
         }}
     }}
 
-    const auto gaussian_shared = [=](long long i) {{
+    const auto gaussian_shared = [=](long long i, float &entropy) {{
         const float *m = policy + i * width, *a = (const float *)action + i * width;
         float squares = 0.0f;
         #pragma clang loop vectorize(assume_safety) vectorize_width(4)
@@ -113,10 +116,10 @@ _FORWARD_NUMBERS = (
             const float deviation = a[k] - m[k];
             squares += deviation * deviation * precision[k];
         }}
-        sample_entropy[i] = log_det + (half_log_2pi + 0.5) * width;
+        entropy = log_det + (half_log_2pi + 0.5) * width;
         return -0.5 * squares - (log_det + half_log_2pi * width);
     }};
-    const auto gaussian = [=](long long i) {{
+    const auto gaussian = [=](long long i, float &entropy) {{
         const float *m = policy + i * width, *a = (const float *)action + i * width, *s = log_std + i * width;
         float squares = 0.0f, sum = 0.0f;
         #pragma clang loop vectorize(assume_safety) vectorize_width(4)
@@ -125,10 +128,10 @@ _FORWARD_NUMBERS = (
             squares += deviation * deviation * exp_(-2.0f * s[k]);
             sum += s[k];
         }}
-        sample_entropy[i] = sum + (half_log_2pi + 0.5) * width;
+        entropy = sum + (half_log_2pi + 0.5) * width;
         return -0.5 * squares - (sum + half_log_2pi * width);
     }};
-    const auto categorical = [=](long long i) {{
+    const auto categorical = [=](long long i, float &entropy) {{
         const float *x = policy + i * width;
         const long long chosen = ((const long long *)action)[i];
         float top = x[0], total = 0.0f, dot = 0.0f;
@@ -142,7 +145,7 @@ _FORWARD_NUMBERS = (
         }}
         const float log_total = log(total);
         log_norm[i] = top + log_total;
-        sample_entropy[i] = log_total - dot / total;
+        sample_entropy[i] = entropy = log_total - dot / total;
         // An action that does not exist is read from nowhere.
         return chosen >= 0 && chosen < width ? (double)x[chosen] - top - log_total : __builtin_nan("");
     }};
@@ -156,7 +159,7 @@ _FORWARD_NUMBERS = (
         for (long long begin = 0; begin < num_rows; begin += {BLOCK}) {{
             const int size = num_rows - begin < {BLOCK} ? num_rows - begin : {BLOCK};
             for (int r = 0; r < size; ++r)
-                new_log_prob[r] = density(begin + r);
+                new_log_prob[r] = density(begin + r, entropies[r]);
             #pragma clang loop vectorize(assume_safety)
             for (int r = 0; r < size; ++r) {{
                 const long long i = begin + r;
@@ -181,7 +184,7 @@ _FORWARD_NUMBERS = (
                 count += counts ? 1.0 : 0.0;
                 objective -= counts ? (binds ? clipped : gain) : 0.0f;
                 critic += counts ? (is_held && !(far <= near) ? far : near) : 0.0f;
-                entropy += counts ? sample_entropy[i] : 0.0f;
+                entropy += counts ? entropies[r] : 0.0f;
                 divergence -= counts ? log_ratio : 0.0f;
                 outside += counts && !(log_ratio >= low && log_ratio <= high) ? 1.0 : 0.0;
                 ratios += counts ? ratio : 0.0f;
@@ -343,7 +346,7 @@ def forward(
     clip_value: float | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """See `kernels.ppo_loss.op.forward`; contiguous float32 tensors on the CPU, one thread."""
-    outputs = make_outputs(policy)
+    outputs = make_outputs(policy, log_std)
     clips = clip_value is not None and old_value is not None
     tensors = (
         policy,

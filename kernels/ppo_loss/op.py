@@ -7,7 +7,7 @@ from kernels import dispatch
 
 # What `forward` saves for `backward`, per sample: the derivative of the objective by its log-probability and
 # of the value loss by its value, and, of a categorical policy, logsumexp of the logits and the entropy.
-NUM_SAVED = 4
+NUM_SAVED_GAUSSIAN, NUM_SAVED_CATEGORICAL = 2, 4
 # Entropy, KL divergence, clip fraction, mean ratio, number of samples that count.
 NUM_REPORTED = 5
 
@@ -32,7 +32,7 @@ def forward(
     clip_value: float | None,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Three losses `[]`, report `[NUM_REPORTED]` and saved `[NUM_SAVED, B]`, float32; contiguous inputs."""
+    """Three losses `[]`, report `[NUM_REPORTED]` and saved `[2 or 4, B]`, float32; contiguous inputs."""
     module = dispatch.load("ppo_loss", implementation, policy.device.type, torch.float32)
     return module.forward(
         policy,
@@ -56,14 +56,15 @@ def forward(
 
 @forward.register_fake
 def _(policy, log_std, action, log_prob, advantage, value, *args):  # type: ignore[no-untyped-def]
-    return make_outputs(policy)
+    return make_outputs(policy, log_std)
 
 
-def make_outputs(policy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def make_outputs(policy: Tensor, log_std: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """What `forward` returns, unwritten; each a tensor of its own, so that none is a view of another."""
-    losses = [policy.new_empty((), dtype=torch.float32) for _ in range(3)]
+    num_saved = NUM_SAVED_CATEGORICAL if log_std is None else NUM_SAVED_GAUSSIAN
+    objective, critic, entropy = (policy.new_empty((), dtype=torch.float32) for _ in range(3))
     report = policy.new_empty(NUM_REPORTED, dtype=torch.float32)
-    return *losses, report, policy.new_empty(NUM_SAVED, len(policy), dtype=torch.float32)  # type: ignore
+    return objective, critic, entropy, report, policy.new_empty(num_saved, len(policy), dtype=torch.float32)
 
 
 @torch.library.custom_op("pi_incubator::ppo_loss_backward", mutates_args=())

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_interpreter_passes_the_tests_of_this_folder():
-    files = [str(HERE / name) for name in ("test_gae.py", "test_normalize.py")]
+    files = [str(HERE / name) for name in ("test_gae.py", "test_normalize.py", "test_ppo_loss.py")]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
     run = subprocess.run(
         command,
@@ -60,6 +60,32 @@ def normalize_kernel(mask=FLAG):
     return module.normalize_kernel, types, constants, module.NUM_WARPS
 
 
+def ppo_loss_forward(categorical=False, shared=True, width=12):
+    from kernels.ppo_loss import triton_kernel as module
+
+    log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
+    types = [FLOAT, log_std, action, *[FLOAT] * 7, FLAG, *[FLOAT] * 6, "*i32", INT, INT, *[SCALAR] * 7]
+    constants = ppo_loss_constants(module, shared and not categorical, width) | {"SMOOTH": True}
+    return module.forward_kernel, types, constants, module.NUM_WARPS
+
+
+def ppo_loss_backward(categorical=False, shared=True, width=12):
+    from kernels.ppo_loss import triton_kernel as module
+
+    log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
+    types = [FLOAT, log_std, action, FLAG, *[FLOAT] * 9, "*i32", INT, INT, SCALAR, SCALAR]
+    constants = ppo_loss_constants(module, shared and not categorical, width)
+    return module.backward_kernel, types, constants, module.NUM_WARPS
+
+
+def ppo_loss_constants(module, shared, width):
+    columns = triton.next_power_of_2(width)
+    return {"SHARED": shared, "ROWS": module.BLOCK // columns, "COLUMNS": columns, "CHUNK": module.CHUNK}
+
+
+PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
+
+
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize(
@@ -70,6 +96,8 @@ def normalize_kernel(mask=FLAG):
         (moments_kernel, {"mask": None}),
         (normalize_kernel, {}),
         (normalize_kernel, {"mask": None}),
+        *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
+        *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
     ],
 )
 def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
