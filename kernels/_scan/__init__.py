@@ -61,7 +61,7 @@ def returns(
     needs_gradient = torch.is_grad_enabled() and any(
         x is not None and x.requires_grad for x in (reward, next_value, discount)
     )
-    # An eager call of the operator costs some 10 µs more.
+    # Without the operator an eager call is 15 µs shorter.
     if needs_gradient or torch.compiler.is_compiling():
         return _returns(*arguments)
     return run("returns", implementation, None, *arguments[:-1])

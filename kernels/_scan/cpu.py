@@ -1,4 +1,16 @@
-"""The recursion behind every return on the CPU: Warp kernels whose inner loop over worlds is vectorized."""
+"""The recursion behind every return on the CPU: Warp kernels whose inner loop over worlds is vectorized.
+
+Nanoseconds an element at [T, N], medians on two busy cores of an x86 server with AVX-512, one thread:
+
+                                 24×4096  128×8192  16×32768  2048×8  64×64
+    discounted_return                0.5       0.4       0.3     2.1    6.1
+    td_lambda                        0.5       0.4       0.3     2.4    6.2
+    lambda_return                    0.5       0.4       0.3     2.3    6.0
+    lambda_return and its gradient   3.4       3.1       2.6      15     53
+    vtrace                           1.7       1.9       1.6     5.2     12
+    td_lambda, the reference         8.5       6.4       3.6    2945    350
+    vtrace, the reference             20        14       9.2    6093    805
+"""
 
 from __future__ import annotations
 
@@ -50,8 +62,9 @@ BLOCK = 2048
         }});
     else
         scan([=](long long i, float following) {{
-            const float rho = importance[i] > rho_clip ? rho_clip : importance[i];
-            const float c = importance[i] > c_clip ? c_clip : importance[i];
+            const float weight = importance[i];
+            const float rho = weight > rho_clip ? rho_clip : weight;
+            const float c = weight > c_clip ? c_clip : weight;
             const float discounted_value = gamma * next_v[i];
             const float discounted = cuts[i] ? discounted_value : gamma * following;
             const float bootstrap = ends[i] ? 0.0f : discounted_value;
@@ -263,8 +276,10 @@ def vtrace(
 ) -> Tensor:
     """See `kernels.vtrace.vtrace`; `[2, T, N]`, advantage and value target."""
     out = outputs(reward, 2, torch.float32)
-    ratio = log_ratio.float().exp()  # vectorized, which the exponential of the C library is not
-    tensors = (reward, ratio, value, next_value, None, terminated, done, out[0], out[1])
+    # torch's exponential is vectorized, that of the C library is not. A step reads its ratio before it writes
+    # its advantage, so both can lie in one place.
+    torch.exp(log_ratio.float(), out=out[0])
+    tensors = (reward, out[0], value, next_value, None, terminated, done, out[0], out[1])
     _run(_launch_scan, tensors, *reward.shape, gamma, lam, rho_clip, c_clip)
     return out.to(reward.dtype)
 

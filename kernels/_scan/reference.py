@@ -25,10 +25,9 @@ def returns(
         if done is not None:
             following = torch.where(done[t], value, following)
         mixed = following if lam == 1.0 else value + lam * (following - value)
-        if discount is not None:
-            future = _widen(discount[t]) * mixed
-        else:
-            future = torch.where(terminated[t], 0.0, gamma * mixed)
+        future = gamma * mixed if discount is None else _widen(discount[t]) * mixed
+        if terminated is not None:
+            future = torch.where(terminated[t], 0.0, future)
         following = reward[t] + future
         targets.append(following)
     return torch.stack(targets[::-1]).to(next_value.dtype)
@@ -52,15 +51,14 @@ def returns_backward(
     for t in range(last + 1):
         value = _widen(next_value[t])
         by_reward = _widen(gradient[t]) + carried
-        if discount is not None:
-            by_mixed = _widen(discount[t]) * by_reward
-        else:
-            by_mixed = torch.where(terminated[t], 0.0, gamma * by_reward)
+        by_mixed = gamma * by_reward if discount is None else _widen(discount[t]) * by_reward
+        if terminated is not None:
+            by_mixed = torch.where(terminated[t], 0.0, by_mixed)
         cut = torch.full_like(carried, t == last, dtype=torch.bool) if done is None else done[t] | (t == last)
         by_value = by_mixed * torch.where(cut, 1.0, 1.0 - lam)
         carried = torch.where(cut, 0.0, lam * by_mixed)
         rows.append([by_reward, by_value])
-        if discount is not None:
+        if target is not None:
             following = value if t == last else _widen(target[t + 1])
             rows[-1].append(by_reward * (following if lam == 1.0 else value + lam * (following - value)))
     return torch.stack([torch.stack(row) for row in zip(*rows, strict=True)]).to(gradient.dtype)

