@@ -91,7 +91,7 @@ def gae(
     arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
     # The operator is for graphs; called by itself it takes longer than a small rollout.
     if torch.compiler.is_compiling():
-        return _gae_op(*arguments, implementation)  # type: ignore[no-any-return]
+        return _gae_op(*arguments, implementation)
     return _gae(*arguments, implementation)
 
 

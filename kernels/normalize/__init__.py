@@ -36,7 +36,7 @@ def normalize_advantage(
     costs no digits beyond those that float32 has lost already. Not differentiable.
 
     Args:
-        advantage: any shape, float32, or float64 for the reference.
+        advantage: any shape, float32 or half (widened first), or float64 for the reference.
         eps: added to the standard deviation.
         mask: bool of the same shape; entries where it is false count for nothing, even if they are NaN, and
             come out as 0.
@@ -61,6 +61,6 @@ def normalize_advantage(
     module = dispatch.load("normalize", implementation, advantage.device.type, advantage.dtype)
     if advantage.numel() == 0:
         return torch.empty_like(advantage)
-    return module.normalize_advantage(
-        advantage.contiguous(), eps, None if mask is None else mask.contiguous()
-    )
+    wide = advantage if advantage.dtype == torch.float64 else advantage.float()
+    kept = None if mask is None else mask.contiguous()
+    return module.normalize_advantage(wide.contiguous(), eps, kept).to(advantage.dtype)

@@ -105,7 +105,7 @@ def test_time_first_entries_are_not_copied(monkeypatch):
 
     def spy(*args, **kwargs):
         seen.extend(args[:5])
-        return args[0], args[1]
+        return args[0], args[1], None
 
     monkeypatch.setattr("pi_incubator.algorithms.advantage.gae", spy)
     KernelGAE(**DISCOUNTS, time_dim=0)(rollout)

@@ -32,6 +32,15 @@ def test_more_blocks_than_partial_moments(implementation, device):
     assert largest_difference(actual, expected) <= 1e-5 * expected.abs().max().item()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_widened(dtype, implementation, device):
+    advantage = make_inputs(13, 31, device=device, dtype=dtype)["advantage"]
+    actual = normalize_advantage(advantage, implementation=implementation)
+    expected = normalize_advantage(advantage.float(), implementation=implementation)
+    assert actual.dtype == dtype
+    assert torch.equal(actual, expected.to(dtype))
+
+
 def test_divides_by_the_unbiased_standard_deviation(implementation, device):
     advantage = make_inputs(2, 3, device=device)["advantage"]
     expected = (advantage - advantage.mean()) / (advantage.std(correction=1) + 0.5)
