@@ -160,17 +160,18 @@ def ppo_loss(
     if not torch.compiler.is_compiling():
         dispatch.load("ppo_loss", implementation, policy.device.type, dtype)
     chosen = dispatch._choose(policy.device.type, dtype)[0] if implementation == "auto" else implementation
-    tensors = (
+    tensors: list[Any] = [
         *(policy, log_std, action, log_prob, advantage, value),
         *(old_value, value_target, advantage_mean, advantage_rstd, mask),
-    )
-    settings = (clip_epsilon, entropy_coeff, critic_coeff, loss_critic_type, clip_value)
+    ]
+    settings: list[Any] = [clip_epsilon, entropy_coeff, critic_coeff, loss_critic_type, clip_value]
     if chosen != "triton":  # which converts what it loads
-        tensors = tuple(x.float() if x is not None and x.dtype in _HALVES else x for x in tensors)
+        tensors = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
     if chosen == "reference":
         return PPOLoss(*reference.ppo_loss(*tensors, *settings))
-    tensors = tuple(None if x is None else x.contiguous() for x in tensors)
-    *losses, report, _ = op.forward(*tensors, *settings, implementation)
+    tensors = [None if x is None else x.contiguous() for x in tensors]
+    run = op.forward if torch.compiler.is_compiling() else op.Function.apply
+    *losses, report, _ = run(*tensors, *settings, implementation)
     return PPOLoss(*losses, *report[:4].unbind())
 
 

@@ -47,7 +47,7 @@ def ppo_loss(
         new_log_prob, entropy = _gaussian(fill(policy), log_std, fill(action))
     log_ratio = new_log_prob - fill(log_prob)
     advantage = fill(advantage)
-    if advantage_mean is not None:
+    if advantage_mean is not None and advantage_rstd is not None:
         advantage = (advantage - advantage_mean) * advantage_rstd
     ratio = log_ratio.exp()
     clipped = log_ratio.clamp(math.log1p(-clip_epsilon), math.log1p(clip_epsilon))

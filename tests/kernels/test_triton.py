@@ -126,7 +126,8 @@ def ppo_loss_forward(categorical=False, shared=True, width=12):
 
     log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
     types = [FLOAT, log_std, action, *[FLOAT] * 7, FLAG, *[FLOAT] * 6, "*i32", INT, INT, *[SCALAR] * 7]
-    constants = ppo_loss_constants(module, shared and not categorical, width) | {"SMOOTH": True}
+    constants = ppo_loss_constants(module, shared and not categorical, width)
+    constants |= {"SMOOTH": True, "PROGRAMS": module.MAX_PROGRAMS}
     return module.forward_kernel, types, constants, module.NUM_WARPS
 
 
@@ -141,7 +142,7 @@ def ppo_loss_backward(categorical=False, shared=True, width=12):
 
 def ppo_loss_constants(module, shared, width):
     columns = triton.next_power_of_2(width)
-    return {"SHARED": shared, "ROWS": module.BLOCK // columns, "COLUMNS": columns, "CHUNK": module.CHUNK}
+    return {"SHARED": shared, "ROWS": module.BLOCK // columns, "COLUMNS": columns}
 
 
 PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
