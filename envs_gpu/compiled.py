@@ -20,8 +20,11 @@ def compiled(method: Callable[..., _T]) -> Callable[..., _T]:
     """
     assert isinstance(method, MethodType)
     shared = method.__func__
-    own = FunctionType(shared.__code__.replace(), shared.__globals__, shared.__name__, shared.__defaults__)
-    options: dict[str, str | int | bool | Callable[..., Any]]
-    options = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    code, defaults = shared.__code__.replace(), shared.__defaults__
+    own = FunctionType(code, shared.__globals__, shared.__name__, defaults, shared.__closure__)
+    own.__kwdefaults__ = shared.__kwdefaults__
+    options: dict[str, str | int | bool | Callable[..., Any]] = {
+        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe
+    }
     fast = torch.compile(MethodType(own, method.__self__), dynamic=False, fullgraph=True, options=options)
     return cast(Callable[..., _T], fast)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.draw import Draw, RandomizationError
+from envs_gpu.models import drives_joint
 from envs_gpu.physics.base import nominal
 from envs_gpu.random import standard_normal
 
@@ -164,7 +165,7 @@ class ModelKnobs:
         """For each entry of `field` the columns of its two factors and of what is added."""
         first, second = np.full(value.shape, self._one), np.full(value.shape, self._one)
         added = np.full(value.shape, self._zero)
-        joint_of_actuator = np.where(_on_joint(model), model.actuator_trnid[:, 0], -1)
+        joint_of_actuator = np.where(drives_joint(model), model.actuator_trnid[:, 0], -1)
         match field:
             case "geom_friction":
                 first[:, 0] = self._factor("friction", model)
@@ -255,12 +256,6 @@ def _check_fits(name: str, draw: Draw, model: mujoco.MjModel, chosen: Sequence[i
     if odd:
         fix = "set it to a pattern without that"
         raise RandomizationError(f"{name}.names", draw.names, f"matches {odd[0]!r}, {problem}", fix)
-
-
-def _on_joint(model: mujoco.MjModel) -> np.ndarray:
-    """`[actuator]` bool: it moves a joint, and not a tendon or a site."""
-    kinds = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
-    return np.isin(model.actuator_trntype, [int(kind) for kind in kinds])
 
 
 def _holds_velocity(model: mujoco.MjModel) -> np.ndarray:

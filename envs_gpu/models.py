@@ -130,6 +130,21 @@ def naming(source: str) -> Iterator[None]:
         raise ModelError(f"{problem}; {hint}known: {', '.join(names)}") from None
 
 
+def drives_joint(model: mujoco.MjModel) -> np.ndarray:
+    """`[nu]` bool: the actuator moves a joint, and not a tendon or a site."""
+    kinds = (mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT)
+    return np.isin(model.actuator_trntype, [int(kind) for kind in kinds])
+
+
+def driven_joints(model: mujoco.MjModel) -> tuple[str, ...]:
+    """The joint that each actuator drives; the actuator's own name where it drives something else."""
+    names = []
+    for index, on_joint in enumerate(drives_joint(model)):
+        joint = model.joint(model.actuator_trnid[index, 0]).name if on_joint else ""
+        names.append(joint or model.actuator(index).name or f"actuator_{index}")
+    return tuple(names)
+
+
 def _check_is_file(path: Path) -> None:
     if os.path.isdir(path):
         raise ModelError(f"{path}: is a folder; name the MJCF file in it")
@@ -310,13 +325,3 @@ def _words(element: Element) -> set[str]:
 def _names_file(element: Element, file: str) -> bool:
     named = (value for key, value in element.attributes.items() if key.startswith("file"))
     return any(Path(file).name == Path(value.replace("\\", "/")).name for value in named)
-
-
-def driven_joints(model: mujoco.MjModel) -> tuple[str, ...]:
-    """The joint that each actuator drives; the actuator's own name where it drives something else."""
-    on_joints = (int(mujoco.mjtTrn.mjTRN_JOINT), int(mujoco.mjtTrn.mjTRN_JOINTINPARENT))
-    names = []
-    for index, kind in enumerate(model.actuator_trntype):
-        joint = model.joint(model.actuator_trnid[index, 0]).name if kind in on_joints else ""
-        names.append(joint or model.actuator(index).name or f"actuator_{index}")
-    return tuple(names)

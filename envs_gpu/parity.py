@@ -47,6 +47,11 @@ DEVIATIONS = {
     ),
     **{("go1_velocity_rough", engine): (1e4, _CELLS) for engine in ("warp", "newton", "mjx")},
     ("humanoid", "newton"): (2.0, _TEXT),
+    ("yam_lift", "mjx"): (
+        1e3,
+        "MJX keeps those corners of a box in a plane that are within 1 mm of the deepest, C every one; of "
+        "160 steps with a cube that was hit, the 8 that are more than 4e-2 rad/s apart are all of that kind",
+    ),
 }
 """Tasks and engines further apart than that, with the excess that is allowed and what it comes from."""
 FLOAT32_EPS = 2.0**-23

@@ -29,7 +29,7 @@ from envs_gpu.terms.pose import Pose
 # Draws of an episode or a step that no task uses, which count theirs from zero.
 _NUMBERS, _POSITION, _VELOCITY = range(0x4001, 0x4004)
 _FEW = 8
-"""Worlds that a compiled redraw takes at a time on a CPU, where mostly so many begin or are due."""
+"""Worlds that a compiled redraw takes at a time on a CPU: mostly fewer begin or are due; more take turns."""
 
 
 @dataclass(frozen=True)
@@ -163,12 +163,15 @@ class Randomizer:
 
     def _turn(self, begins: Tensor, due: Tensor, random: WorldRandom, step: Tensor) -> None:
         """Numbers for worlds that begin `[N]` or for which something is due `[N, T]`, and what follows."""
-        for worlds in self._selections(begins | due.any(-1)):
-            fields, change = self._redraw(worlds, begins, due, random.key, random.counter, step)
-            for name, values in fields.items():
-                self._physics.randomize(name, values, worlds)
-            if self._settings.pushes:
-                self._physics.push(worlds, change)
+        parts = self._selections(begins | due.any(-1))
+        if not parts:
+            return
+        drawn = [self._redraw(worlds, begins, due, random.key, random.counter, step) for worlds in parts]
+        worlds = _join(parts)
+        for name in drawn[0][0]:
+            self._physics.randomize(name, _join([fields[name] for fields, _ in drawn]), worlds)
+        if self._settings.pushes:
+            self._physics.push(worlds, _join([change for _, change in drawn]))
 
     def _selections(self, concerned: Tensor) -> Sequence[Tensor]:
         """The worlds `[n]` where `concerned` `[N]` is true, some at a time.
@@ -220,6 +223,10 @@ class Randomizer:
         offset = numbers.new_zeros(len(numbers), self._physics.model.nv)
         offset[:, dofs] = numbers.expand(-1, len(dofs))
         return offset
+
+
+def _join(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(tuple(parts))
 
 
 def _matching_dofs(knob: str, draw: Draw | None, model: mujoco.MjModel, device: torch.device) -> Tensor:

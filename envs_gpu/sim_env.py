@@ -14,6 +14,7 @@ from torch import Tensor
 
 from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene, below
+from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.models import compile_model, driven_joints, naming
 from envs_gpu.perception import Perception
@@ -50,8 +51,9 @@ class Judgement(NamedTuple):
     metrics: dict[str, Tensor]
     totals: Tensor
     """Sums over the worlds: steps, episodes, their returns and lengths, metrics."""
-    start: tuple[Tensor, Tensor]
-    """`[N, nq]`, `[N, nv]` where the next episode begins; of worlds that are not done, without meaning."""
+    start: tuple[Tensor, Tensor] | None
+    """`[N, nq]`, `[N, nv]` where the next episode begins, without meaning for worlds that are not done; None
+    where it is cheaper to ask when a world is."""
 
 
 class SimEnv(VecEnv):
@@ -115,6 +117,7 @@ class SimEnv(VecEnv):
         noise = randomization.observation_noise
         self._perception = Perception(noise, task.observation_noise_scale, observation_history)
         self._judge, self._begin = self._judge_outcome, self._begin_episodes
+        self._foresees = compiled or device.type != "cpu"
         self.spec = _make_spec(
             name, task, model, num_envs, device
         )  # its observations are seen first at the reset
@@ -126,8 +129,10 @@ class SimEnv(VecEnv):
 
     def _compile(self) -> None:
         """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
+        state, episode = self.physics.state, self._episode()
         action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
-        self.task.outcome(self.physics.state, self._episode(), action)
+        self.task.outcome(state, episode, action)
+        _check_memory(self.spec.name, episode.memory, self.task.remember(state, episode, action))
         self._judge, self._begin = compile_method(self._judge), compile_method(self._begin)
         self._randomizer.compile()
 
@@ -143,7 +148,7 @@ class SimEnv(VecEnv):
     def restart(self, mask: Tensor) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
         last = {group: value for group, value in self.obs.items() if group != PIXELS}
-        self.obs = self._restart(mask, last)
+        self.obs = self._restart(mask.contiguous(), last)
         return self.obs
 
     def place(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -156,6 +161,7 @@ class SimEnv(VecEnv):
 
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
+        action = action.float().contiguous()  # compiled code takes that for granted
         given, action = action, action.clamp(self.task.action_low, self.task.action_high)
         ctrl = self.task.control(self._randomizer.before_step(action))
         self._guards.remember(ctrl)
@@ -177,7 +183,8 @@ class SimEnv(VecEnv):
         if self._differ:
             self._randomizer.after_step(done, self._random, self._episode_step)
         if restarts:
-            self.obs = self._start(done, judged.start, judged.observation)
+            states = judged.start or self._start_states(self._clock(), self._memory)
+            self.obs = self._start(done, states, judged.observation)
         broken = judged.broken_by != 0
         return StepResult(
             self.obs, judged.reward, judged.terminated, judged.truncated, final_obs, judged.metrics, broken
@@ -290,7 +297,7 @@ class SimEnv(VecEnv):
             broken_by,
             metrics,
             totals,
-            self._start_states(anew, memory),
+            self._start_states(anew, memory) if self._foresees else None,
         )
 
     def _restart(self, mask: Tensor, last: dict[str, Tensor]) -> TensorDict:
@@ -367,8 +374,33 @@ def _make_spec(
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
-    """`new` `[N, ...]` where `mask` `[N]` is true, else `old`, if there is any."""
-    return new if old is None else torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+    """`new` `[N, ...]` where `mask` `[N]` is true, else `old`, if there is any; memory of its own."""
+    if old is None:
+        return new.clone(memory_format=torch.contiguous_format)
+    return torch.where(mask.view(-1, *[1] * (new.dim() - 1)), new, old)
+
+
+def _check_memory(task: str, begun: dict[str, Tensor], remembered: dict[str, Tensor]) -> None:
+    """Check that a step's memory is laid out like a reset's, which compiled code takes for granted.
+
+    Raises:
+        EnvError: it is not.
+    """
+    kinds = [
+        {name: (list(value.shape), value.dtype) for name, value in memory.items()}
+        for memory in (begun, remembered)
+    ]
+    for name in sorted(kinds[0].keys() | kinds[1].keys()):
+        first, later = (kind.get(name) for kind in kinds)
+        if first != later:
+            raise EnvError(
+                f"task {task}: memory {name!r} is {_say(first)} after begin and {_say(later)} after "
+                "remember; give both the same shape and dtype"
+            )
+
+
+def _say(kind: tuple[list[int], torch.dtype] | None) -> str:
+    return "missing" if kind is None else f"{kind[0]} {kind[1]}"
 
 
 def _below(state: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:

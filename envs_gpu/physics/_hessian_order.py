@@ -2,7 +2,7 @@
 
 MuJoCo Warp 3.17 adds the blocks of a sparse Hessian in strides: one stride a group of threads, and the fewer
 worlds there are, the more groups share a world. A CPU runs the groups one after the other, so for it they
-change nothing but the order of the sum: below six worlds, that order was another for every number of them.
+change nothing but the order of the sum, which was another for one, two, three and for more worlds.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class PhysicsState(NamedTuple):
     ctrl: Tensor
     """The controls of the last step `[N, nu]`."""
     sensordata: Tensor
-    """Sensor values `[N, ns]`, evaluated at `qpos`, `qvel` and `ctrl` as they are here."""
+    """Sensor values `[N, ns]`, evaluated at `qpos`, `qvel` and `ctrl` as they are here; not after a push."""
     time: Tensor
     """Simulated seconds since the world's last reset `[N]`."""
 

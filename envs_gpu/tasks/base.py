@@ -53,8 +53,8 @@ class Task(ABC):
     A reset calls `initial_state`, then `begin`; a step calls `outcome`, then `remember`; both then `observe`.
 
     The functions see the state in the simulator's dtype and must not write to it; the env casts what they
-    return to float32. They are compiled, so they must not sync with the host or branch on values, and what
-    attributes hold after `bind` is built in: what changes later belongs into the memory.
+    return to float32. They are compiled, so they must not sync with the host or branch on values, and
+    attributes must not change after `bind`: numbers are built in. What changes belongs into the memory.
     """
 
     substeps: int

@@ -20,7 +20,7 @@ from envs_gpu.tasks import task
 from envs_gpu.tasks._legged import Legged
 from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
-from envs_gpu.terms.pose import product, quaternion
+from envs_gpu.terms.pose import quaternion, quaternion_product
 
 _CHOICE, _YAW, _ORIENTATION, _JOINTS, _VELOCITY = range(5)
 """Draws of the initial state."""
@@ -96,7 +96,7 @@ class Go1Getup(Legged):
         lying = self._lying[(choice[:, 1] * len(self._lying)).long()]
         yaw = random.uniform(_YAW, 1, -torch.pi, torch.pi)
         turn = quaternion(torch.cat((torch.zeros_like(yaw), torch.zeros_like(yaw), yaw), -1))
-        turned = torch.cat((lying[:, :3], product(turn, lying[:, 3:7]), lying[:, 7:]), -1)
+        turned = torch.cat((lying[:, :3], quaternion_product(turn, lying[:, 3:7]), lying[:, 7:]), -1)
         qpos = torch.where(lies, turned, self._dropped(episode))
         speed = random.uniform(_VELOCITY, 6 + self._num_joints, -0.5, 0.5)
         return qpos, torch.where(lies, 0.0, speed)

@@ -39,7 +39,7 @@ class Pose:
         qpos, dof = self._number
         change = change.index_copy(1, dof, to[:, qpos] - origin[:, qpos])
         where = self._quaternions()  # [R, 4]
-        turn = product(_conjugate(origin[:, where]), to[:, where])  # [N, R, 4]
+        turn = quaternion_product(_conjugate(origin[:, where]), to[:, where])  # [N, R, 4]
         return change.index_copy(1, self._rotations().flatten(), rotation_vector(turn).flatten(1))
 
     def displace(self, origin: Tensor, change: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Pose:
         qpos, dof = self._number
         moved = origin.index_copy(1, qpos, origin[:, qpos] + change[:, dof])
         where = self._quaternions()
-        turned = product(origin[:, where], quaternion(change[:, self._rotations()]))
+        turned = quaternion_product(origin[:, where], quaternion(change[:, self._rotations()]))
         return moved.index_copy(1, where.flatten(), torch.nn.functional.normalize(turned, dim=-1).flatten(1))
 
     def _quaternions(self) -> Tensor:
@@ -90,12 +90,12 @@ def up_axis(orientation: Tensor) -> Tensor:
     return rotation_matrix(orientation)[..., 2, :]
 
 
-def _conjugate(turn: Tensor) -> Tensor:
-    return torch.cat((turn[..., :1], -turn[..., 1:]), -1)
-
-
-def product(first: Tensor, second: Tensor) -> Tensor:
+def quaternion_product(first: Tensor, second: Tensor) -> Tensor:
     """Quaternion product `[..., 4]`: `second`, then `first`."""
     a, u, b, v = first[..., :1], first[..., 1:], second[..., :1], second[..., 1:]
     real = a * b - (u * v).sum(-1, keepdim=True)
     return torch.cat((real, a * v + b * u + torch.linalg.cross(u, v)), -1)
+
+
+def _conjugate(turn: Tensor) -> Tensor:
+    return torch.cat((turn[..., :1], -turn[..., 1:]), -1)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
+from envs_gpu.errors import EnvError
 from envs_gpu.make import make_env
 from envs_gpu.tasks import TASKS
 from envs_gpu.torchrl_env import TorchRLEnv
@@ -169,12 +170,59 @@ COMPILED_IN_EVERY_RUN = {"ant", "cartpole_balance", "go1_velocity", "go1_velocit
     ],
 )
 def test_compiled_equals_eager(task):
-    torch._dynamo.reset()  # every task specializes the same few functions, and dynamo allows eight versions
     eager, compiled = (make_env(task, num_envs=4, device=CPU, compiled=flag) for flag in (False, True))
     moves = actions(eager, 20)
     ours, theirs = play(eager, moves), play(compiled, moves)
     for name, value in ours.items():
         torch.testing.assert_close(value, theirs[name], rtol=1e-5, atol=1e-5)
+
+
+def test_compiled_code_takes_any_action():
+    """It does not ask for the dtype and the layout again."""
+    eager, compiled = (
+        make_env("cartpole_balance", num_envs=4, device=CPU, compiled=flag) for flag in (False, True)
+    )
+    for action in (
+        torch.full((4, 1), 0.3),
+        torch.full((4, 1), 0.3).double(),
+        torch.tensor([[0.3]]).expand(4, 1),
+    ):
+        ours, theirs = eager.step(action), compiled.step(action)
+        torch.testing.assert_close(ours.reward, theirs.reward)
+
+
+class Forgetful(TASKS.get("cartpole_balance")):
+    """Its memory is one tensor under two names at first, and for one of them of another dtype later."""
+
+    later = torch.float32
+
+    def begin(self, state, episode):
+        zero = torch.zeros(len(state.qpos))
+        return {"first": zero, "second": zero}
+
+    def remember(self, state, episode, action):
+        memory = episode.memory
+        return {"first": memory["first"] + 1, "second": (memory["second"] + 100).to(self.later)}
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    monkeypatch.setitem(TASKS._entries, "forgetful", Forgetful)
+    return Forgetful
+
+
+def test_memory_is_one_tensor_a_name(forgetful):
+    env = make_env("forgetful", num_envs=2, device=CPU, compiled=True)
+    for _ in range(3):
+        env.step(torch.zeros(2, 1))
+    assert env._memory["first"].tolist() == [3, 3]
+    assert env._memory["second"].tolist() == [300, 300]
+
+
+def test_memory_of_another_dtype_is_named(forgetful, monkeypatch):
+    monkeypatch.setattr(forgetful, "later", torch.float64)
+    with pytest.raises(EnvError, match=r"memory 'second' is .* after begin and .*float64 after remember"):
+        make_env("forgetful", num_envs=2, device=CPU, compiled=True)
 
 
 @every_task

@@ -88,11 +88,11 @@ def test_the_pole_is_where_the_camera_must_see_it(renderer, angle):
     painter.close()
     orange = picture[..., 0] - picture[..., 2] > 30
     rows, columns = np.nonzero(orange)
-    # Pinhole: the pole camera is level, 5 m away at z = 1.4 m, and sees 16 degrees from top to bottom.
-    pixels_per_m = height / 2 / (5.0 * np.tan(np.deg2rad(8)))
-    tip = np.array([cart_m + np.sin(angle), 1.0 + np.cos(angle)])
+    # Pinhole: level, 5 m from the cart, with which it rides at z = 1.42 m; 14.5 degrees from top to bottom.
+    pixels_per_m = height / 2 / (5.0 * np.tan(np.deg2rad(7.25)))
+    tip = np.array([np.sin(angle), 1.0 + np.cos(angle)])
     tip_column = width / 2 + pixels_per_m * tip[0]
-    tip_row = height / 2 - pixels_per_m * (tip[1] + 0.045 - 1.4)  # the capsule's round end is on top
+    tip_row = height / 2 - pixels_per_m * (tip[1] + 0.045 - 1.42)  # the capsule's round end is on top
     assert rows.min() == pytest.approx(tip_row, abs=1.5)
     assert columns[rows <= rows.min() + 1].mean() == pytest.approx(tip_column, abs=1.5)
 

@@ -348,6 +348,31 @@ def test_continues_bit_for_bit(backend):
     assert torch.equal(roll(env, moves[15:], end_at=(5,)), roll(other, moves[15:], end_at=(5,)))
 
 
+def test_many_worlds_in_parts_are_the_same_worlds():
+    """On a CPU a compiled redraw takes eight worlds at a time, and fills up with the last one."""
+    whole, parts = (make(19, seed=4, **ENV_KNOBS) for _ in range(2))
+    parts._randomizer._is_compiled = True
+    moves = moves_of(whole, 12)
+    assert torch.equal(roll(whole, moves, end_at=(3, 9)), roll(parts, moves, end_at=(3, 9)))
+    assert torch.equal(whole.reset(8)["policy"], parts.reset(8)["policy"])
+    everywhere = zip(whole.physics.world_fields().items(), parts.physics.world_fields().items(), strict=True)
+    for (name, ours), (_, theirs) in everywhere:
+        assert torch.equal(ours, theirs), name
+
+
+@pytest.mark.slow
+def test_compiled_worlds_are_their_own():
+    """The first of nineteen does what it does alone, after a reset, and continued by another env."""
+    alone, crowd, other = (make(n, seed=3, compiled=True, **ENV_KNOBS) for n in (1, 19, 19))
+    moves = moves_of(crowd, 30)
+    for _ in range(2):
+        played = roll(crowd, moves[:20], end_at=(5, 17))
+        assert torch.equal(played[:, :1], roll(alone, moves[:20, :1]))
+        other.load_state_dict({name: value.clone() for name, value in crowd.state_dict().items()})
+        assert torch.equal(roll(crowd, moves[20:], end_at=(2,)), roll(other, moves[20:], end_at=(2,)))
+        crowd.reset(3), alone.reset(3)
+
+
 def test_nothing_asked_for_changes_nothing():
     plain, with_ones = (
         make(history=1, **knobs)

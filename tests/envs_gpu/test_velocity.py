@@ -137,7 +137,8 @@ def test_reward_is_the_hand_calculation(task):
     env, _ = played(task, num_steps=20)
     memory = {name: value.double().numpy() for name, value in env._memory.items()}
     action = torch.full((env.num_envs, env.spec.action_dim), 0.1)
-    env._restart = lambda done: None  # so that the state which was judged stays
+    # So that the state which was judged stays.
+    env._rewind, env._start = lambda done: None, lambda done, states, last: env.obs
     result = env.step(action)
     state, model, weight = env.physics.state, env.physics.model, env.task.weights
     for world in range(env.num_envs):

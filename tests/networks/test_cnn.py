@@ -195,9 +195,9 @@ def test_a_run_continues_bit_for_bit_and_is_judged_like_its_export(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_compiled_update_equals_the_eager_one(cfg):
-    """To what another order of sums leaves."""
-    weights = []
+def test_compiled_gradients_equal_the_eager_ones(cfg):
+    """To what another order of sums leaves; Adam would make a whole step of a gradient near zero."""
+    gradients = []
     for compiled in (False, True):
         torch.manual_seed(0)
         options = PixelOptions(**cfg.env.pixels.model_dump())
@@ -207,10 +207,12 @@ def test_a_compiled_update_equals_the_eager_one(cfg):
         rollout = Rollout(cfg.algorithm.horizon, env.spec, network.groups)
         collect(env, network, make_act(network, compiled), rollout)
         learner.advantage(rollout.data)
-        learner.update(rollout.data)
+        learner._evaluate(rollout.data.flatten())[0].backward()
         env.close()
-        weights.append(torch.cat([value.detach().flatten() for value in network.parameters()]))
-    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
+        gradients.append([value.grad for value in network.parameters()])
+    for eager, compiled in zip(*gradients, strict=True):
+        assert eager.abs().max() > 0
+        assert (eager - compiled).abs().max() <= 1e-3 * eager.abs().max()
 
 
 @pytest.mark.slow
