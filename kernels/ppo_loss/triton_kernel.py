@@ -27,14 +27,16 @@ _HALF_LOG_2PI = tl.constexpr(HALF_LOG_2PI)
 
 
 @triton.jit
-def load_gaussian(policy_ptr, log_std_ptr, action_ptr, tile, column, there, width, SHARED: tl.constexpr):
+def load_gaussian(
+    policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, SHARED: tl.constexpr
+):
     """Logarithm and reciprocal of the standard deviation, and the deviation in units of it."""
-    mean = tl.load(policy_ptr + tile, mask=there, other=0.0).to(tl.float32)
-    action = tl.load(action_ptr + tile, mask=there, other=0.0).to(tl.float32)
+    mean = tl.load(policy_ptr + start + tile, mask=there, other=0.0).to(tl.float32)
+    action = tl.load(action_ptr + start + tile, mask=there, other=0.0).to(tl.float32)
     if SHARED:
         log_std = tl.load(log_std_ptr + column, mask=column < width, other=0.0)[None, :].to(tl.float32)
     else:
-        log_std = tl.load(log_std_ptr + tile, mask=there, other=0.0).to(tl.float32)
+        log_std = tl.load(log_std_ptr + start + tile, mask=there, other=0.0).to(tl.float32)
     precision = tl.exp(-log_std)
     return log_std, precision, (action - mean) * precision
 
@@ -94,23 +96,25 @@ def forward_kernel(
     column = tl.arange(0, COLUMNS)
     count, objective, critic, entropy, divergence, outside, ratios = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for block in range(program, tl.cdiv(num_rows, ROWS), num_programs):
-        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        first = tl.cast(block, tl.int64) * ROWS
+        row = first + tl.arange(0, ROWS)
         inside = row < num_rows
         kept = inside
         if mask_ptr is not None:
             kept = kept & tl.load(mask_ptr + row, mask=inside, other=0).to(tl.int1)
         # A sample that does not count is not even loaded: its entries read as 0.
         there = kept[:, None] & (column < width)[None, :]
-        tile = row[:, None] * width + column[None, :]
+        # Counted from the first sample of the block, which 32 bits do for: wider ones take registers.
+        tile = tl.arange(0, ROWS)[:, None] * width + column[None, :]
         if log_std_ptr is not None:
             log_std, _, z = load_gaussian(
-                policy_ptr, log_std_ptr, action_ptr, tile, column, there, width, SHARED
+                policy_ptr, log_std_ptr, action_ptr, first * width, tile, column, there, width, SHARED
             )
             terms = 0.5 * z * z + log_std + _HALF_LOG_2PI
             new_log_prob = -tl.sum(tl.where(there, terms, 0.0), 1)
             sample_entropy = tl.sum(tl.where(there, log_std + (_HALF_LOG_2PI + 0.5), 0.0), 1)
         else:
-            logits = tl.load(policy_ptr + tile, mask=there, other=0.0).to(tl.float32)
+            logits = tl.load(policy_ptr + first * width + tile, mask=there, other=0.0).to(tl.float32)
             logits = tl.where((column < width)[None, :], logits, float("-inf"))
             action = tl.load(action_ptr + row, mask=kept, other=0)
             below = logits - tl.max(logits, 1)[:, None]
@@ -232,12 +236,13 @@ def backward_kernel(
 
     total = tl.zeros([COLUMNS], tl.float32)
     for block in range(program, tl.cdiv(num_rows, ROWS), num_programs):
-        row = tl.cast(block, tl.int64) * ROWS + tl.arange(0, ROWS)
+        first = tl.cast(block, tl.int64) * ROWS
+        row = first + tl.arange(0, ROWS)
         inside = row < num_rows
         kept = inside
         if mask_ptr is not None:
             kept = kept & tl.load(mask_ptr + row, mask=inside, other=0).to(tl.int1)
-        tile = row[:, None] * width + column[None, :]
+        tile = tl.arange(0, ROWS)[:, None] * width + column[None, :]
         writes = inside[:, None] & (column < width)[None, :]
         weight = tl.load(saved_ptr + row, mask=inside, other=0.0)
         slope = tl.load(saved_ptr + num_rows + row, mask=inside, other=0.0)
@@ -247,24 +252,37 @@ def backward_kernel(
             # Neither hidden by the mask nor clipped.
             there = writes & (weight != 0.0)[:, None]
             _, precision, z = load_gaussian(
-                policy_ptr, log_std_ptr, action_ptr, tile, column, there, width, SHARED
+                policy_ptr, log_std_ptr, action_ptr, first * width, tile, column, there, width, SHARED
             )
-            tl.store(of_policy_ptr + tile, tl.where(there, w * z * precision, 0.0), mask=writes)
+            tl.store(
+                of_policy_ptr + first * width + tile, tl.where(there, w * z * precision, 0.0), mask=writes
+            )
             pull = tl.where(there, w * (z * z - 1.0), 0.0)
             if SHARED:
                 total += tl.sum(pull, 0)
             else:
-                tl.store(of_log_std_ptr + tile, pull - tl.where(kept, by_entropy, 0.0)[:, None], mask=writes)
+                tl.store(
+                    of_log_std_ptr + first * width + tile,
+                    pull - tl.where(kept, by_entropy, 0.0)[:, None],
+                    mask=writes,
+                )
         else:
             there = writes & kept[:, None]
             norm = tl.load(saved_ptr + 2 * num_rows + row, mask=kept, other=0.0)
             sample_entropy = tl.load(saved_ptr + 3 * num_rows + row, mask=kept, other=0.0)
-            log_p = tl.load(policy_ptr + tile, mask=there, other=0.0).to(tl.float32) - norm[:, None]
+            log_p = (
+                tl.load(policy_ptr + first * width + tile, mask=there, other=0.0).to(tl.float32)
+                - norm[:, None]
+            )
             p = tl.exp(log_p)
             rise = tl.where(p == 0.0, 0.0, by_entropy * p * (log_p + sample_entropy[:, None]))
             action = tl.load(action_ptr + row, mask=kept, other=0)
             taken = tl.where(column[None, :] == action[:, None], 1.0, 0.0)
-            tl.store(of_policy_ptr + tile, tl.where(there, rise + w * (taken - p), 0.0), mask=writes)
+            tl.store(
+                of_policy_ptr + first * width + tile,
+                tl.where(there, rise + w * (taken - p), 0.0),
+                mask=writes,
+            )
 
     if SHARED:
         tl.store(partial_ptr + program * width + column, total, mask=column < width)
