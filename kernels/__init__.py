@@ -10,7 +10,6 @@ from kernels import (
     group_advantage,
     lambda_return,
     normalize,
-    ppo_loss,
     td_lambda,
     vtrace,
 )
@@ -26,7 +25,6 @@ __all__ = [
     "lambda_return",
     "names",
     "normalize",
-    "ppo_loss",
     "td_lambda",
     "vtrace",
 ]
