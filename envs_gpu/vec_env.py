@@ -131,7 +131,11 @@ class VecEnv(ABC):
         return None
 
     def positions(self) -> Tensor:
-        """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory."""
+        """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory.
+
+        Raises:
+            NotImplementedError: the env has no `drawn_model`, so nobody asks where its worlds are.
+        """
         raise NotImplementedError(f"{self.spec.name} has no positions")
 
     def close(self) -> None:

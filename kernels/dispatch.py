@@ -14,8 +14,6 @@ logger = logging.getLogger(__name__)
 
 IMPLEMENTATIONS = ("reference", "triton", "cpu")
 
-COMPILED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
 _MODULES = {"reference": "reference", "triton": "triton_kernel", "cpu": "cpu"}
 _PACKAGES = {"triton": "triton", "warp": "warp-lang"}
 
@@ -54,8 +52,8 @@ def load(kernel: str, implementation: str, device: str, dtype: torch.dtype) -> M
 
 def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
     """The implementation for these tensors, and why."""
-    if dtype not in COMPILED_DTYPES:
-        return "reference", f"the compiled ones take float32 or less, not {dtype}"
+    if dtype != torch.float32:
+        return "reference", f"the compiled ones take float32, not {dtype}"
     if device == "cuda":
         return "triton", "the tensors are on a CUDA device"
     if device == "cpu":
@@ -72,8 +70,8 @@ def _check(kernel: str, implementation: str, device: str, dtype: torch.dtype) ->
         return
     interpreted = implementation == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     needed = "cuda" if implementation == "triton" and not interpreted else "cpu"
-    if device != needed or dtype not in COMPILED_DTYPES:
+    if device != needed or dtype != torch.float32:
         raise ValueError(
-            f"kernel {kernel!r}: implementation {implementation!r} takes float32 or half tensors on "
-            f"{needed}, got {dtype} on {device}; implementation='auto' picks one that fits"
+            f"kernel {kernel!r}: implementation {implementation!r} takes float32 tensors on {needed}, "
+            f"got {dtype} on {device}; implementation='auto' picks one that fits"
         )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import warp as wp
 
-_FORMATS = {"long long": "q", "double": "d"}
+_FORMATS = {"long long": "q", "int": "i", "double": "d", "float": "f"}
 
 
 class CpuKernel:
@@ -21,7 +21,7 @@ class CpuKernel:
     and a launch that was recorded once reads them there.
 
     Args:
-        arguments: name -> C++ type: a pointer, `long long` or `double`, in the order in which a call takes
+        arguments: name -> C++ type: a pointer or one of `_FORMATS`, in the order in which a call takes
             them. The body finds them under their names.
         body: what runs.
     """

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels._checks import check_fractions, check_rollout, computed_in
 from kernels.registry import kernel
 
 
@@ -87,7 +88,11 @@ def gae(
         ValueError: shapes, dtypes, devices or discounts do not fit, or the implementation cannot take them.
         ImportError: the package behind the implementation is not installed.
     """
-    _check(reward, value, next_value, terminated, done, mask, gamma, lam, layout)
+    if layout not in ("TN", "NT"):
+        raise ValueError(f"gae: layout must be 'TN' or 'NT', got {layout!r}")
+    flags = {"terminated": terminated, "done": done} | ({} if mask is None else {"mask": mask})
+    check_rollout("gae", reward=reward, value=value, next_value=next_value, **flags)
+    check_fractions("gae", gamma=gamma, lam=lam)
     arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
     # The operator is for graphs; called by itself it takes longer than a small rollout.
     if torch.compiler.is_compiling():
@@ -109,8 +114,8 @@ def _gae(
     eps: float,
     implementation: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    module = dispatch.load("gae", implementation, reward.device.type, reward.dtype)
-    dtype = torch.float64 if reward.dtype == torch.float64 else torch.float32
+    dtype = computed_in(reward.dtype)
+    module = dispatch.load("gae", implementation, reward.device.type, dtype)
     if reward.numel() == 0:
         empty = torch.empty_like(reward, dtype=dtype)
         return empty, torch.empty_like(empty), _no_moments(eps, empty)
@@ -141,47 +146,18 @@ def _gae_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
     advantage, value_target, moments = _gae(*arguments, implementation)
-    # The results of an operator must not share memory.
+    # An operator's results must not share memory, as those of the CPU do, and lie as `register_fake` says.
     shared = advantage.untyped_storage().data_ptr() == value_target.untyped_storage().data_ptr()
-    return (
-        (advantage, value_target.clone(), moments.clone()) if shared else (advantage, value_target, moments)
-    )
+    if shared:
+        value_target, moments = value_target.clone(), moments.clone()
+    return advantage.contiguous(), value_target.contiguous(), moments
 
 
 @_gae_op.register_fake
 def _(reward: Tensor, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    dtype = torch.float64 if reward.dtype == torch.float64 else torch.float32
-    advantage = torch.empty_like(reward, dtype=dtype)
+    advantage = reward.new_empty(reward.shape, dtype=computed_in(reward.dtype))
     return advantage, torch.empty_like(advantage), advantage.new_empty(3)
 
 
 def _no_moments(eps: float, like: Tensor) -> Tensor:
     return torch.tensor([0.0, 1.0 / eps if eps else math.inf, 0.0], dtype=like.dtype, device=like.device)
-
-
-def _check(
-    reward: Tensor,
-    value: Tensor,
-    next_value: Tensor,
-    terminated: Tensor,
-    done: Tensor,
-    mask: Tensor | None,
-    gamma: float,
-    lam: float,
-    layout: str,
-) -> None:
-    if layout not in ("TN", "NT"):
-        raise ValueError(f"gae: layout must be 'TN' or 'NT', got {layout!r}")
-    for name, discount in (("gamma", gamma), ("lam", lam)):
-        if not 0.0 <= discount <= 1.0:
-            raise ValueError(f"gae: {name} must be from 0 to 1, got {discount}")
-    if reward.ndim != 2 or not reward.is_floating_point():
-        raise ValueError(f"gae: reward must be [T, N] of floats, got {list(reward.shape)} {reward.dtype}")
-    like = {"value": value, "next_value": next_value, "terminated": terminated, "done": done}
-    for name, tensor in (like if mask is None else like | {"mask": mask}).items():
-        dtype = torch.bool if name in ("terminated", "done", "mask") else reward.dtype
-        if (tensor.shape, tensor.dtype, tensor.device) != (reward.shape, dtype, reward.device):
-            raise ValueError(
-                f"gae: {name} must be {list(reward.shape)} {dtype} on {reward.device} like reward, "
-                f"got {list(tensor.shape)} {tensor.dtype} on {tensor.device}"
-            )

@@ -66,7 +66,6 @@ def _finish(count, mean, squares, partial_ptr, ticket_ptr, moments_ptr, eps, PAR
         tl.store(moments_ptr, center)
         tl.store(moments_ptr + 1, 1.0 / (tl.sqrt(variance) + eps))
         tl.store(moments_ptr + 2, total)
-        tl.store(ticket_ptr, 0)  # for the next launch
 
 
 @triton.jit
@@ -208,10 +207,6 @@ def apply_kernel(advantage_ptr, mask_ptr, moments_ptr, size, BLOCK: tl.constexpr
     tl.store(advantage_ptr + i, normalized, mask=inside)
 
 
-_tickets: dict[tuple[torch.device, int], Tensor] = {}
-"""How many programs have ended, zero between launches; one a stream, whose launches follow each other."""
-
-
 def gae(
     reward: Tensor,
     value: Tensor,
@@ -230,16 +225,18 @@ def gae(
     scans = not reward.is_contiguous() or (num_worlds < FEW_WORLDS and num_steps > 2 * CHUNK)
     num_programs = triton.cdiv(num_worlds, FEW if scans else BLOCK)
     partial, moments = advantage.new_empty(3, num_programs), advantage.new_empty(3)
+    # Zeroed every time: kept between launches, it would belong to a stream, a graph or a failed launch.
+    ticket = torch.zeros(1, dtype=torch.int32, device=reward.device)
     tensors = (reward, value, next_value, terminated, done, mask, advantage, value_target, partial)
     shape = (num_steps, num_worlds)
     discounts = (gamma, gamma * lam, eps)
     partials = min(triton.next_power_of_2(num_programs), 1024)
     with torch.cuda.device_of(reward):
-        results = (_ticket(reward.device), moments)
         if scans:
             gae_scan_kernel[(num_programs,)](
                 *tensors,
-                *results,
+                ticket,
+                moments,
                 *shape,
                 *reward.stride(),
                 *discounts,
@@ -251,7 +248,8 @@ def gae(
         else:
             gae_kernel[(num_programs,)](
                 *tensors,
-                *results,
+                ticket,
+                moments,
                 *shape,
                 *discounts,
                 BLOCK=BLOCK,
@@ -265,10 +263,3 @@ def gae(
                 advantage, mask, moments, size, BLOCK=APPLY_BLOCK, num_warps=APPLY_WARPS
             )
     return advantage, value_target, moments
-
-
-def _ticket(device: torch.device) -> Tensor:
-    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    if (device, stream) not in _tickets:
-        _tickets[device, stream] = torch.zeros(1, dtype=torch.int32, device=device)
-    return _tickets[device, stream]

@@ -1,4 +1,4 @@
-"""Advantages relative to a group on the CPU: a Warp kernel in float64, vectorized over the worlds.
+"""Advantages relative to a group on the CPU: in float64, vectorized over the worlds.
 
 Nanoseconds an element at [T, N], medians on two busy cores of an x86 server with AVX-512, one thread:
 
@@ -8,22 +8,29 @@ Nanoseconds an element at [T, N], medians on two busy cores of an x86 server wit
     the first, reference       8.7       6.7       9.0      15     38
 """
 
-from __future__ import annotations
-
 import torch
-import warp as wp
 from torch import Tensor
 
-from kernels.warp_cpu import CpuLaunch
+from kernels.native import CpuKernel
 
+ARGUMENTS = {
+    "reward": "const float *",
+    "mask": "const bool *",  # null: every entry counts
+    "ids": "const long long *",  # sorted; null: groups of `size` neighbours
+    "order": "const long long *",  # the world behind each id; null: as they lie
+    "scratch": "double *",  # [3, N]
+    "out": "float *",
+    "num_steps": "int",
+    "num_worlds": "int",
+    "size": "int",
+    "eps": "float",
+}
 
-@wp.func_native("""
-    const float *r = (const float *)reward;
-    const bool *m = (const bool *)mask;
-    const long long *id = (const long long *)ids, *world = (const long long *)order;
-    float *y = (float *)out;
+_run = CpuKernel(
+    ARGUMENTS,
+    """
     // Of a world alone at first, of its group in the end. The sum of equal rewards is exact in float64.
-    double *count = (double *)scratch, *sum = count + num_worlds, *squares = sum + num_worlds;
+    double *count = scratch, *sum = count + num_worlds, *squares = sum + num_worlds;
 
     const auto each_world = [=](auto use) {
         #pragma clang loop vectorize(assume_safety)
@@ -39,13 +46,13 @@ from kernels.warp_cpu import CpuLaunch
     const auto sum_over_groups = [=](double *x) {
         int end = 0;
         for (int begin = 0; begin < num_worlds; begin = end) {
-            for (end = begin + (id ? 1 : size); id && end < num_worlds && id[end] == id[begin];)
+            for (end = begin + (ids ? 1 : size); ids && end < num_worlds && ids[end] == ids[begin];)
                 ++end;
             double total = 0.0;
             for (int k = begin; k < end; ++k)
-                total += x[world ? world[k] : k];
+                total += x[order ? order[k] : k];
             for (int k = begin; k < end; ++k)
-                x[world ? world[k] : k] = total;
+                x[order ? order[k] : k] = total;
         }
     };
     // Instantiated once with a mask and once without: a test in the loop would keep it from vectorizing.
@@ -53,14 +60,14 @@ from kernels.warp_cpu import CpuLaunch
         each_world([=](int n) { count[n] = sum[n] = squares[n] = 0.0; });
         each_entry([=](long long i, int n) {
             count[n] += kept(i) ? 1.0 : 0.0;
-            sum[n] += kept(i) ? (double)r[i] : 0.0;
+            sum[n] += kept(i) ? (double)reward[i] : 0.0;
         });
         sum_over_groups(count);
         sum_over_groups(sum);
         double *mean = sum;
         each_world([=](int n) { mean[n] = sum[n] / (count[n] > 1.0 ? count[n] : 1.0); });
         each_entry([=](long long i, int n) {
-            const double deviation = r[i] - mean[n];
+            const double deviation = reward[i] - mean[n];
             squares[n] += kept(i) ? deviation * deviation : 0.0;
         });
         sum_over_groups(squares);
@@ -70,46 +77,16 @@ from kernels.warp_cpu import CpuLaunch
             scale[n] = 1.0 / (sqrt(variance) + eps);
         });
         each_entry([=](long long i, int n) {
-            const float normalized = (float)((r[i] - mean[n]) * scale[n]);
-            y[i] = kept(i) ? normalized : 0.0f;
+            const float normalized = (float)((reward[i] - mean[n]) * scale[n]);
+            out[i] = kept(i) ? normalized : 0.0f;
         });
     };
-    if (m)
-        normalize([=](long long i) { return m[i]; });
+    if (mask)
+        normalize([=](long long i) { return mask[i]; });
     else
         normalize([](long long) { return true; });
-""")
-def _normalize(
-    reward: wp.uint64,
-    mask: wp.uint64,
-    ids: wp.uint64,
-    order: wp.uint64,
-    scratch: wp.uint64,
-    out: wp.uint64,
-    num_steps: int,
-    num_worlds: int,
-    size: int,
-    eps: float,
-) -> None: ...
-
-
-@wp.kernel(enable_backward=False, module="unique")
-def _group_kernel(
-    reward: wp.uint64,
-    mask: wp.uint64,
-    ids: wp.uint64,
-    order: wp.uint64,
-    scratch: wp.uint64,
-    out: wp.uint64,
-    num_steps: int,
-    num_worlds: int,
-    size: int,
-    eps: float,
-) -> None:
-    _normalize(reward, mask, ids, order, scratch, out, num_steps, num_worlds, size, eps)
-
-
-_launch = CpuLaunch(_group_kernel)
+    """,
+)
 
 
 def group_advantage(
@@ -120,5 +97,5 @@ def group_advantage(
     scratch = torch.empty(3, reward.shape[1], dtype=torch.float64)
     tensors = (reward.float(), mask, None if ids is None else ids.long(), order, scratch, out)
     pointers = [0 if x is None else x.data_ptr() for x in tensors]
-    _launch(1, *pointers, *reward.shape, size, eps)
+    _run(*pointers, *reward.shape, size, eps)
     return out.to(reward.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
+from kernels._checks import computed_in
 from kernels.registry import kernel
 
 
@@ -58,9 +59,9 @@ def normalize_advantage(
             f"normalize_advantage: mask must be {list(advantage.shape)} bool on {advantage.device} like "
             f"advantage, got {list(mask.shape)} {mask.dtype} on {mask.device}"
         )
-    module = dispatch.load("normalize", implementation, advantage.device.type, advantage.dtype)
+    dtype = computed_in(advantage.dtype)
+    module = dispatch.load("normalize", implementation, advantage.device.type, dtype)
     if advantage.numel() == 0:
         return torch.empty_like(advantage)
-    wide = advantage if advantage.dtype == torch.float64 else advantage.float()
     kept = None if mask is None else mask.contiguous()
-    return module.normalize_advantage(wide.contiguous(), eps, kept).to(advantage.dtype)
+    return module.normalize_advantage(advantage.to(dtype).contiguous(), eps, kept).to(advantage.dtype)

@@ -1,4 +1,4 @@
-"""Normalization on the CPU: a Warp kernel of two passes in float64 and one that writes.
+"""Normalization on the CPU: two passes in float64, and one that writes.
 
 Nanoseconds an element at [T, N], medians on two busy cores of an x86 server with AVX-512:
 
@@ -10,60 +10,54 @@ Nanoseconds an element at [T, N], medians on two busy cores of an x86 server wit
 """
 
 import torch
-import warp as wp
 from torch import Tensor
 
-from kernels.warp_cpu import CpuLaunch
+from kernels.native import CpuKernel
 
+ARGUMENTS = {
+    "advantage": "const float *",
+    "mask": "const bool *",  # null: every entry counts
+    "out": "float *",
+    "size": "long long",
+    "eps": "double",
+}
 
-@wp.func_native("""
-    const float *x = (const float *)advantage;
-    const bool *m = (const bool *)mask;
-    float *y = (float *)out;
-
+_run = CpuKernel(
+    ARGUMENTS,
+    """
     // Instantiated once with a mask and once without: a test in the loop would keep it from vectorizing.
     const auto normalize = [=](auto kept) {
         double count = 0.0, sum = 0.0, squares = 0.0;
         #pragma clang loop vectorize(assume_safety)
         for (long long i = 0; i < size; ++i) {
-            const float a = x[i];
+            const float a = advantage[i];
             count += kept(i) ? 1.0 : 0.0;
             sum += kept(i) ? a : 0.0;
         }
         const double mean = sum / (count > 1.0 ? count : 1.0);
         #pragma clang loop vectorize(assume_safety)
         for (long long i = 0; i < size; ++i) {
-            const double deviation = x[i] - mean;
+            const double deviation = advantage[i] - mean;
             squares += kept(i) ? deviation * deviation : 0.0;
         }
         const double scale = 1.0 / (sqrt(squares / (count > 2.0 ? count - 1.0 : 1.0)) + eps);
         #pragma clang loop vectorize(assume_safety)
         for (long long i = 0; i < size; ++i) {
-            const float normalized = (float)((x[i] - mean) * scale);
-            y[i] = kept(i) ? normalized : 0.0f;
+            const float normalized = (float)((advantage[i] - mean) * scale);
+            out[i] = kept(i) ? normalized : 0.0f;
         }
     };
-    if (m)
-        normalize([=](long long i) { return m[i]; });
+    if (mask)
+        normalize([=](long long i) { return mask[i]; });
     else
         normalize([](long long) { return true; });
-""")
-def _normalize(advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float) -> None: ...
-
-
-@wp.kernel(enable_backward=False, module="unique")
-def _normalize_kernel(
-    advantage: wp.uint64, mask: wp.uint64, out: wp.uint64, size: wp.int64, eps: float
-) -> None:
-    _normalize(advantage, mask, out, size, eps)
-
-
-_launch = CpuLaunch(_normalize_kernel)
+    """,
+)
 
 
 def normalize_advantage(advantage: Tensor, eps: float, mask: Tensor | None) -> Tensor:
     """See `kernels.normalize.normalize_advantage`; contiguous float32 tensors on the CPU, one thread."""
     out = torch.empty_like(advantage)
     mask_pointer = 0 if mask is None else mask.data_ptr()
-    _launch(1, advantage.data_ptr(), mask_pointer, out.data_ptr(), advantage.numel(), eps)
+    _run(advantage.data_ptr(), mask_pointer, out.data_ptr(), advantage.numel(), eps)
     return out

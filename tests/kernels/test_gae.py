@@ -153,13 +153,22 @@ def test_an_outlier_does_not_spoil_the_moments(implementation, device):
     assert_exact(inputs, implementation)
 
 
-def test_graphs_take_it_as_one_operator():
+@pytest.mark.parametrize("layout", ["TN", "NT"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_graphs_take_it_as_one_operator(layout, turned):
     inputs = make_inputs(5, 8)
-    compiled = torch.compile(lambda: gae(**inputs), fullgraph=True)
-    for ours, theirs in zip(compiled(), gae(**inputs), strict=True):
-        assert torch.equal(ours, theirs)
+    if turned:  # the same shapes, but not contiguous
+        inputs = {
+            name: x.t().contiguous().t() if isinstance(x, torch.Tensor) else x for name, x in inputs.items()
+        }
+    # What follows reads the strides that were promised.
+    compiled = torch.compile(
+        lambda rows: [x.flatten() + 0 for x in gae(**rows, layout=layout)], fullgraph=True
+    )
+    for ours, theirs in zip(compiled(inputs), gae(**inputs, layout=layout), strict=True):
+        assert torch.equal(ours, theirs.flatten())
     tensors = [x for x in inputs.values() if isinstance(x, torch.Tensor)]
-    arguments = (*tensors, 0.99, 0.95, True, None, "TN", 1e-8, "cpu")
+    arguments = (*tensors, 0.99, 0.95, True, None, layout, 1e-8, "cpu")
     torch.library.opcheck(torch.ops.pi_incubator.gae.default, arguments)
 
 
