@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from envs_gpu.guards import GuardOptions
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.pixels import PixelOptions
@@ -29,6 +30,7 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         device=device,
         seed=evaluation_seed(cfg),
         options=physics_options(cfg.env, cfg.compute.physics_threads),
+        guards=GuardOptions(max_broken_share=cfg.guards.max_broken_share),
         model=cfg.env.model,
         pixels=pixel_options(cfg),
         observation_history=cfg.env.observation_history,
