@@ -10,6 +10,7 @@ from kernels import (
     group_advantage,
     lambda_return,
     normalize,
+    ppo_loss,
     td_lambda,
     vtrace,
 )
@@ -25,6 +26,7 @@ __all__ = [
     "lambda_return",
     "names",
     "normalize",
+    "ppo_loss",
     "td_lambda",
     "vtrace",
 ]

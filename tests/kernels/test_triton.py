@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_interpreter_passes_the_tests_of_this_folder():
-    names = ("gae", "group_advantage", "normalize", "scan")
+    names = ("gae", "group_advantage", "normalize", "ppo_loss", "scan")
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
     run = subprocess.run(
@@ -121,6 +121,33 @@ def group_kernel(float_type=FLOAT, mask=FLAG, ids=ID):
 ASYNCHRONOUS = {gae_kernel: 5, returns_kernel: 4, vtrace_kernel: 6, returns_backward_kernel: 3}
 
 
+def ppo_loss_forward(categorical=False, shared=True, width=12):
+    from kernels.ppo_loss import triton_kernel as module
+
+    log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
+    types = [FLOAT, log_std, action, *[FLOAT] * 7, FLAG, *[FLOAT] * 6, "*i32", INT, INT, *[SCALAR] * 7]
+    constants = ppo_loss_constants(module, shared and not categorical, width)
+    constants |= {"SMOOTH": True, "PROGRAMS": module.MAX_PROGRAMS}
+    return module.forward_kernel, types, constants, module.NUM_WARPS
+
+
+def ppo_loss_backward(categorical=False, shared=True, width=12):
+    from kernels.ppo_loss import triton_kernel as module
+
+    log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
+    types = [FLOAT, log_std, action, FLAG, *[FLOAT] * 9, "*i32", INT, INT, SCALAR, SCALAR]
+    constants = ppo_loss_constants(module, shared and not categorical, width)
+    return module.backward_kernel, types, constants, module.NUM_WARPS
+
+
+def ppo_loss_constants(module, shared, width):
+    columns = triton.next_power_of_2(width)
+    return {"SHARED": shared, "ROWS": module.BLOCK // columns, "COLUMNS": columns}
+
+
+PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
+
+
 @pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
 @pytest.mark.parametrize("capability", TARGETS)
 @pytest.mark.parametrize(
@@ -145,6 +172,8 @@ ASYNCHRONOUS = {gae_kernel: 5, returns_kernel: 4, vtrace_kernel: 6, returns_back
         (returns_backward_kernel, {"discount": FLOAT}),
         (group_kernel, {}),
         (group_kernel, {"mask": None, "ids": None}),
+        *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
+        *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
     ],
 )
 def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
