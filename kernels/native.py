@@ -2,8 +2,8 @@
 
 import os
 import threading
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from struct import Struct
 from typing import Any
 
@@ -37,15 +37,20 @@ class CpuKernel:
 
     def __call__(self, *arguments: int | float) -> None:
         """Run it; a pointer is given as an integer."""
-        thread = self._thread
-        if not hasattr(thread, "launch"):
-            _start()
-            thread.struct = bytearray(self._format.size)
-            address = torch.frombuffer(thread.struct, dtype=torch.uint8).data_ptr()
-            recorded = wp.launch(self._kernel, 1, inputs=[address], device="cpu", record_cmd=True)
-            thread.launch = recorded.launch
-        self._format.pack_into(thread.struct, 0, *arguments)
-        thread.launch()
+        try:
+            fill, launch = self._thread.steps
+        except AttributeError:
+            fill, launch = self._thread.steps = self._prepare()
+        fill(*arguments)
+        launch()
+
+    def _prepare(self) -> tuple[Callable[..., None], Callable[[], None]]:
+        """What writes this thread's struct, and what runs the body on it."""
+        _start()
+        struct = bytearray(self._format.size)
+        address = torch.frombuffer(struct, dtype=torch.uint8).data_ptr()
+        recorded = wp.launch(self._kernel, 1, inputs=[address], device="cpu", record_cmd=True)
+        return partial(self._format.pack_into, struct, 0), recorded.launch
 
 
 def _make_kernel(snippet: str) -> Any:

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from kernels import dispatch
 from kernels._checks import check_fractions, check_rollout, computed_in
+from kernels.gae.distributed import apply, merge_over_group
 from kernels.registry import kernel
 
 
@@ -51,6 +53,7 @@ def gae(
     mask: Tensor | None = None,
     layout: str = "TN",
     eps: float = 1e-8,
+    group: ProcessGroup | None = None,
     implementation: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Advantage and value target of a rollout (Schulman et al. 2016, eq. 16), and the advantage's moments.
@@ -77,6 +80,8 @@ def gae(
             is 0. None keeps all.
         layout: "TN", or "NT" where every tensor is `[N, T]`; results are of the same layout.
         eps: added to the standard deviation, the unbiased one (divided by n - 1), zero where n < 2.
+        group: processes whose rollouts are normalized as one: the moments are those of all of them. Not in
+            a graph of torch.compile.
         implementation: "auto" takes the Triton kernel on CUDA and the compiled CPU kernel on the CPU;
             "reference", "triton" and "cpu" name one.
 
@@ -96,8 +101,14 @@ def gae(
     arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
     # The operator is for graphs; called by itself it takes longer than a small rollout.
     if torch.compiler.is_compiling():
+        if group is not None:
+            raise ValueError("gae: group cannot be given in a compiled graph; call gae outside of it")
         return _gae_op(*arguments, implementation)
-    return _gae(*arguments, implementation)
+    if group is None:
+        return _gae(*arguments, implementation)
+    advantage, value_target, moments = _gae(*arguments[:7], False, *arguments[8:], implementation)
+    moments = merge_over_group(moments, eps, group)
+    return apply(advantage, moments, mask) if normalize else advantage, value_target, moments
 
 
 def _gae(

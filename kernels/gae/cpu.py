@@ -33,10 +33,12 @@ _run = CpuKernel(
 
     // One step of one world; `following` is the advantage of the step after it.
     const auto step = [=](long long i, float &following) {
-        // Loaded whether needed or not: a conditional load would not vectorize.
+        #pragma clang fp contract(fast)
+        // Loaded and computed whether needed or not: a conditional load would not vectorize.
         const float bootstrap = g * next_value[i];
         const float delta = reward[i] + (terminated[i] ? 0.0f : bootstrap) - value[i];
-        following = delta + d * (done[i] ? 0.0f : following);
+        const float carried = delta + d * following;
+        following = done[i] ? delta : carried;
         advantage[i] = following;
         value_target[i] = following + value[i];
     };
@@ -53,6 +55,11 @@ _run = CpuKernel(
         double count = 0.0, sum = 0.0, squares = 0.0;
         // Deviations from a value in their midst, the first row's mean: then squares lose no digits.
         float middle = 0.0f;
+        const auto add = [&](float number, float first, float second) {
+            count += number;
+            sum += first;
+            squares += second;
+        };
         const auto gather = [&](long long begin, int width) {
             float number = 0.0f, first = 0.0f, second = 0.0f;
             if (count == 0.0) {
@@ -71,9 +78,7 @@ _run = CpuKernel(
                 first += deviation;
                 second += deviation * deviation;
             }
-            count += number;
-            sum += first;
-            squares += second;
+            add(number, first, second);
         };
 
         if (num_worlds <= NARROW) {
@@ -96,13 +101,23 @@ _run = CpuKernel(
         } else {
             for (long long begin = 0; begin < num_worlds; begin += BLOCK) {
                 const int width = (int)wp::min((long long)BLOCK, num_worlds - begin);
-                float following[BLOCK] = {};
+                alignas(64) float following[BLOCK] = {};
                 for (long long t = num_steps - 1; t >= 0; --t) {
                     const long long row = t * num_worlds + begin;
+                    float number = 0.0f, first = 0.0f, second = 0.0f;
                     #pragma clang loop vectorize(assume_safety)
-                    for (int n = 0; n < width; ++n)
+                    for (int n = 0; n < width; ++n) {
                         step(row + n, following[n]);
-                    gather(row, width);
+                        const float deviation = kept(row + n) ? following[n] - middle : 0.0f;
+                        number += kept(row + n) ? 1.0f : 0.0f;
+                        first += deviation;
+                        second += deviation * deviation;
+                    }
+                    // The first row shows where the middle is, and is gathered once that is known.
+                    if (count == 0.0)
+                        gather(row, width);
+                    else
+                        add(number, first, second);
                 }
             }
         }
@@ -145,7 +160,11 @@ def gae(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.gae.gae`; tensors `[T, N]` on the CPU, one thread. Half precision is widened first."""
     num_steps, num_worlds = reward.shape
-    reward, value, next_value = (x.float().contiguous() for x in (reward, value, next_value))
+    reward, value, next_value = (
+        reward.float().contiguous(),
+        value.float().contiguous(),
+        next_value.float().contiguous(),
+    )
     terminated, done = terminated.contiguous(), done.contiguous()
     mask = None if mask is None else mask.contiguous()
     # One allocation: freeing two that are each as large as the largest so far, malloc would hand the pages
@@ -170,8 +189,5 @@ def gae(
         eps,
         normalize,
     )
-    return (
-        torch.as_strided(out, (num_steps, num_worlds), (num_worlds, 1)),
-        torch.as_strided(out, (num_steps, num_worlds), (num_worlds, 1), size),
-        out[2 * size :],
-    )
+    shape, strides = (num_steps, num_worlds), (num_worlds, 1)
+    return out.as_strided(shape, strides), out.as_strided(shape, strides, size), out[2 * size :]

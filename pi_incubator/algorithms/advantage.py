@@ -31,6 +31,9 @@ class KernelGAE(GAE):
         gamma: discount factor.
         lmbda: weight of the longer estimates.
         value_network: computes the missing values; None reads both from the tensordict.
+        normalize: let the kernel normalize the advantage in the same pass, over the whole batch.
+        mask_key: `[T, N, 1]` bool; where it is false an entry counts for no moment, and its normalized
+            advantage is 0. None keeps all.
         implementation: as for `kernels.gae.gae`.
         **options: of `torchrl.objectives.value.GAE`.
 
@@ -44,15 +47,20 @@ class KernelGAE(GAE):
         gamma: float | Tensor,
         lmbda: float | Tensor,
         value_network: TensorDictModuleBase | None = None,
+        normalize: bool = False,
+        mask_key: str | None = None,
         implementation: str = "auto",
         **options: Any,
     ) -> None:
+        if normalize and options.get("average_gae"):
+            raise ValueError("KernelGAE: normalize and average_gae both normalize; leave one of them")
         for name in ("differentiable", "shifted", "auto_reset_env", "vectorized"):
             if options.get(name):
                 raise ValueError(
                     f"KernelGAE: {name}={options[name]} is not supported; use torchrl's GAE for it"
                 )
         super().__init__(gamma=gamma, lmbda=lmbda, value_network=value_network, **options)
+        self.normalize, self.mask_key = normalize, mask_key
         self.implementation = implementation
         self._read_from: tuple[Tensor, int, Tensor, int] | None = None
 
@@ -82,6 +90,7 @@ class KernelGAE(GAE):
 
         time_dim = self._get_time_dim(time_dim, tensordict)
         gamma, lmbda = self._discounts()
+        mask = None if self.mask_key is None else _time_first(tensordict.get(self.mask_key), time_dim)
         *results, _ = gae(
             _time_first(reward, time_dim),
             _time_first(value, time_dim),
@@ -90,7 +99,8 @@ class KernelGAE(GAE):
             _time_first(done, time_dim),
             gamma,
             lmbda,
-            normalize=False,
+            normalize=self.normalize,
+            mask=mask,
             implementation=self.implementation,
         )
         shape = value.movedim(time_dim, 0).shape  # [T, ...]

@@ -9,7 +9,6 @@ from torch import Tensor
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
-from kernels.normalize import normalize_advantage
 from pi_incubator.algorithms._learner import Learner
 from pi_incubator.algorithms.advantage import KernelGAE
 from pi_incubator.config import ExperimentConfig
@@ -53,8 +52,6 @@ class PPO(Learner):
         # the steps that led to it are bootstrapped with that value, as if the clock had stopped there.
         reward.copy_(torch.where(valid, reward, data["state_value"]))
         self.loss.value_estimator(data)
-        if self.cfg.normalize_advantage:
-            data["advantage"] = normalize_advantage(data["advantage"], mask=valid)
 
     def update(self, data: TensorDict) -> dict[str, Tensor]:
         if self.cfg.lr_schedule == "linear":
@@ -167,7 +164,14 @@ def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
         loss_critic_type="l2",
         functional=False,
     )
-    loss.make_value_estimator(KernelGAE, gamma=settings.gamma, lmbda=settings.gae_lambda, time_dim=0)
+    loss.make_value_estimator(
+        KernelGAE,
+        gamma=settings.gamma,
+        lmbda=settings.gae_lambda,
+        time_dim=0,
+        normalize=settings.normalize_advantage,
+        mask_key="valid",
+    )
     return loss
 
 

@@ -86,6 +86,22 @@ def test_clip_ppo_computes_the_values_where_they_are_missing():
     torch.testing.assert_close(our_loss, their_loss)
 
 
+def test_normalizes_what_the_mask_keeps():
+    ours, theirs = make_rollout(7, 5), make_rollout(7, 5)
+    valid = torch.rand(7, 5, 1, generator=torch.Generator().manual_seed(1)) < 0.7
+    KernelGAE(**DISCOUNTS, time_dim=0, normalize=True, mask_key="valid")(ours.set("valid", valid))
+    GAE(**DISCOUNTS, value_network=None, time_dim=0, vectorized=False)(theirs)
+    kept = theirs["advantage"][valid]
+    expected = torch.where(valid, (theirs["advantage"] - kept.mean()) / kept.std(), 0.0)
+    torch.testing.assert_close(ours["advantage"], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(ours["value_target"], theirs["value_target"], rtol=1e-5, atol=1e-5)
+
+
+def test_normalizing_twice_is_refused():
+    with pytest.raises(ValueError, match="normalize and average_gae"):
+        KernelGAE(**DISCOUNTS, normalize=True, average_gae=True)
+
+
 @pytest.mark.parametrize("skip", [None, True])
 def test_skip_existing_decides_whether_the_network_runs(skip):
     calls = []

@@ -135,6 +135,8 @@ def test_startup_is_measured_cold_and_warm(tmp_path: Path) -> None:
         (["sim", "--task", "atn"], "did you mean 'ant'?"),
         (["sim", "--backend", "mujuco"], "did you mean 'mujoco'?"),
         (["sim", "--compiled", "--eager"], "--eager"),
+        (["kernels", "--kernel", "gea"], "did you mean 'gae'?"),
+        (["kernels", "--shape", "24"], "24x4096"),
         (["memory", "--config", "missing.yaml"], "missing.yaml"),
     ],
 )
@@ -219,3 +221,30 @@ def test_what_sim_measures_leaves_the_env_on_its_path() -> None:
     # Rolled out from where the last block began, the other two are where the env is: nothing was restarted.
     end = torch.from_numpy(measured.rollout.path[:, -1])
     torch.testing.assert_close(end[:, 1 : 1 + 2], measured.env.physics.state.qpos, rtol=0, atol=1e-9)
+
+
+def test_kernels_are_timed_beside_peers_that_agree(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    done = bench("kernels", "--kernel", "gae", "--shape", "5x9", "--rounds", "2", "--json", str(file))
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    (race,) = report["races"]
+    assert race["left_out"] == {}
+    assert {"pi_incubator", "copy", "torchrl", "stable-baselines3", "jax scan"} <= race["seconds"].keys()
+    # Three of float32 and two of bool come in, two of float32 and three moments go out.
+    assert race["bytes"] == 5 * 9 * (3 * 4 + 2 + 2 * 4) + 3 * 4
+    metric = report["metrics"]["gae 5x9: pi_incubator"]
+    assert metric["rounds"] == [1e9 * taken_s / 45 for taken_s in race["seconds"]["pi_incubator"]]
+    assert "times copy" in done.stdout
+
+
+def test_a_peer_that_computes_something_else_is_not_timed() -> None:
+    from bench._kernel_peers import NotRun
+    from bench._kernel_race import _check
+
+    right = [torch.arange(6.0).view(2, 3)]
+    _check((right[0].flatten(), "what we do not have"), right)
+    with pytest.raises(NotRun, match="differs by 2"):
+        _check(right[0] + 1.0, right)
+    with pytest.raises(NotRun, match="differs by nan"):
+        _check(torch.full((2, 3), torch.nan), right)

@@ -238,3 +238,27 @@ def test_on_hardware_at_full_size_without_a_synchronization(shape):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_exact(inputs, "triton")
+
+
+def _normalize_a_share(rank, num_processes, file, folder):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{file}", rank=rank, world_size=num_processes
+    )
+    inputs = make_inputs(16, 30)
+    share = {name: x.tensor_split(num_processes, 1)[rank] for name, x in inputs.items() if torch.is_tensor(x)}
+    mask = (torch.arange(16 * 30).view(16, 30) % 5 > 0).tensor_split(num_processes, 1)[rank]
+    group = torch.distributed.group.WORLD
+    advantage, _, moments = gae(**(inputs | share), mask=mask, group=group)
+    torch.save((advantage, moments), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_normalize_as_one(tmp_path):
+    torch.multiprocessing.spawn(_normalize_a_share, (3, tmp_path / "store", tmp_path), nprocs=3)
+    found = [torch.load(tmp_path / f"{rank}.pt") for rank in range(3)]
+    mask = torch.arange(16 * 30).view(16, 30) % 5 > 0
+    expected, _, moments = gae(**make_inputs(16, 30), mask=mask)
+    torch.testing.assert_close(torch.cat([advantage for advantage, _ in found], 1), expected)
+    for _, theirs in found:
+        torch.testing.assert_close(theirs, moments)
+        assert torch.equal(theirs, found[0][1])
