@@ -1,9 +1,12 @@
-"""Normalization on a GPU: the moments of each program's share, merged by every program of a second kernel.
+"""Normalization on a GPU: the moments of each program's share, merged in a fixed order.
 
-Nothing is atomic, so the result is the same bits every time.
+Those of advantages are merged by every program of a second kernel. Those that run on are merged by the program
+that ends last, into memory: one launch reads the observations once. Either way the bits are the same every time.
 """
 
 # mypy: disable-error-code="no-untyped-def"
+
+from __future__ import annotations
 
 import torch
 import triton
@@ -14,6 +17,9 @@ BLOCK = 1024
 NUM_WARPS = 4
 # Enough programs to fill a GPU, few enough that merging their moments is one load.
 MAX_PARTIALS = 512
+# Of observations: numbers a tile, its columns at most, and how many programs share them at most: few, as the
+# last one merges what the others have found, `MERGED` numbers at once. With 256 some variants use the stack.
+TILE, MAX_COLUMNS, MAX_PROGRAMS, MERGED = 1024, 16, 128, 128
 
 
 @triton.jit
@@ -76,6 +82,117 @@ def normalize_kernel(
     tl.store(out_ptr + i, normalized, mask=inside)
 
 
+@triton.jit
+def _merge(count, mean, squares, more, middle, found):
+    """Moments that take in others (Chan, Golub and LeVeque 1983, eq. 2.1)."""
+    total = count + more
+    shift = middle - mean
+    share = more / tl.maximum(total, 1.0)
+    return total, mean + shift * share, squares + found + shift * shift * count * share
+
+
+@triton.jit
+def _tile_moments(x, kept):
+    """Of each column, in float64; the tile itself is float32, relative to a number of the column."""
+    count = tl.sum(kept.to(tl.float32), 0)
+    size = tl.maximum(count, 1.0)
+    pivot = tl.where(count > 0.0, tl.max(tl.where(kept, x, -float("inf")), 0), 0.0)
+    middle = tl.sum(tl.where(kept, x - pivot[None, :], 0.0), 0) / size
+    deviation = tl.where(kept, x - pivot[None, :] - middle[None, :], 0.0)
+    # What rounding has left of the mean.
+    rest = tl.sum(deviation, 0) / size
+    deviation = tl.where(kept, deviation - rest[None, :], 0.0)
+    mean = pivot.to(tl.float64) + middle.to(tl.float64) + rest.to(tl.float64)
+    return count.to(tl.float64), mean, tl.sum(deviation * deviation, 0).to(tl.float64)
+
+
+@triton.jit
+def _merge_partials(
+    count, mean, squares, partial_ptr, column, width, MERGED: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """Take in what all programs have noted, in their order."""
+    num_programs = tl.num_programs(0)
+    row = num_programs * width
+    for first in range(0, num_programs, MERGED):
+        program = first + tl.arange(0, MERGED)[:, None]
+        inside = (program < num_programs) & (column < width)[None, :]
+        i = partial_ptr + program * width + column[None, :]
+        counts = tl.load(i, mask=inside, other=0.0, volatile=True)
+        means = tl.load(i + row, mask=inside, other=0.0, volatile=True)
+        more = tl.sum(counts, 0)
+        size = tl.maximum(more, 1.0)
+        # Empty ones have a mean of zero and no weight.
+        middle = tl.sum(counts * means, 0) / size
+        shift = means - middle[None, :]
+        found = tl.load(i + 2 * row, mask=inside, other=0.0, volatile=True)
+        found = tl.sum(found + counts * shift * shift, 0)
+        count, mean, squares = _merge(count, mean, squares, more, middle, found)
+    return count, mean, squares
+
+
+@triton.jit
+def running_kernel(
+    observation_ptr,
+    mask_ptr,
+    moments_ptr,
+    out_ptr,
+    partial_ptr,
+    ticket_ptr,
+    num_rows,
+    width,
+    clip,
+    min_std,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    MERGED: tl.constexpr,
+):
+    """Without `out_ptr` nothing is normalized; without `partial_ptr` the moments are frozen."""
+    program, num_programs = tl.program_id(0), tl.num_programs(0)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    there = column < width
+    old_count = tl.load(moments_ptr + column, mask=there, other=0.0)
+    old_mean = tl.load(moments_ptr + width + column, mask=there, other=0.0)
+    old_squares = tl.load(moments_ptr + 2 * width + column, mask=there, other=0.0)
+    # The mean in two float32: what is near it loses nothing.
+    center = old_mean.to(tl.float32)
+    rest = (old_mean - center).to(tl.float32)
+    std = tl.sqrt((old_squares / tl.maximum(old_count, 1.0)).to(tl.float32))
+    std = tl.where(old_count > 0.0, tl.where(std < min_std, min_std, std), 1.0)
+
+    count, mean = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
+    squares = tl.zeros([COLUMNS], tl.float64)
+    for block in range(program, tl.cdiv(num_rows, ROWS), num_programs):
+        row = block * ROWS + tl.arange(0, ROWS)
+        kept = row < num_rows
+        inside = kept[:, None] & there[None, :]
+        i = row[:, None].to(tl.int64) * width + column[None, :]
+        x = tl.load(observation_ptr + i, mask=inside, other=0.0).to(tl.float32)
+        if out_ptr is not None:
+            z = (x - center[None, :] - rest[None, :]) / std[None, :]
+            z = tl.where(z > clip, clip, tl.where(z < -clip, -clip, z))
+            tl.store(out_ptr + i, z, mask=inside)
+        if partial_ptr is not None:
+            if mask_ptr is not None:
+                kept = kept & tl.load(mask_ptr + row, mask=kept, other=0).to(tl.int1)
+            more, middle, found = _tile_moments(x, kept[:, None] & there[None, :])
+            count, mean, squares = _merge(count, mean, squares, more, middle, found)
+
+    if partial_ptr is not None:
+        note = partial_ptr + program * width + column
+        tl.store(note, count, mask=there)
+        tl.store(note + num_programs * width, mean, mask=there)
+        tl.store(note + 2 * num_programs * width, squares, mask=there)
+        tl.debug_barrier()  # the writes of this program's other threads come before its ticket
+        ticket = tl.atomic_add(ticket_ptr + tl.program_id(1), 1, sem="acq_rel")
+        if ticket == num_programs - 1:
+            count, mean, squares = _merge_partials(
+                old_count, old_mean, old_squares, partial_ptr, column, width, MERGED, COLUMNS
+            )
+            tl.store(moments_ptr + column, count, mask=there)
+            tl.store(moments_ptr + width + column, mean, mask=there)
+            tl.store(moments_ptr + 2 * width + column, squares, mask=there)
+
+
 def normalize_advantage(advantage: Tensor, eps: float, mask: Tensor | None) -> Tensor:
     """See `kernels.normalize.normalize_advantage`; contiguous tensors, no host synchronization."""
     size = advantage.numel()
@@ -99,3 +216,46 @@ def normalize_advantage(advantage: Tensor, eps: float, mask: Tensor | None) -> T
             **options,
         )
     return out
+
+
+def running_normalize(
+    observation: Tensor, moments: Tensor, update: bool, mask: Tensor | None, clip: float, min_std: float
+) -> Tensor:
+    """See `kernels.normalize.running_normalize`; contiguous `[N, D]`, no host synchronization."""
+    out = torch.empty_like(observation)
+    _run(observation, moments, out, update, mask, clip, min_std)
+    return out
+
+
+def gather_moments(observation: Tensor, moments: Tensor, mask: Tensor | None) -> None:
+    """See `kernels.normalize.gather_moments`; contiguous `[N, D]`, no host synchronization."""
+    _run(observation, moments, None, True, mask, 1.0, 1.0)
+
+
+def tile(width: int) -> dict[str, int]:
+    """What the kernel is compiled for: rows and columns of a tile, and programs merged at once."""
+    columns = min(triton.next_power_of_2(width), MAX_COLUMNS)
+    return {"ROWS": TILE // columns, "COLUMNS": columns, "MERGED": MERGED // columns}
+
+
+def _run(
+    observation: Tensor,
+    moments: Tensor,
+    out: Tensor | None,
+    update: bool,
+    mask: Tensor | None,
+    clip: float,
+    min_std: float,
+) -> None:
+    num_rows, width = observation.shape
+    constants = tile(width)
+    num_programs = min(triton.cdiv(num_rows, constants["ROWS"]), MAX_PROGRAMS)
+    grid = (num_programs, triton.cdiv(width, constants["COLUMNS"]))
+    partial = ticket = None
+    if update:
+        partial = moments.new_empty(3, num_programs, width)
+        # Zeroed every time: kept between launches, it would belong to a stream, a graph or a failed launch.
+        ticket = torch.zeros(grid[1], dtype=torch.int32, device=observation.device)
+    tensors = (observation, mask, moments, out, partial, ticket)
+    with torch.cuda.device_of(observation):
+        running_kernel[grid](*tensors, num_rows, width, clip, min_std, **constants, num_warps=NUM_WARPS)

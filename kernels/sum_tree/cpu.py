@@ -59,8 +59,8 @@ _sample = CpuKernel(
         "index": "long long *",
         "probability": "float *",
         "refused": "long long *",  # the number that does not fit, or -1
-        "length": "long long",
-        "first_leaf": "long long",
+        "length": "int",
+        "first_leaf": "int",
         "size": "long long",
     },
     """
@@ -73,20 +73,20 @@ _sample = CpuKernel(
     for (long long begin = 0; begin < size; begin += BLOCK) {
         const int width = wp::min((long long)BLOCK, size - begin);
         double mass[BLOCK];
-        long long entry[BLOCK];
+        int entry[BLOCK];
         for (int b = 0; b < width; ++b) {
             mass[b] = uniform[begin + b] * total;
             entry[b] = 1;
         }
-        for (long long level = 1; level < first_leaf; level *= 2) {
+        for (int level = 1; level < first_leaf; level *= 2) {
             #pragma clang loop vectorize(assume_safety)
             for (int b = 0; b < width; ++b) {
-                const long long child = 2 * entry[b];
+                const int child = 2 * entry[b];
                 const bool paired = child + 1 < length;
                 const float left = tree[child], right = tree[paired ? child + 1 : child];
                 // Where sums were rounded, the mass alone could lead into a subtree of zeros.
                 const bool turn_right = paired & (right > 0.0f) & ((left == 0.0f) | (mass[b] >= left));
-                mass[b] -= turn_right ? (double)left : 0.0;
+                mass[b] -= (double)turn_right * left;
                 entry[b] = child + turn_right;
             }
         }

@@ -265,11 +265,9 @@ def test_a_tree_of_zeros_gives_no_sample(implementation, device):
 )
 def test_an_input_that_does_not_fit_is_named(name, wrong):
     fits = {"tree": sum_tree.make(5), "index": torch.zeros(3, dtype=torch.int64), "priority": torch.ones(3)}
+    call, arguments = (sample, {"tree": fits["tree"]}) if name == "uniform" else (update, fits)
     with pytest.raises(ValueError, match=f"sum_tree: {name} must be"):
-        if name == "uniform":
-            sample(fits["tree"], wrong)
-        else:
-            update(**(fits | {name: wrong}))
+        call(**(arguments | {name: wrong}))
 
 
 @pytest.mark.parametrize("capacity", [0, -3, 2**30 + 1])
