@@ -1,7 +1,8 @@
 """Normalization on a GPU: the moments of each program's share, merged in a fixed order.
 
-Those of advantages are merged by every program of a second kernel. Those that run on are merged by the program
-that ends last, into memory: one launch reads the observations once. Either way the bits are the same every time.
+Nothing is atomic, so the result is the same bits every time. The moments of advantages are merged by every
+program of a second kernel, which normalizes. Observations are normalized by what is known before them, so one
+kernel reads them once, and a second, small one adds their moments to what is known.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -17,9 +18,10 @@ BLOCK = 1024
 NUM_WARPS = 4
 # Enough programs to fill a GPU, few enough that merging their moments is one load.
 MAX_PARTIALS = 512
-# Of observations: numbers a tile, its columns at most, and how many programs share them at most: few, as the
-# last one merges what the others have found, `MERGED` numbers at once. With 256 some variants use the stack.
-TILE, MAX_COLUMNS, MAX_PROGRAMS, MERGED = 1024, 16, 128, 128
+# Of observations: numbers a tile, and its columns at most.
+TILE, MAX_COLUMNS = 1024, 16
+# How many programs share their rows at most, and how many of them are merged at once, in how many columns.
+MAX_PROGRAMS, MERGED, MERGED_COLUMNS = 256, 64, 8
 
 
 @triton.jit
@@ -83,11 +85,19 @@ def normalize_kernel(
 
 
 @triton.jit
+def _divide(x, count):
+    """`x / max(count, 1)`, of float64 but rounded to float32 as all deviations are: a division in float64 is a
+    subroutine.
+    """
+    return (x.to(tl.float32) / tl.maximum(count, 1.0).to(tl.float32)).to(tl.float64)
+
+
+@triton.jit
 def _merge(count, mean, squares, more, middle, found):
     """Moments that take in others (Chan, Golub and LeVeque 1983, eq. 2.1)."""
     total = count + more
     shift = middle - mean
-    share = more / tl.maximum(total, 1.0)
+    share = _divide(more, total)
     return total, mean + shift * share, squares + found + shift * shift * count * share
 
 
@@ -107,27 +117,11 @@ def _tile_moments(x, kept):
 
 
 @triton.jit
-def _merge_partials(
-    count, mean, squares, partial_ptr, column, width, MERGED: tl.constexpr, COLUMNS: tl.constexpr
-):
-    """Take in what all programs have noted, in their order."""
-    num_programs = tl.num_programs(0)
-    row = num_programs * width
-    for first in range(0, num_programs, MERGED):
-        program = first + tl.arange(0, MERGED)[:, None]
-        inside = (program < num_programs) & (column < width)[None, :]
-        i = partial_ptr + program * width + column[None, :]
-        counts = tl.load(i, mask=inside, other=0.0, volatile=True)
-        means = tl.load(i + row, mask=inside, other=0.0, volatile=True)
-        more = tl.sum(counts, 0)
-        size = tl.maximum(more, 1.0)
-        # Empty ones have a mean of zero and no weight.
-        middle = tl.sum(counts * means, 0) / size
-        shift = means - middle[None, :]
-        found = tl.load(i + 2 * row, mask=inside, other=0.0, volatile=True)
-        found = tl.sum(found + counts * shift * shift, 0)
-        count, mean, squares = _merge(count, mean, squares, more, middle, found)
-    return count, mean, squares
+def _load_moments(moments_ptr, column, width):
+    there = column < width
+    count = tl.load(moments_ptr + column, mask=there, other=0.0)
+    mean = tl.load(moments_ptr + width + column, mask=there, other=0.0)
+    return count, mean, tl.load(moments_ptr + 2 * width + column, mask=there, other=0.0)
 
 
 @triton.jit
@@ -137,27 +131,23 @@ def running_kernel(
     moments_ptr,
     out_ptr,
     partial_ptr,
-    ticket_ptr,
     num_rows,
     width,
     clip,
     min_std,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
-    MERGED: tl.constexpr,
 ):
     """Without `out_ptr` nothing is normalized; without `partial_ptr` the moments are frozen."""
     program, num_programs = tl.program_id(0), tl.num_programs(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     there = column < width
-    old_count = tl.load(moments_ptr + column, mask=there, other=0.0)
-    old_mean = tl.load(moments_ptr + width + column, mask=there, other=0.0)
-    old_squares = tl.load(moments_ptr + 2 * width + column, mask=there, other=0.0)
+    count, mean, squares = _load_moments(moments_ptr, column, width)
     # The mean in two float32: what is near it loses nothing.
-    center = old_mean.to(tl.float32)
-    rest = (old_mean - center).to(tl.float32)
-    std = tl.sqrt((old_squares / tl.maximum(old_count, 1.0)).to(tl.float32))
-    std = tl.where(old_count > 0.0, tl.where(std < min_std, min_std, std), 1.0)
+    center = mean.to(tl.float32)
+    rest = (mean - center).to(tl.float32)
+    std = tl.sqrt(_divide(squares, count).to(tl.float32))
+    std = tl.where(count > 0.0, tl.where(std < min_std, min_std, std), 1.0)
 
     count, mean = tl.zeros([COLUMNS], tl.float64), tl.zeros([COLUMNS], tl.float64)
     squares = tl.zeros([COLUMNS], tl.float64)
@@ -178,19 +168,36 @@ def running_kernel(
             count, mean, squares = _merge(count, mean, squares, more, middle, found)
 
     if partial_ptr is not None:
-        note = partial_ptr + program * width + column
-        tl.store(note, count, mask=there)
-        tl.store(note + num_programs * width, mean, mask=there)
-        tl.store(note + 2 * num_programs * width, squares, mask=there)
-        tl.debug_barrier()  # the writes of this program's other threads come before its ticket
-        ticket = tl.atomic_add(ticket_ptr + tl.program_id(1), 1, sem="acq_rel")
-        if ticket == num_programs - 1:
-            count, mean, squares = _merge_partials(
-                old_count, old_mean, old_squares, partial_ptr, column, width, MERGED, COLUMNS
-            )
-            tl.store(moments_ptr + column, count, mask=there)
-            tl.store(moments_ptr + width + column, mean, mask=there)
-            tl.store(moments_ptr + 2 * width + column, squares, mask=there)
+        partial_ptr += program * width + column
+        tl.store(partial_ptr, count, mask=there)
+        tl.store(partial_ptr + num_programs * width, mean, mask=there)
+        tl.store(partial_ptr + 2 * num_programs * width, squares, mask=there)
+
+
+@triton.jit
+def merge_kernel(moments_ptr, partial_ptr, num_programs, width, MERGED: tl.constexpr, COLUMNS: tl.constexpr):
+    """The moments take in `partial[3, programs, D]`."""
+    column = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    there = column < width
+    count, mean, squares = _load_moments(moments_ptr, column, width)
+    size = num_programs * width
+    for first in range(0, num_programs, MERGED):
+        program = first + tl.arange(0, MERGED)[:, None]
+        inside = (program < num_programs) & there[None, :]
+        i = program * width + column[None, :]
+        counts = tl.load(partial_ptr + i, mask=inside, other=0.0)
+        means = tl.load(partial_ptr + size + i, mask=inside, other=0.0)
+        found = tl.load(partial_ptr + 2 * size + i, mask=inside, other=0.0)
+        more = tl.sum(counts, 0)
+        pivot = tl.max(tl.where(counts > 0.0, means, -float("inf")), 0)
+        pivot = tl.where(more > 0.0, pivot, 0.0)
+        middle = pivot + _divide(tl.sum(counts * (means - pivot[None, :]), 0), more)
+        shift = means - middle[None, :]
+        found = tl.sum(found + counts * shift * shift, 0)
+        count, mean, squares = _merge(count, mean, squares, more, middle, found)
+    tl.store(moments_ptr + column, count, mask=there)
+    tl.store(moments_ptr + width + column, mean, mask=there)
+    tl.store(moments_ptr + 2 * width + column, squares, mask=there)
 
 
 def normalize_advantage(advantage: Tensor, eps: float, mask: Tensor | None) -> Tensor:
@@ -233,9 +240,9 @@ def gather_moments(observation: Tensor, moments: Tensor, mask: Tensor | None) ->
 
 
 def tile(width: int) -> dict[str, int]:
-    """What the kernel is compiled for: rows and columns of a tile, and programs merged at once."""
+    """Rows and columns of a tile, for which the kernel is compiled."""
     columns = min(triton.next_power_of_2(width), MAX_COLUMNS)
-    return {"ROWS": TILE // columns, "COLUMNS": columns, "MERGED": MERGED // columns}
+    return {"ROWS": TILE // columns, "COLUMNS": columns}
 
 
 def _run(
@@ -251,11 +258,13 @@ def _run(
     constants = tile(width)
     num_programs = min(triton.cdiv(num_rows, constants["ROWS"]), MAX_PROGRAMS)
     grid = (num_programs, triton.cdiv(width, constants["COLUMNS"]))
-    partial = ticket = None
-    if update:
-        partial = moments.new_empty(3, num_programs, width)
-        # Zeroed every time: kept between launches, it would belong to a stream, a graph or a failed launch.
-        ticket = torch.zeros(grid[1], dtype=torch.int32, device=observation.device)
-    tensors = (observation, mask, moments, out, partial, ticket)
+    partial = moments.new_empty(3, num_programs, width) if update else None
+    options = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
     with torch.cuda.device_of(observation):
-        running_kernel[grid](*tensors, num_rows, width, clip, min_std, **constants, num_warps=NUM_WARPS)
+        running_kernel[grid](
+            observation, mask, moments, out, partial, num_rows, width, clip, min_std, **constants, **options
+        )
+        if update:
+            merge_kernel[(triton.cdiv(width, MERGED_COLUMNS),)](
+                moments, partial, num_programs, width, MERGED=MERGED, COLUMNS=MERGED_COLUMNS, **options
+            )

@@ -112,7 +112,7 @@ def test_equals_numpy_at_the_edges_of_blocks(num_rows, width, implementation, de
 
 
 def test_more_blocks_than_programs(implementation, device):
-    rows = random_rows(140 * 64 + 7, 16) + 3.0
+    rows = random_rows(260 * 64 + 7, 16) + 3.0
     moments = make_moments(rows.shape[1], device)
     gather_moments(rows.to(device), moments, implementation=implementation)
     assert_moments(moments, moments_of([rows], [None]))

@@ -83,10 +83,16 @@ def normalize_kernel(mask=FLAG):
 def running_kernel(float_type=FLOAT, mask=FLAG, out=True, update=True, width=48):
     from kernels.normalize import triton_kernel as module
 
-    partial, ticket = (DOUBLE, TICKET) if update else (None, None)
-    tensors = [float_type, mask, DOUBLE, float_type if out else None, partial, ticket]
+    tensors = [float_type, mask, DOUBLE, float_type if out else None, DOUBLE if update else None]
     types = [*tensors, INT, INT, SCALAR, SCALAR]
     return module.running_kernel, types, module.tile(width), module.NUM_WARPS
+
+
+def merge_kernel():
+    from kernels.normalize import triton_kernel as module
+
+    constants = {"MERGED": module.MERGED, "COLUMNS": module.MERGED_COLUMNS}
+    return module.merge_kernel, [DOUBLE, DOUBLE, INT, INT], constants, module.NUM_WARPS
 
 
 def sum_tree_update_kernel():
@@ -190,6 +196,7 @@ PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1},
         (running_kernel, {"float_type": HALF, "mask": None}),
         (running_kernel, {"out": False, "width": 1}),
         (running_kernel, {"update": False, "width": 7}),
+        (merge_kernel, {}),
         (sum_tree_update_kernel, {}),
         (sum_tree_sample_kernel, {}),
         (sum_tree_sample_kernel, {"uniform": DOUBLE}),
