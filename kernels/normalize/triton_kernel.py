@@ -86,9 +86,7 @@ def normalize_kernel(
 
 @triton.jit
 def _divide(x, count):
-    """`x / max(count, 1)`, of float64 but rounded to float32 as all deviations are: a division in float64 is a
-    subroutine.
-    """
+    """`x / max(count, 1)` in float32, which suffices for deviations; in float64 it would be a subroutine."""
     return (x.to(tl.float32) / tl.maximum(count, 1.0).to(tl.float32)).to(tl.float64)
 
 
