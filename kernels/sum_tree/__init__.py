@@ -21,14 +21,14 @@ from kernels import dispatch
 from kernels._checks import FLOATING
 from kernels.registry import kernel
 
-MAX_CAPACITY = 2**30
+MAX_CAPACITY = 2**29
 
 
 def make(capacity: int, device: torch.device | str = "cpu") -> Tensor:
     """A tree of `capacity` priorities, all zero: `[P + capacity]` float32.
 
     Raises:
-        ValueError: the capacity is not from 1 to 2**30.
+        ValueError: the capacity is not from 1 to 2**29.
     """
     if not 1 <= capacity <= MAX_CAPACITY:
         raise ValueError(f"sum_tree: capacity must be from 1 to {MAX_CAPACITY}, got {capacity}")
