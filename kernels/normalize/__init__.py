@@ -1,4 +1,4 @@
-"""Advantages of zero mean and unit standard deviation."""
+"""Zero mean and unit standard deviation: of advantages here, of observations and values in `running`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,28 @@ from torch import Tensor
 
 from kernels import dispatch
 from kernels._checks import computed_in
+from kernels.normalize.running import (
+    denormalize_value,
+    gather_moments,
+    make_moments,
+    mean_and_std,
+    merge_moments,
+    normalize_value,
+    running_normalize,
+)
 from kernels.registry import kernel
+
+__all__ = [
+    "denormalize_value",
+    "gather_moments",
+    "make_inputs",
+    "make_moments",
+    "mean_and_std",
+    "merge_moments",
+    "normalize_advantage",
+    "normalize_value",
+    "running_normalize",
+]
 
 
 def make_inputs(

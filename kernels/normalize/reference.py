@@ -1,7 +1,11 @@
 """Normalization in plain torch: what the other implementations must equal."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
+
+from kernels.normalize.running import mean_and_std, merge_moments
 
 
 @torch.no_grad()
@@ -15,3 +19,26 @@ def normalize_advantage(advantage: Tensor, eps: float, mask: Tensor | None) -> T
     deviation = torch.where(kept, advantage - mean, 0.0)
     std = (deviation.square().sum() / (count - 1).clamp(min=1)).sqrt()
     return deviation / (std + eps)
+
+
+@torch.no_grad()
+def running_normalize(
+    observation: Tensor, moments: Tensor, update: bool, mask: Tensor | None, clip: float, min_std: float
+) -> Tensor:
+    """See `kernels.normalize.running_normalize`; `[N, D]`, in float64 within."""
+    mean, std = mean_and_std(moments, min_std)
+    normalized = ((observation.double() - mean) / std).clamp(-clip, clip).to(observation.dtype)
+    if update:
+        gather_moments(observation, moments, mask)
+    return normalized
+
+
+@torch.no_grad()
+def gather_moments(observation: Tensor, moments: Tensor, mask: Tensor | None) -> None:
+    """See `kernels.normalize.gather_moments`; `[N, D]`, in float64 within."""
+    wide = observation.double()
+    kept = torch.ones_like(wide, dtype=torch.bool) if mask is None else mask[:, None].expand_as(wide)
+    count = kept.double().sum(0)
+    mean = torch.where(kept, wide, 0.0).sum(0) / count.clamp(min=1.0)
+    squares = torch.where(kept, wide - mean, 0.0).square().sum(0)
+    merge_moments(moments, torch.stack((count, mean, squares)))

@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 # A100, Jetson Orin, H100, B200.
 TARGETS = [80, 87, 90, 100]
 FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
-HALF, ID = "*bf16", "*i64"
+HALF, DOUBLE, ID = "*bf16", "*fp64", "*i64"
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here"
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_interpreter_passes_the_tests_of_this_folder():
-    names = ("gae", "group_advantage", "normalize", "ppo_loss", "scan")
+    names = ("gae", "group_advantage", "normalize", "ppo_loss", "running", "scan", "sum_tree")
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
     run = subprocess.run(
@@ -78,6 +78,35 @@ def normalize_kernel(mask=FLAG):
     types = [FLOAT, mask, FLOAT, FLOAT, INT, INT, SCALAR]
     constants = {"BLOCK": module.BLOCK, "PARTIALS": module.MAX_PARTIALS}
     return module.normalize_kernel, types, constants, module.NUM_WARPS
+
+
+def running_kernel(float_type=FLOAT, mask=FLAG, out=True, update=True, width=48):
+    from kernels.normalize import triton_kernel as module
+
+    tensors = [float_type, mask, DOUBLE, float_type if out else None, DOUBLE if update else None]
+    types = [*tensors, INT, INT, SCALAR, SCALAR]
+    return module.running_kernel, types, module.tile(width), module.NUM_WARPS
+
+
+def merge_kernel():
+    from kernels.normalize import triton_kernel as module
+
+    constants = {"MERGED": module.MERGED, "COLUMNS": module.MERGED_COLUMNS}
+    return module.merge_kernel, [DOUBLE, DOUBLE, INT, INT], constants, module.NUM_WARPS
+
+
+def sum_tree_update_kernel():
+    from kernels.sum_tree import triton_kernel as module
+
+    constants = {"BLOCK": module.UPDATE_BLOCK}
+    return module.update_kernel, [FLOAT, ID, FLOAT, INT, INT, INT], constants, module.UPDATE_WARPS
+
+
+def sum_tree_sample_kernel(uniform=FLOAT):
+    from kernels.sum_tree import triton_kernel as module
+
+    constants = {"BLOCK": module.SAMPLE_BLOCK}
+    return module.sample_kernel, [FLOAT, uniform, ID, FLOAT, INT, INT, INT], constants, module.SAMPLE_WARPS
 
 
 def returns_kernel(float_type=FLOAT, discount=None):
@@ -163,6 +192,14 @@ PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1},
         (moments_kernel, {"mask": None}),
         (normalize_kernel, {}),
         (normalize_kernel, {"mask": None}),
+        (running_kernel, {}),
+        (running_kernel, {"float_type": HALF, "mask": None}),
+        (running_kernel, {"out": False, "width": 1}),
+        (running_kernel, {"update": False, "width": 7}),
+        (merge_kernel, {}),
+        (sum_tree_update_kernel, {}),
+        (sum_tree_sample_kernel, {}),
+        (sum_tree_sample_kernel, {"uniform": DOUBLE}),
         (returns_kernel, {}),
         (returns_kernel, {"float_type": HALF}),
         (returns_kernel, {"discount": FLOAT}),
@@ -195,7 +232,7 @@ def compile_for(capability, function, types, constants, num_warps, aligned, **op
     constants = {name: None for name, kind in zip(names, types, strict=False) if kind is None} | constants
     arguments = dict(zip(names, types, strict=False)) | dict.fromkeys(constants, "constexpr")
     # What the launcher finds out about pointers and, where they are multiples of 16, about sizes.
-    pointers = (FLOAT, HALF, FLAG, ID)
+    pointers = (FLOAT, HALF, DOUBLE, FLAG, ID)
     divisible = [i for i, kind in enumerate(types) if kind in pointers or (aligned and kind == INT)]
     attributes = {(i,): [["tt.divisibility", 16]] for i in divisible}
     return triton.compile(
