@@ -29,11 +29,11 @@ def selective_scan(
     drive = (delta * x).unsqueeze(-1) * B.unsqueeze(2)
     state = torch.zeros_like(decay[:, :1]).sum(1) if initial_state is None else initial_state
     states = []
-    for t in range(x.shape[1]):
+    for t, (kept, added) in enumerate(zip(decay.unbind(1), drive.unbind(1), strict=True)):
         if reset is not None:
             # `where`, because zero times the NaN of a diverged episode would be NaN.
             state = torch.where(reset[:, t, None, None], 0.0, state)
-        state = decay[:, t] * state + drive[:, t]
+        state = kept * state + added
         states.append(state)
     # Of no steps an empty product, which autograd can still follow to every input.
     history = torch.stack(states, 1) if states else decay * drive
