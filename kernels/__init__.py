@@ -11,6 +11,7 @@ from kernels import (
     lambda_return,
     normalize,
     ppo_loss,
+    selective_scan,
     td_lambda,
     vtrace,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "names",
     "normalize",
     "ppo_loss",
+    "selective_scan",
     "td_lambda",
     "vtrace",
 ]

@@ -2,7 +2,7 @@
 
 B sequences, L steps, Dm channels, S states a channel.
 
-Both directions read each input once. Forward keeps no state but one every 16 steps; backward makes the others
+Both directions read each input once. Forward keeps no state but one every 8 steps; backward makes the others
 anew from those, because reading all of them would be S times the traffic of everything else.
 """
 
@@ -72,7 +72,8 @@ def selective_scan(
     """The recurrence of S6 (Gu & Dao 2023, eq. 2 and section 3.2), discretized as their released code does.
 
         delta[t] = softplus(delta[t] + delta_bias)
-        state[t] = exp(delta[t] * A) * state[t - 1] + delta[t] * x[t] * B[t],   state[t - 1] = 0 where reset[t]
+        before   = 0 where reset[t], else state[t - 1]
+        state[t] = exp(delta[t] * A) * before + delta[t] * x[t] * B[t]
         y[t]     = (sum over the states of C[t] * state[t] + D * x[t]) * silu(z[t])
 
     What is None is left out, and so is the softplus unless `delta_softplus`. Differentiable once, by every
@@ -148,26 +149,29 @@ def selective_step(
 
 
 def _run(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """`op.run_forward`'s arguments but for `saves`, in whichever way suits them."""
-    *tensors, delta_softplus, implementation = arguments
-    x = tensors[0]
+    """Those of `op.run_forward` but for `saves`, and by the way that suits them."""
+    *given, implementation = arguments
+    x = given[0]
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if not torch.compiler.is_compiling():
         dispatch.load("selective_scan", implementation, x.device.type, dtype)
     chosen = dispatch._choose(x.device.type, dtype)[0] if implementation == "auto" else implementation
-    if chosen != "triton" or x.numel() == 0:  # which converts what it loads
-        tensors = [t.float() if t is not None and t.dtype in _HALVES else t for t in tensors]
-    if chosen == "reference" or x.numel() == 0:
-        y, state = reference.selective_scan(*tensors, delta_softplus)
+    if x.numel() == 0:
+        chosen = "reference"
+    if chosen != "triton":  # which converts what it loads
+        given = [i.float() if torch.is_tensor(i) and i.dtype in _HALVES else i for i in given]
+    if chosen == "reference":
+        y, state = reference.selective_scan(*given)
         return y.to(x.dtype), state
-    needs_gradient = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-    tensors = [None if t is None else t.contiguous() for t in tensors]
+    given = [i.contiguous() if torch.is_tensor(i) else i for i in given]
+    needs_gradient = torch.is_grad_enabled() and any(torch.is_tensor(i) and i.requires_grad for i in given)
     run = op.run_forward
     if torch.compiler.is_compiling():
         run = op.forward
     elif needs_gradient:
         run = op.Function.apply
-    y, state, _ = run(*tensors, delta_softplus, needs_gradient, implementation)
+    options: list[Any] = [needs_gradient, implementation]
+    y, state, _ = run(*given, *options)
     return y.to(x.dtype), state
 
 

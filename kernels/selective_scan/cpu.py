@@ -10,8 +10,8 @@ from torch import Tensor
 from kernels.native import EXP, CpuKernel
 from kernels.selective_scan.op import CHUNK, make_gradients, make_outputs
 
-# Channels a block. Backward holds eight tiles of CHUNK by BLOCK: 32 KiB.
-BLOCK = 64
+# Channels a block. Backward goes through eight tiles of CHUNK by BLOCK, 32 KiB, state by state.
+BLOCK = 128
 
 _TENSORS = {
     "x": "const float *",
@@ -50,6 +50,9 @@ _HEAD = f"""
         p = p * q + 1.0f / 3.0f;
         p = p * q + 1.0f;
         return (v > 0.0f ? v : 0.0f) + 2.0f * w * p;
+    }};
+    const auto saved_row = [=](long long b, int chunk, int s, int first) {{
+        return ((b * num_chunks + chunk) * num_states + s) * num_channels + first;
     }};
     const auto each_channel = [=](int width, auto use) {{
         #pragma clang loop vectorize(assume_safety)
@@ -111,11 +114,12 @@ _forward = CpuKernel(
                 float *h = scratch + s * BLOCK;
                 const float *rate = A + (long long)s * num_channels + first;
                 if (saved) {
-                    float *kept = saved + (((long long)b * num_chunks + chunk) * num_states + s) * num_channels;
-                    each_channel(width, [=](int d) { kept[first + d] = h[d]; });
+                    float *kept = saved + saved_row(b, chunk, s, first);
+                    each_channel(width, [=](int d) { kept[d] = h[d]; });
                 }
                 for (int t = 0; t < length; ++t) {
-                    const long long row = (start + t) * num_channels + first, i = (start + t) * num_states + s;
+                    const long long row = (start + t) * num_channels + first;
+                    const long long i = (start + t) * num_states + s;
                     const float enters = B[i], is_read = C[i], *step = steps[t];
                     if (reset && reset[start + t])
                         each_channel(width, [=](int d) { h[d] = 0.0f; });
@@ -175,11 +179,12 @@ _backward = CpuKernel(
                 float *g = grads[t];
                 step_sizes(width, first, row, steps[t]);
                 skip(width, first, row, outs[t]);
+                each_channel(width, [=](int d) {
+                    g[d] = grad_y[row + d];
+                    of_delta[row + d] = of_x[row + d] = 0.0f;
+                });
                 if (z)
-                    each_channel(width, [=](int d) { g[d] = grad_y[row + d] * z[row + d] * sigmoid_(z[row + d]); });
-                else
-                    each_channel(width, [=](int d) { g[d] = grad_y[row + d]; });
-                each_channel(width, [=](int d) { of_delta[row + d] = of_x[row + d] = 0.0f; });
+                    each_channel(width, [=](int d) { g[d] *= z[row + d] * sigmoid_(z[row + d]); });
                 if (D)
                     each_channel(width, [=](int d) {
                         of_x[row + d] = D[first + d] * g[d];
@@ -188,14 +193,15 @@ _backward = CpuKernel(
             }
             for (int s = 0; s < num_states; ++s) {
                 const float *rate = A + (long long)s * num_channels + first;
-                const float *kept = saved + (((long long)b * num_chunks + chunk) * num_states + s) * num_channels;
+                const float *kept = saved + saved_row(b, chunk, s, first);
                 float h[BLOCK], of_rate[BLOCK], *carried = scratch + s * BLOCK;
                 each_channel(width, [&](int d) {
-                    h[d] = kept[first + d];
+                    h[d] = kept[d];
                     of_rate[d] = 0.0f;
                 });
                 for (int t = 0; t < length; ++t) {
-                    const long long row = (start + t) * num_channels + first, i = (start + t) * num_states + s;
+                    const long long row = (start + t) * num_channels + first;
+                    const long long i = (start + t) * num_states + s;
                     const float enters = B[i], is_read = C[i], *step = steps[t];
                     float *decay = decays[t], *before = befores[t], *out = outs[t];
                     if (reset && reset[start + t])
@@ -208,7 +214,8 @@ _backward = CpuKernel(
                     });
                 }
                 for (int t = length - 1; t >= 0; --t) {
-                    const long long row = (start + t) * num_channels + first, i = (start + t) * num_states + s;
+                    const long long row = (start + t) * num_channels + first;
+                    const long long i = (start + t) * num_states + s;
                     const float enters = B[i], is_read = C[i], *step = steps[t];
                     const float *decay = decays[t], *before = befores[t], *g = grads[t];
                     float by_enters = 0.0f, by_is_read = 0.0f;
@@ -234,7 +241,9 @@ _backward = CpuKernel(
                 const long long row = (start + t) * num_channels + first;
                 const float *out = outs[t];
                 if (delta_softplus)
-                    each_raw(width, first, row, [=](int d, float raw) { of_delta[row + d] *= sigmoid_(raw); });
+                    each_raw(width, first, row, [=](int d, float raw) {
+                        of_delta[row + d] *= sigmoid_(raw);
+                    });
                 if (delta_bias)
                     each_channel(width, [=](int d) { of_delta_bias[first + d] += of_delta[row + d]; });
                 if (z)

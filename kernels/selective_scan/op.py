@@ -10,8 +10,8 @@ from torch import Tensor
 from kernels import dispatch
 
 # Steps between two states that `forward` saves; `backward` makes those in between anew. A saved state is
-# 4 * S / CHUNK bytes an element of x, no more than one more tensor of its size at S = 16.
-CHUNK = 16
+# 4 * S / CHUNK bytes an element of x; a longer chunk needs more registers than a thread has.
+CHUNK = 8
 
 
 def run_forward(

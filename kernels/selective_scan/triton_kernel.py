@@ -18,8 +18,9 @@ from torch import Tensor
 
 from kernels.selective_scan.op import CHUNK, make_gradients, make_outputs
 
-# Channels times states of a program. With a thread for each, the steps of a chunk lie in its registers.
-LANES = 128
+# Channels times states of a program: a thread each, in whose registers the steps of a chunk lie. The more
+# channels, the fewer shares there are of the gradients by B and C, which each block of channels writes.
+LANES = 256
 
 
 @triton.jit
@@ -89,7 +90,7 @@ def _per_channel(pointer, channel, exists):
     """`[1, CHANNELS]`, zeros where there is no such input."""
     if pointer is None:
         return tl.zeros_like(channel).to(tl.float32)[None, :]
-    else:
+    else:  # noqa: RET505, the other branch would be compiled too
         return _load(pointer, channel, exists)[None, :]
 
 
@@ -157,6 +158,33 @@ def forward_kernel(
 
 
 @triton.jit
+def _states_before(
+    x_ptr,
+    delta_ptr,
+    B_ptr,
+    reset_ptr,
+    flags,
+    i,
+    j,
+    behind,
+    exists,
+    is_state,
+    A,
+    bias,
+    kept,
+    SOFTPLUS: tl.constexpr,
+):
+    """The states before each step of a chunk; the pointers are one step back, where the first has none."""
+    valid = behind[:, None] & exists[None, :]
+    size = _step_sizes(delta_ptr, bias, i, valid, SOFTPLUS)
+    added = size * _load(x_ptr, i, valid)
+    B = _load(B_ptr, j, behind[:, None] & is_state[None, :])
+    decay = _decay(size, A, reset_ptr, flags, behind)
+    reach, own = tl.associative_scan((decay, added[:, :, None] * B[:, None, :]), 0, _compose)
+    return _apply(reach, own, kept[None, :, :])
+
+
+@triton.jit
 def backward_kernel(
     grad_y_ptr,
     grad_final_ptr,
@@ -216,17 +244,23 @@ def backward_kernel(
         x_chunk, delta_chunk = x_ptr + first * num_channels, delta_ptr + first * num_channels
         B_chunk, flags = B_ptr + first * num_states, first + local
 
-        # The states before each step: those after the step before, of which the chunk's first has none.
-        behind = inside & (local > 0)
-        valid_behind = behind[:, None] & exists[None, :]
-        size = _step_sizes(delta_chunk - num_channels, bias, i, valid_behind, SOFTPLUS)
-        added = size * _load(x_chunk - num_channels, i, valid_behind)
-        B = _load(B_chunk - num_states, j, behind[:, None] & is_state[None, :])
-        decay = _decay(size, A, reset_ptr, flags - 1, behind)
-        reach, own = tl.associative_scan((decay, added[:, :, None] * B[:, None, :]), 0, _compose)
-        kept = saved_ptr + (batch * num_chunks + chunk) * num_channels * num_states
-        before = _apply(reach, own, _load(kept, lane, lanes)[None, :, :])
-
+        kept = _load(saved_ptr + (batch * num_chunks + chunk) * num_channels * num_states, lane, lanes)
+        before = _states_before(
+            x_chunk - num_channels,
+            delta_chunk - num_channels,
+            B_chunk - num_states,
+            reset_ptr,
+            flags - 1,
+            i,
+            j,
+            inside & (local > 0),
+            exists,
+            is_state,
+            A,
+            bias,
+            kept,
+            SOFTPLUS,
+        )
         x = _load(x_chunk, i, valid)
         size = _step_sizes(delta_chunk, bias, i, valid, SOFTPLUS)
         B = _load(B_chunk, j, readable)
@@ -318,21 +352,23 @@ def backward(
     delta_softplus: bool,
 ) -> list[Tensor]:
     """See `kernels.selective_scan.op.run_backward`; on one CUDA device, no host synchronization."""
-    of_x, of_delta, *_, of_z, _, of_initial = make_gradients(x, delta, A, B, C, D, z, delta_bias, initial_state)
+    gradients = make_gradients(x, delta, A, B, C, D, z, delta_bias, initial_state)
     num_blocks = triton.cdiv(x.shape[2], tile(x.shape, A.shape)["CHANNELS"])
-    # One part a sequence of what all of them share, and one a block of channels of what these share.
-    parts = ((A, len(x)), (B, num_blocks), (C, num_blocks), (D, len(x)), (delta_bias, len(x)))
-    of_A, of_B, of_C, of_D, of_bias = (
-        None if like is None else like.new_empty(count, *like.shape, dtype=torch.float32) for like, count in parts
-    )
-    tensors = (x, delta, A, B, C, D, z, delta_bias, reset, saved, of_x, of_delta, of_A, of_B, of_C, of_D)
-    last = (of_z, of_bias, None if initial_state is None else of_initial)
-    _launch(backward_kernel, (grad_y, grad_final, *tensors, *last), x, A, delta_softplus)
-    of_A, of_B, of_C, of_D, of_bias = (
-        x.new_empty(0) if part is None else part.sum(0).to(like.dtype)
-        for part, (like, _) in zip((of_A, of_B, of_C, of_D, of_bias), parts, strict=True)
-    )
-    return [of_x, of_delta, of_A, of_B, of_C, of_D, of_z, of_bias, of_initial]
+    # A part from each sequence of what all share, and from each block of channels of what these share.
+    counts = {2: len(x), 3: num_blocks, 4: num_blocks, 5: len(x), 7: len(x)}
+    parts = {
+        i: gradients[i].new_empty(count, *gradients[i].shape, dtype=torch.float32)
+        for i, count in counts.items()
+    }
+    of_D = None if D is None else parts[5]
+    of_bias = None if delta_bias is None else parts[7]
+    inputs = (grad_y, grad_final, x, delta, A, B, C, D, z, delta_bias, reset, saved)
+    sums = (parts[2], parts[3], parts[4], of_D, gradients[6], of_bias)
+    of_initial = None if initial_state is None else gradients[8]
+    _launch(backward_kernel, (*inputs, *gradients[:2], *sums, of_initial), x, A, delta_softplus)
+    for i, part in parts.items():
+        gradients[i] = part.sum(0).to(gradients[i].dtype)
+    return gradients
 
 
 def tile(x_shape: torch.Size, A_shape: torch.Size) -> dict[str, int]:
