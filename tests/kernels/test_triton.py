@@ -145,36 +145,39 @@ def ppo_loss_constants(module, shared, width):
     return {"SHARED": shared, "ROWS": module.BLOCK // columns, "COLUMNS": columns}
 
 
-def selective_forward(float_type=FLOAT, optional=True, states=16):
+def selective_forward(float_type=FLOAT, optional=True, steps=64, states=16):
     from kernels.selective_scan import triton_kernel as module
 
     given = [float_type, float_type, FLOAT, float_type, float_type]
     last = [FLOAT, float_type, FLOAT, FLAG, FLOAT] if optional else [None] * 5
-    types = [*given, *last, float_type, FLOAT, FLOAT if optional else None, INT, INT, INT]
-    return module.forward_kernel, types, *selective_constants(module, optional, states)
+    saved = FLOAT if optional else None
+    types = [*given, *last, float_type, FLOAT, saved, None if steps == 1 else INT, INT, INT]
+    return module.forward_kernel, types, *selective_constants(module, optional, steps, states)
 
 
-def selective_backward(float_type=FLOAT, optional=True, states=16):
+def selective_backward(float_type=FLOAT, optional=True, steps=64, states=16):
     from kernels.selective_scan import triton_kernel as module
 
     given = [float_type, FLOAT if optional else None, float_type, float_type, FLOAT, float_type, float_type]
     last = [FLOAT, float_type, FLOAT, FLAG] if optional else [None] * 4
     results = [float_type, float_type, FLOAT, FLOAT, FLOAT]
     rest = [FLOAT, float_type, FLOAT, FLOAT] if optional else [None] * 4
-    types = [*given, *last, FLOAT, *results, *rest, INT, INT, INT]
-    return module.backward_kernel, types, *selective_constants(module, optional, states)
+    types = [*given, *last, FLOAT, *results, *rest, None if steps == 1 else INT, INT, INT]
+    return module.backward_kernel, types, *selective_constants(module, optional, steps, states)
 
 
-def selective_constants(module, softplus, states):
-    tile = module.tile((64, 64, 512), (512, states))
+def selective_constants(module, softplus, steps, states):
+    tile = module.tile((64, steps, 512), (512, states))
     num_warps = tile.pop("num_warps")
-    return {"SOFTPLUS": softplus, **tile}, num_warps
+    # The launcher makes a constant of a one.
+    return {"SOFTPLUS": softplus, **tile} | ({"num_steps": 1} if steps == 1 else {}), num_warps
 
 
 SELECTIVE_VARIANTS = [
     {},
     {"float_type": HALF},
     {"optional": False},
+    {"steps": 1},
     *({"states": states} for states in (1, 4, 64, 256)),
 ]
 PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
