@@ -2,6 +2,14 @@
 
 A block of channels goes through the sequence chunk by chunk, and through a chunk state by state: what a state
 reads and adds to, a few rows of the block, stays in the L1 cache.
+
+Nanoseconds an element of [B, L, Dm, S], medians on two busy cores of an x86 server with AVX-512, one thread:
+
+                                    64×64×128×16  16×256×128×16  512×16×64×16  1×64×128×16  64×64×128×4
+    forward                                 0.44           0.43          0.48         0.61         0.63
+    forward and backward                     1.6            1.4           1.6          2.5          2.2
+    forward, the reference                    13            7.3           8.6          5.9          4.9
+    forward and backward, the reference       24             31            26           16           13
 """
 
 import torch

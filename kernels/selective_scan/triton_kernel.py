@@ -18,8 +18,8 @@ from torch import Tensor
 
 from kernels.selective_scan.op import CHUNK, make_gradients, make_outputs
 
-# Channels times states of a program: a thread each, in whose registers the steps of a chunk lie. The more
-# channels, the fewer shares there are of the gradients by B and C, which each block of channels writes.
+# Channels times states of a program: a thread each, in whose registers the steps of a chunk lie. Each block of
+# channels writes its share of the gradients by B and C: the more channels in one, the fewer shares.
 LANES = 256
 
 
