@@ -18,7 +18,7 @@ from torch import Tensor
 
 from kernels.selective_scan.op import CHUNK, make_gradients, make_outputs
 
-# Channels times states of a program: a thread each, in whose registers the steps of a chunk lie. Each block of
+# Channels times states of a program: a thread each, in whose registers the steps of a chunk lie. A block of
 # channels writes its share of the gradients by B and C: the more channels in one, the fewer shares.
 LANES = 256
 
