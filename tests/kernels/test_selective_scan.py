@@ -269,6 +269,7 @@ def test_one_result_alone(name, implementation, device):
 def test_a_reset_hides_a_nan_and_cuts_the_gradient(implementation, device):
     inputs = to(small_inputs(), device)
     inputs["reset"][:, 6] = True
+    clean_x = inputs["x"].clone()
     clean, clean_gradients = evaluate(inputs, implementation)
     inputs["x"][:, 3] = torch.nan
     results, gradients = evaluate(inputs, implementation)
@@ -277,6 +278,11 @@ def test_a_reset_hides_a_nan_and_cuts_the_gradient(implementation, device):
     assert results["y"][:, 3].isnan().all()
     for name in ("x", "delta", "B", "C", "z"):
         assert torch.equal(gradients[name][:, 6:], clean_gradients[name][:, 6:]), name
+    late = {**inputs, "x": clean_x.clone()}
+    late["x"][:, 8] = torch.nan
+    _, gradients = evaluate(late, implementation)
+    for name in ("x", "delta", "B", "C", "z"):
+        assert torch.equal(gradients[name][:, :6], clean_gradients[name][:, :6]), name
     inputs["x"] = torch.zeros_like(inputs["x"]).requires_grad_()
     _, state = selective_scan(**inputs, implementation=implementation)
     (of_x,) = torch.autograd.grad(state.sum(), inputs["x"])
