@@ -12,6 +12,27 @@ import warp as wp
 
 _FORMATS = {"long long": "q", "int": "i", "double": "d", "float": "f"}
 
+# For the head of a body; the exponential of the C library does not vectorize.
+EXP = """
+    // Cephes' expf, inline so that loops over it vectorize: 2 ulp, 0 below -87.3, inf above 88.3.
+    const auto exp_ = [](float x) {
+        const float low = -87.3f, high = 88.3f;
+        const float inside = x < low ? low : x > high ? high : x;
+        const float n = (inside * 1.44269504f + 12582912.0f) - 12582912.0f;
+        const float r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;
+        float p = 1.9875691500e-4f;
+        p = p * r + 1.3981999507e-3f;
+        p = p * r + 8.3334519073e-3f;
+        p = p * r + 4.1665795894e-2f;
+        p = p * r + 1.6666665459e-1f;
+        p = p * r + 5.0000001201e-1f;
+        p = p * r * r + r + 1.0f;
+        const int exponent = n == n ? ((int)n + 127) << 23 : 0;
+        const float y = x == x ? p * __builtin_bit_cast(float, exponent) : x;
+        return x < low ? 0.0f : x > high ? __builtin_inff() : y;
+    };
+"""
+
 
 class CpuKernel:
     """A C++ function body that runs in the calling thread.

@@ -1,6 +1,5 @@
 """Generalized advantage estimation on the CPU: one pass over the rollout, and one over its advantages."""
 
-import torch
 from torch import Tensor
 
 from kernels.native import CpuKernel

@@ -9,33 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from kernels.native import CpuKernel
+from kernels.native import EXP, CpuKernel
 from kernels.ppo_loss.op import make_gradients, make_outputs
 from kernels.ppo_loss.reference import HALF_LOG_2PI
 
 # Samples a block: their log-probabilities and entropies stay in the L1 cache.
 BLOCK = 256
-
-
-_EXP = """
-    // Cephes' expf, inline so that loops over it vectorize: 2 ulp, 0 below -87.3, inf above 88.3.
-    const auto exp_ = [](float x) {
-        const float low = -87.3f, high = 88.3f;
-        const float inside = x < low ? low : x > high ? high : x;
-        const float n = (inside * 1.44269504f + 12582912.0f) - 12582912.0f;
-        const float r = (inside - n * 0.693359375f) + n * 2.12194440e-4f;
-        float p = 1.9875691500e-4f;
-        p = p * r + 1.3981999507e-3f;
-        p = p * r + 8.3334519073e-3f;
-        p = p * r + 4.1665795894e-2f;
-        p = p * r + 1.6666665459e-1f;
-        p = p * r + 5.0000001201e-1f;
-        p = p * r * r + r + 1.0f;
-        const int exponent = n == n ? ((int)n + 127) << 23 : 0;
-        const float y = x == x ? p * __builtin_bit_cast(float, exponent) : x;
-        return x < low ? 0.0f : x > high ? __builtin_inff() : y;
-    };
-"""
 
 _FORWARD_ARGUMENTS = {
     "policy": "const float *",
@@ -70,7 +49,7 @@ _FORWARD_ARGUMENTS = {
 _forward = CpuKernel(
     _FORWARD_ARGUMENTS,
     f"""
-    {_EXP}
+    {EXP}
     const double half_log_2pi = {HALF_LOG_2PI!r};
     const float low = log_low, high = log_high;
     const float low_ratio = 1.0 - clip_epsilon, high_ratio = 1.0 + clip_epsilon;
@@ -230,7 +209,7 @@ _BACKWARD_ARGUMENTS = {
 _backward = CpuKernel(
     _BACKWARD_ARGUMENTS,
     f"""
-    {_EXP}
+    {EXP}
     const float count = report[4], share = 1.0f / (count > 1.0f ? count : 1.0f);
     const float by_objective = grad_objective ? *grad_objective * share : 0.0f;
     const float by_critic = grad_critic ? *grad_critic * share * (float)critic_coeff : 0.0f;

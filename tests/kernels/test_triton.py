@@ -25,7 +25,10 @@ pytestmark = pytest.mark.skipif(
 
 
 def test_the_interpreter_passes_the_tests_of_this_folder():
-    names = ("gae", "group_advantage", "normalize", "ppo_loss", "running", "scan", "sum_tree")
+    names = (
+        *("gae", "group_advantage", "normalize", "ppo_loss", "running", "scan"),
+        *("selective_scan", "sum_tree"),
+    )
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
     run = subprocess.run(
@@ -174,6 +177,41 @@ def ppo_loss_constants(module, shared, width):
     return {"SHARED": shared, "ROWS": module.BLOCK // columns, "COLUMNS": columns}
 
 
+def selective_forward(float_type=FLOAT, optional=True, steps=64, states=16):
+    from kernels.selective_scan import triton_kernel as module
+
+    given = [float_type, float_type, FLOAT, float_type, float_type]
+    last = [FLOAT, float_type, FLOAT, FLAG, FLOAT] if optional else [None] * 5
+    saved = FLOAT if optional else None
+    types = [*given, *last, float_type, FLOAT, saved, None if steps == 1 else INT, INT, INT]
+    return module.forward_kernel, types, *selective_constants(module, optional, steps, states)
+
+
+def selective_backward(float_type=FLOAT, optional=True, steps=64, states=16):
+    from kernels.selective_scan import triton_kernel as module
+
+    given = [float_type, FLOAT if optional else None, float_type, float_type, FLOAT, float_type, float_type]
+    last = [FLOAT, float_type, FLOAT, FLAG] if optional else [None] * 4
+    results = [float_type, float_type, FLOAT, FLOAT, FLOAT]
+    rest = [FLOAT, float_type, FLOAT, FLOAT] if optional else [None] * 4
+    types = [*given, *last, FLOAT, *results, *rest, None if steps == 1 else INT, INT, INT]
+    return module.backward_kernel, types, *selective_constants(module, optional, steps, states)
+
+
+def selective_constants(module, softplus, steps, states):
+    tile = module.tile((64, steps, 512), (512, states))
+    num_warps = tile.pop("num_warps")
+    # The launcher makes a constant of a one.
+    return {"SOFTPLUS": softplus, **tile} | ({"num_steps": 1} if steps == 1 else {}), num_warps
+
+
+SELECTIVE_VARIANTS = [
+    {},
+    {"float_type": HALF},
+    {"optional": False},
+    {"steps": 1},
+    *({"states": states} for states in (1, 4, 64, 256)),
+]
 PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
 
 
@@ -211,6 +249,8 @@ PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1},
         (group_kernel, {"mask": None, "ids": None}),
         *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
         *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
+        *((selective_forward, options) for options in SELECTIVE_VARIANTS),
+        *((selective_backward, options) for options in SELECTIVE_VARIANTS),
     ],
 )
 def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
