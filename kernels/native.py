@@ -1,5 +1,6 @@
 """Compiled CPU paths: C++ over raw pointers, built by Warp's own clang, so that a user needs no compiler."""
 
+import ctypes
 import os
 import threading
 from collections.abc import Callable, Mapping
@@ -69,9 +70,12 @@ class CpuKernel:
         """What writes this thread's struct, and what runs the body on it."""
         _start()
         struct = bytearray(self._format.size)
-        address = torch.frombuffer(struct, dtype=torch.uint8).data_ptr()
-        recorded = wp.launch(self._kernel, 1, inputs=[address], device="cpu", record_cmd=True)
-        return partial(self._format.pack_into, struct, 0), recorded.launch
+        address = ctypes.c_uint64(torch.frombuffer(struct, dtype=torch.uint8).data_ptr())
+        recorded = wp.launch(self._kernel, 1, inputs=[address.value], device="cpu", record_cmd=True)
+        # What `recorded.launch()` comes to, which makes the same two structs anew each time.
+        bounds = recorded.params[0]
+        launch = partial(recorded.hooks.forward, ctypes.byref(bounds), ctypes.byref(address))
+        return partial(self._format.pack_into, struct, 0), launch
 
 
 def _make_kernel(snippet: str) -> Any:

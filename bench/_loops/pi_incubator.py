@@ -12,7 +12,7 @@ from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.networks import make_network
-from pi_incubator.trainers.on_policy import collect, due, make_act, make_training_env, to_numbers
+from pi_incubator.trainers.on_policy import collect, due, make_act, make_training_env, overlap, to_numbers
 from pi_incubator.trainers.rollout import Rollout
 
 MAX_TOTAL_STEPS = 2**53
@@ -32,8 +32,11 @@ class OurLoop(Loop):
         self.env = make_training_env(self.cfg, plan)
         self.policy = make_network(cfg.network, self.env.spec)
         self.learner = make_algorithm(self.cfg, self.policy, plan.compiled)
+        self.actor = self.policy
+        if cfg.training.overlap:
+            self.learner, self.actor = overlap(self.learner, self.policy)
         self.rollout = Rollout(cfg.algorithm.horizon, self.env.spec, self.policy.groups)
-        self.act = make_act(self.policy, plan.compiled)
+        self.act = make_act(self.actor, plan.compiled)
         self.iteration = 0
         self.facts = {
             "compute": plan.reasons,
@@ -42,7 +45,7 @@ class OurLoop(Loop):
         }
 
     def iterate(self) -> int:
-        collect(self.env, self.policy, self.act, self.rollout)
+        collect(self.env, self.actor, self.act, self.rollout)
         self.learner.advantage(self.rollout.data)
         metrics = self.learner.update(self.rollout.data)
         if due(self.iteration, self.cfg.training.log_every):

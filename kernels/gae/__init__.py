@@ -95,8 +95,9 @@ def gae(
     """
     if layout not in ("TN", "NT"):
         raise ValueError(f"gae: layout must be 'TN' or 'NT', got {layout!r}")
-    flags = {"terminated": terminated, "done": done} | ({} if mask is None else {"mask": mask})
-    check_rollout("gae", reward=reward, value=value, next_value=next_value, **flags)
+    if not _is_plain(reward, (value, next_value), (terminated, done)) or mask is not None:
+        flags = {"terminated": terminated, "done": done} | ({} if mask is None else {"mask": mask})
+        check_rollout("gae", reward=reward, value=value, next_value=next_value, **flags)
     check_fractions("gae", gamma=gamma, lam=lam)
     arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
     # The operator is for graphs; called by itself it takes longer than a small rollout.
@@ -109,6 +110,19 @@ def gae(
     advantage, value_target, moments = _gae(*arguments[:7], False, *arguments[8:], implementation)
     moments = merge_over_group(moments, eps, group)
     return apply(advantage, moments, mask) if normalize else advantage, value_target, moments
+
+
+def _is_plain(reward: Tensor, floats: tuple[Tensor, ...], flags: tuple[Tensor, ...]) -> bool:
+    """Whether everything fits a float32 `reward`: the full check takes as long as a small rollout."""
+    shape, device = reward.shape, reward.device
+    if len(shape) != 2 or reward.dtype is not torch.float32:
+        return False
+    for tensor in floats:
+        if tensor.shape != shape or tensor.dtype is not torch.float32 or tensor.device != device:
+            return False
+    return all(
+        tensor.shape == shape and tensor.dtype is torch.bool and tensor.device == device for tensor in flags
+    )
 
 
 def _gae(
@@ -131,10 +145,10 @@ def _gae(
         empty = torch.empty_like(reward, dtype=dtype)
         return empty, torch.empty_like(empty), _no_moments(eps, empty)
     tensors = [tensor.contiguous() for tensor in (reward, value, next_value, terminated, done)]
-    kept = None if mask is None else mask.contiguous()
+    mask = None if mask is None else mask.contiguous()
     if layout == "NT":
-        tensors, kept = [tensor.t() for tensor in tensors], None if kept is None else kept.t()
-    advantage, value_target, moments = module.gae(*tensors, gamma, lam, normalize, kept, eps)
+        tensors, mask = [tensor.t() for tensor in tensors], None if mask is None else mask.t()
+    advantage, value_target, moments = module.gae(*tensors, gamma, lam, normalize, mask, eps)
     if layout == "NT":
         advantage, value_target = advantage.t(), value_target.t()
     return advantage, value_target, moments

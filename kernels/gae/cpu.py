@@ -1,5 +1,6 @@
 """Generalized advantage estimation on the CPU: one pass over the rollout, and one over its advantages."""
 
+import torch
 from torch import Tensor
 
 from kernels.native import CpuKernel
@@ -25,8 +26,8 @@ ARGUMENTS = {
 _run = CpuKernel(
     ARGUMENTS,
     """
-    // Worlds a block: long rows keep the prefetcher busy, and the block's advantages stay in the L1 cache.
-    constexpr int BLOCK = 2048, NARROW = 64;
+    // Worlds a block: long rows keep the prefetcher busy, and the block's advantages stay in a near cache.
+    constexpr int BLOCK = 8192, NARROW = 64;
     const long long size = num_steps * num_worlds;
     const float g = (float)gamma, d = (float)decay;
 
@@ -100,7 +101,9 @@ _run = CpuKernel(
         } else {
             for (long long begin = 0; begin < num_worlds; begin += BLOCK) {
                 const int width = (int)wp::min((long long)BLOCK, num_worlds - begin);
-                alignas(64) float following[BLOCK] = {};
+                alignas(64) float following[BLOCK];
+                for (int n = 0; n < width; ++n)
+                    following[n] = 0.0f;
                 for (long long t = num_steps - 1; t >= 0; --t) {
                     const long long row = t * num_worlds + begin;
                     float number = 0.0f, first = 0.0f, second = 0.0f;
@@ -159,11 +162,9 @@ def gae(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `kernels.gae.gae`; tensors `[T, N]` on the CPU, one thread. Half precision is widened first."""
     num_steps, num_worlds = reward.shape
-    reward, value, next_value = (
-        reward.float().contiguous(),
-        value.float().contiguous(),
-        next_value.float().contiguous(),
-    )
+    if reward.dtype is not torch.float32:
+        reward, value, next_value = reward.float(), value.float(), next_value.float()
+    reward, value, next_value = reward.contiguous(), value.contiguous(), next_value.contiguous()
     terminated, done = terminated.contiguous(), done.contiguous()
     mask = None if mask is None else mask.contiguous()
     # One allocation: freeing two that are each as large as the largest so far, malloc would hand the pages

@@ -22,6 +22,9 @@ class Learner(ABC):
     def update(self, data: TensorDict) -> dict[str, Tensor]:
         """Optimize on the rollout; returns 0-dim metrics that stay on the device."""
 
+    def settle(self) -> None:
+        """Wait for an update that goes on in the background; the policy is then whole, and can be saved."""
+
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that a bit-exact continuation needs beside the policy's own weights."""

@@ -41,6 +41,8 @@ class PPO(Learner):
         # A tensor, so that schedules change it on the device and a captured graph sees the change.
         self.lr = torch.tensor(self.cfg.lr, device=self.device)
         self.iteration = torch.zeros((), dtype=torch.int64)
+        # Of its own, so that an update may go on while actions are drawn.
+        self.generator = torch.Generator(self.device).manual_seed(cfg.experiment.seed)
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, eps=1e-5, fused=True)
         self._evaluate = torch.compile(self._losses, dynamic=False) if compiled else self._losses
 
@@ -62,7 +64,7 @@ class PPO(Learner):
         valid = data["valid"].flatten()  # [T * N]
         num_minibatches = len(flat) // self.cfg.minibatch_size
         for _ in range(self.cfg.num_epochs):
-            order = only(valid, torch.randperm(len(flat), device=self.device))
+            order = only(valid, torch.randperm(len(flat), generator=self.generator, device=self.device))
             epoch = torch.zeros(5, device=self.device)
             for minibatch in flat[order].split(self.cfg.minibatch_size):
                 epoch += self._step(minibatch)
@@ -79,6 +81,7 @@ class PPO(Learner):
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"lr": self.lr.clone(), "iteration": self.iteration.clone()}
+        state["generator"] = self.generator.get_state()
         for index, parameter in enumerate(self.parameters):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"optimizer.{index}.{name}"] = value.clone()
@@ -87,6 +90,7 @@ class PPO(Learner):
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.lr.copy_(state["lr"])
         self.iteration.copy_(state["iteration"])
+        self.generator.set_state(state["generator"].cpu())
         for name, value in state.items():
             if name.startswith("optimizer."):
                 _, index, key = name.split(".")

@@ -152,6 +152,8 @@ class TrainingSection(Section):
     """Environment steps of the run, summed over all worlds."""
     log_every: Count = 10
     """Iterations between two reports of the metrics."""
+    overlap: bool = False
+    """Collect the next rollout while the last one is learned from, with a policy that is one update old."""
 
 
 class ComputeSection(Section):

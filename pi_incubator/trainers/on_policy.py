@@ -17,6 +17,7 @@ from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_algorithm
+from pi_incubator.algorithms._learner import Learner
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.errors import DivergedError
@@ -25,6 +26,7 @@ from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
+from pi_incubator.trainers.overlap import OverlappedLearner
 from pi_incubator.trainers.randomization import describe
 from pi_incubator.trainers.rollout import Rollout
 
@@ -39,12 +41,13 @@ def train(
     env = make_training_env(cfg, plan, folder)
     policy = make_network(cfg.network, env.spec)
     learner = make_algorithm(cfg, policy, plan.compiled)
+    learner, actor = overlap(learner, policy) if cfg.training.overlap else (learner, policy)
     rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups)
-    act = make_act(policy, plan.compiled)
+    act = make_act(actor, plan.compiled)
     parts: dict[str, checkpoint.HasState] = {"env": env, "policy": policy, "learner": learner}
     for iteration in range(checkpoint.restore(folder, parts), cfg.num_iterations):
         with tracker.span("collect"):
-            collect(env, policy, act, rollout)
+            collect(env, actor, act, rollout)
         with tracker.span("advantage"):
             learner.advantage(rollout.data)
         with tracker.span("update"):
@@ -56,12 +59,20 @@ def train(
         if logs:
             # The only host sync of the loop.
             tracker.log(iteration, env_steps, to_numbers(metrics) | env.pop_metrics())
+        if saves:
+            learner.settle()
         if logs or saves:
             env.check()  # raises before anything is saved that such worlds have taught
-            check_finite(policy)
+            check_finite(actor)
         if saves:
             checkpoint.save(folder, iteration, env_steps, parts, cfg, cfg.checkpoint.keep)
     return env, policy
+
+
+def overlap(learner: Learner, policy: ActorCritic) -> tuple[Learner, ActorCritic]:
+    """`learner` going on in the background, and the policy that acts meanwhile."""
+    overlapped = OverlappedLearner(learner, policy)
+    return overlapped, overlapped.actor
 
 
 @torch.no_grad()
