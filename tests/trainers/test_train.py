@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig, models
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.trainers.overlap import OverlappedLearner
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -128,6 +130,50 @@ def test_compiled_run_continues_bit_for_bit(tmp_path):
     expected, continued = last_tensors(whole), last_tensors(halves)
     for name, value in expected.items():
         assert torch.equal(value, continued[name]), name
+
+
+def test_overlapped_runs_continue_bit_for_bit(tmp_path):
+    # Saved after iterations 2 and 4 of 4: one of them in the middle of the other's updates.
+    schedule = "algorithm.lr_schedule=adaptive"  # a linear one depends on the total
+    overlap = ["training.overlap=true", "checkpoint.save_every=2", schedule]
+    whole = run(tmp_path, "whole", *overlap)
+    for steps in (128, 256):
+        halves = run(tmp_path, "halves", *overlap, f"training.total_steps={steps}")
+    again = run(tmp_path, "again", *overlap)
+    alone = run(tmp_path, "alone", "checkpoint.save_every=2", schedule)
+    expected = last_tensors(whole)
+    for other in (halves, again):
+        assert all(torch.equal(value, last_tensors(other)[name]) for name, value in expected.items())
+    # One update late, so it is not what a run without overlap learns.
+    assert not all(torch.equal(value, last_tensors(alone)[name]) for name, value in expected.items())
+
+
+def test_the_first_rollouts_of_an_overlapped_run_are_one_update_late():
+    class Counted:
+        """Adds one to the weights, in the background."""
+
+        def __init__(self, policy):
+            self.policy = policy
+
+        def update(self, data):
+            with torch.no_grad():
+                self.policy.weight.add_(1.0)
+            return {"seen": data["x"].clone()}
+
+    policy = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(policy.weight)
+    policy.commit = lambda: None
+    learner = OverlappedLearner(Counted(policy), policy)
+    acted, data = [], TensorDict({"x": torch.zeros(1)}, batch_size=[1])
+    for iteration in range(4):
+        acted.append(learner.actor.weight.item())
+        data["x"].fill_(iteration)
+        metrics = learner.update(data)
+        data["x"].fill_(torch.nan)  # the next rollout overwrites it
+    assert acted == [0.0, 0.0, 1.0, 2.0]
+    assert metrics["seen"].item() == 2.0
+    learner.settle()
+    assert learner.actor.weight.item() == policy.weight.item() == 4.0
 
 
 @pytest.mark.slow
