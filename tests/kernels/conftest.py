@@ -14,9 +14,19 @@ ON_HARDWARE = [
 ]
 
 
-@pytest.fixture(params=["reference", "cpu", pytest.param("triton", marks=[] if INTERPRETED else ON_HARDWARE)])
-def implementation(request):
-    return request.param
+COMPILED = ["cpu", pytest.param("triton", marks=[] if INTERPRETED else ON_HARDWARE)]
+
+
+def pytest_generate_tests(metafunc):
+    """Every implementation, or with the mark `compiled` those that are operators of torch."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    own = {
+        name for mark in marks for name in ([mark.args[0]] if isinstance(mark.args[0], str) else mark.args[0])
+    }
+    if "implementation" in metafunc.fixturenames and "implementation" not in own:
+        only_compiled = metafunc.definition.get_closest_marker("compiled")
+        chosen = COMPILED if only_compiled else ["reference", *COMPILED]
+        metafunc.parametrize("implementation", chosen)
 
 
 @pytest.fixture

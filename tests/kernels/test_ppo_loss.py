@@ -383,9 +383,8 @@ def test_one_loss_alone(name, implementation, device):
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.compiled
 def test_the_operators_pass_opcheck(policy, masked, implementation, device):
-    if implementation == "reference":
-        pytest.skip("is not an operator")
     case = cast(make_case(policy, num_rows=9, width=3, masked=masked), device)
     leaves = [case["logits"], None] if policy == "categorical" else [case["mean"], case["log_std"]]
     leaves = [None if x is None else x.requires_grad_() for x in leaves]

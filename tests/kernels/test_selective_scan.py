@@ -364,9 +364,8 @@ def test_an_input_of_a_step_that_does_not_fit_is_named(name, wrong):
 
 
 @pytest.mark.parametrize("without", [(), OPTIONAL])
+@pytest.mark.compiled
 def test_the_operators_pass_opcheck(without, implementation, device):
-    if implementation == "reference":
-        pytest.skip("is not an operator")
     inputs = to(small_inputs(num_steps=9), device)
     names = ("x", "delta", "A", "B", "C", *OPTIONAL)
     tensors = [None if name in without else inputs[name] for name in names]
