@@ -37,7 +37,7 @@ class JsonlTracker(Tracker):
         self._began_s = time.perf_counter() - (kept[-1]["wall_s"] if kept else 0.0)
 
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
-        wall_s = round(time.perf_counter() - self._began_s, 3)
+        wall_s = round(time.perf_counter() - self._began_s, 6)
         row = {"iteration": iteration, "env_steps": env_steps, "wall_s": wall_s}
         self._file.write(_line(row | {name: _finite(value) for name, value in metrics.items()}))
         self._file.flush()
