@@ -1,4 +1,4 @@
-"""`torch.compile` for an env's methods."""
+"""`torch.compile` for methods that are called with the same shapes over and over."""
 
 from __future__ import annotations
 

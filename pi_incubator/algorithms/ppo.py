@@ -9,6 +9,8 @@ from torch import Tensor
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
+from pi_incubator.algorithms._adam import Adam, clip_by_norm
+from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.algorithms._learner import Learner
 from pi_incubator.algorithms.advantage import KernelGAE
 from pi_incubator.config import ExperimentConfig
@@ -28,7 +30,7 @@ class PPO(Learner):
     Args:
         cfg: reads the `algorithm` section and the number of iterations.
         policy: optimized in place.
-        compiled: run loss and gradient through `torch.compile`.
+        compiled: run a minibatch's step, from the loss to the new weights, as one compiled function.
     """
 
     def __init__(self, cfg: ExperimentConfig, policy: ActorCritic, compiled: bool = False) -> None:
@@ -43,8 +45,8 @@ class PPO(Learner):
         self.iteration = torch.zeros((), dtype=torch.int64)
         # Of its own, so that an update may go on while actions are drawn.
         self.generator = torch.Generator(self.device).manual_seed(cfg.experiment.seed)
-        self.optimizer = torch.optim.Adam(self.parameters, lr=self.lr, eps=1e-5, fused=True)
-        self._evaluate = torch.compile(self._losses, dynamic=False) if compiled else self._losses
+        self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
+        self._learn = compiled_step(self._step) if compiled else self._step
 
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.
@@ -67,7 +69,7 @@ class PPO(Learner):
             order = only(valid, torch.randperm(len(flat), generator=self.generator, device=self.device))
             epoch = torch.zeros(5, device=self.device)
             for minibatch in flat[order].split(self.cfg.minibatch_size):
-                epoch += self._step(minibatch)
+                epoch += self._learn(minibatch)
             totals += epoch
             self._adapt_lr(epoch[3] / num_minibatches)
         self.policy.commit()
@@ -82,28 +84,26 @@ class PPO(Learner):
     def state_dict(self) -> dict[str, Tensor]:
         state = {"lr": self.lr.clone(), "iteration": self.iteration.clone()}
         state["generator"] = self.generator.get_state()
-        for index, parameter in enumerate(self.parameters):
-            for name, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{index}.{name}"] = value.clone()
-        return state
+        return state | {f"optimizer.{key}": value for key, value in self.optimizer.state_dict().items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         self.lr.copy_(state["lr"])
         self.iteration.copy_(state["iteration"])
         self.generator.set_state(state["generator"].cpu())
-        for name, value in state.items():
-            if name.startswith("optimizer."):
-                _, index, key = name.split(".")
-                self.optimizer.state[self.parameters[int(index)]][key] = value.to(self.device, copy=True)
+        optimizer = {key: value for key, value in state.items() if key.startswith("optimizer.")}
+        self.optimizer.load_state_dict(
+            {key.removeprefix("optimizer."): value for key, value in optimizer.items()}
+        )
 
     def _step(self, minibatch: TensorDict) -> Tensor:
         """One optimizer step; gives `[5]`: both losses, entropy, KL divergence, clip fraction."""
-        loss, report = self._evaluate(minibatch)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.cfg.max_grad_norm, foreach=True)
-        self.optimizer.step()
+        gradients, report = self._gradients(minibatch)
+        self.optimizer.step(clip_by_norm(gradients, self.cfg.max_grad_norm))
         return report
+
+    def _gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
+        loss, report = self._losses(minibatch)
+        return torch.autograd.grad(loss, self.parameters), report
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
         observations = {group: minibatch[group] for group in self.policy.groups}

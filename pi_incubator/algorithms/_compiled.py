@@ -1,0 +1,30 @@
+"""`torch.compile` for an optimizer step: loss, gradients, clipping and new weights in one function."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+
+from envs_gpu.compiled import compiled
+
+_T = TypeVar("_T")
+
+
+def compiled_step(method: Callable[..., _T]) -> Callable[..., _T]:
+    """A bound method that calls `torch.autograd.grad`, compiled whole; see `envs_gpu.compiled`."""
+    fast = compiled(method)
+    traced = False
+
+    def step(*arguments: Any) -> _T:
+        nonlocal traced
+        if traced:
+            return fast(*arguments)
+        # A setting of the calling thread, and so made where the function is traced: at its first call.
+        with torch._dynamo.config.patch(trace_autograd_ops=True):
+            result = fast(*arguments)
+        traced = True
+        return result
+
+    return step
