@@ -35,7 +35,8 @@ class Adam:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters, given their gradients in the same order."""
-        # Inside a compiled function the compiler fuses the operations; torch's fused kernel would be opaque.
+        # Inside a compiled function the compiler fuses the operations; torch's own kernel, which keeps its step
+        # count on the device as a captured graph needs, would be opaque to it.
         compiling = torch.compiler.is_compiling()
         adam(
             self.parameters,

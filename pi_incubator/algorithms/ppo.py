@@ -10,6 +10,7 @@ from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
 from pi_incubator.algorithms._adam import Adam, clip_by_norm
+from pi_incubator.algorithms._captured import CapturedStep
 from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.algorithms._learner import Learner
 from pi_incubator.algorithms.advantage import KernelGAE
@@ -47,6 +48,8 @@ class PPO(Learner):
         self.generator = torch.Generator(self.device).manual_seed(cfg.experiment.seed)
         self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
         self._learn = compiled_step(self._step) if compiled else self._step
+        if self.device.type == "cuda":
+            self._learn = CapturedStep(self._learn)
 
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.

@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from envs_gpu.make import make_env
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.algorithms._adam import Adam, clip_by_norm
+from pi_incubator.algorithms._captured import NUM_WARM_UP, CapturedStep
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import ActorCritic
@@ -88,6 +89,34 @@ def test_a_compiled_step_sees_a_new_learning_rate_and_loaded_state(cfg, policy):
     learner.lr.zero_()
     learner._learn(minibatch)
     assert all(torch.equal(after[name], value) for name, value in policy.state_dict().items())
+
+
+def test_a_captured_step_reads_every_minibatch(cfg, policy):
+    """With a recorder that runs what it was given: replays know a minibatch by its place in memory alone."""
+    theirs = copy.deepcopy(policy)
+    learner, reference = make_algorithm(cfg, policy), make_algorithm(cfg, theirs)
+    captured = CapturedStep(learner._step, capture=lambda function: function)
+    for seed in range(2 * NUM_WARM_UP):
+        minibatch = make_minibatch(policy, seed)
+        kept = minibatch.clone()
+        assert torch.equal(captured(minibatch), reference._step(kept))
+        minibatch.zero_()  # a graph must not go on reading what it was called with
+    for ours, weight in zip(policy.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(ours, weight)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_graph_replays_equal_plain_steps_on_cuda(cfg, policy, compiled):
+    ours, theirs = copy.deepcopy(policy).cuda(), copy.deepcopy(policy).cuda()
+    learner, reference = make_algorithm(cfg, ours, compiled), make_algorithm(cfg, theirs)
+    for seed in range(2 * NUM_WARM_UP):
+        minibatch = make_minibatch(policy, seed).cuda()
+        torch.testing.assert_close(
+            learner._learn(minibatch), reference._step(minibatch), rtol=1e-3, atol=1e-4
+        )
+    for weight, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-4)
 
 
 def test_adam_equals_torch_over_many_steps():
