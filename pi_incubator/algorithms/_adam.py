@@ -35,8 +35,8 @@ class Adam:
     @torch.no_grad()
     def step(self, gradients: Sequence[Tensor]) -> None:
         """Move the parameters, given their gradients in the same order."""
-        # Inside a compiled function the compiler fuses the operations; torch's own kernel, which keeps its step
-        # count on the device as a captured graph needs, would be opaque to it.
+        # Inside a compiled function the compiler fuses the operations, and torch's own kernel would be opaque
+        # to it. Either way the step count stays on the device, as a captured graph needs.
         compiling = torch.compiler.is_compiling()
         adam(
             self.parameters,

@@ -31,8 +31,8 @@ def capture_on_cuda(function: Replay) -> Replay:
 class CapturedStep:
     """A step that is run a few times and then captured and replayed.
 
-    The step changes things in place: after a checkpoint is loaded, the same graph goes on from there. A report
-    must be read before the next call.
+    The step changes things in place: after a checkpoint is loaded, the same graph goes on from there. A
+    report must be read before the next call.
 
     Args:
         step: minibatch -> report; no host synchronization, and every minibatch has the same shapes.
