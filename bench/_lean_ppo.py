@@ -1,4 +1,4 @@
-"""PPO in as little torch as it takes, on any pool of envs that steps NumPy arrays: what a peer must be beaten with.
+"""PPO in as little torch as it takes, on any pool of envs that steps NumPy arrays.
 
 The loss is Schulman et al. 2017, "Proximal Policy Optimization Algorithms"; the details that matter are those
 of Huang et al. 2022, "The 37 Implementation Details of Proximal Policy Optimization".

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-
 RECENT_EPISODES = 100
 """Over how many of the last episodes of training a return is averaged."""
 

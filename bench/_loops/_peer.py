@@ -1,4 +1,4 @@
-"""What a loop that is a peer says of itself to the process that compares: whom it can be compared with, and how.
+"""What a loop that is a peer says of itself to the process that compares: with what and how it can be compared.
 
 The files of peers import nothing heavy at their top, so that asking costs nothing.
 """
@@ -52,6 +52,8 @@ class Peer:
     """Where those names are from."""
     same_physics: bool = True
     """Whether it simulates the model that we simulate."""
+    tells_returns: bool = False
+    """Whether its loop has `recent_return`."""
     install: str = INSTALL
 
     def lacks(self, cfg: ExperimentConfig) -> tuple[str, str] | None:

@@ -125,13 +125,13 @@ class BraxLoop(Loop):
 
 
 def _prepare_jax() -> None:
-    """What brax 0.14 needs to run at all: threads that XLA does not deadlock on, a function that JAX removed."""
+    """What brax 0.14 needs to run: threads that XLA does not deadlock on, a function that JAX removed."""
     if (os.cpu_count() or 1) < 4:
         os.environ.setdefault("NPROC", "4")  # XLA's CPU client hangs on two
     import jax
 
     if not hasattr(jax, "device_put_replicated"):
-        jax.device_put_replicated = _replicate
+        setattr(jax, "device_put_replicated", _replicate)  # noqa: B010 (its type is another)
 
 
 def _replicate(tree: Any, devices: list[Any]) -> Any:

@@ -45,7 +45,8 @@ def describe(facts: dict[str, Any]) -> str:
     """What the loop with these `facts` is, in a line."""
     envs = f"{facts['num_envs']} envs x {facts['horizon']} steps on {facts['pool_threads']} threads"
     learning = f"{facts['num_epochs']} epochs, minibatches of {facts['minibatch_size']}"
-    return f"EnvPool {facts['version']} and a lean PPO: {envs}, {learning}, {facts['torch_threads']} torch thread"
+    threads = f"{facts['torch_threads']} torch thread"
+    return f"EnvPool {facts['version']} and a lean PPO: {envs}, {learning}, {threads}"
 
 
 PEER = Peer(

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 ACTIVATIONS = {"tanh": "Tanh", "elu": "ELU", "relu": "ReLU", "silu": "SiLU"}
 VEC_ENVS = {"dummy": "DummyVecEnv", "subproc": "SubprocVecEnv"}
-MINIBATCHES = 8  # of a rollout where the batch is sized; the default of 64 samples is what slows many envs down
+MINIBATCHES = (
+    8  # of a rollout where the batch is sized; the default of 64 samples is what slows many envs down
+)
 
 
 def default_settings(cfg: ExperimentConfig) -> Settings:
@@ -75,6 +77,7 @@ PEER = Peer(
     sized=sized_settings,
     sizes=(8, 64, 256),
     same=same_settings,
+    tells_returns=True,
 )
 
 

@@ -28,6 +28,7 @@ PEER = Peer(
     sized=stable_baselines.sized_settings,
     sizes=(8, 64, 256),
     same=same_settings,
+    tells_returns=True,
 )
 
 

@@ -52,7 +52,8 @@ def sized_settings(cfg: ExperimentConfig, num_envs: int) -> Settings:
     """The example on a ParallelEnv, with a rollout and minibatches to suit it."""
     horizon = horizon_for(num_envs)
     sizes = {"horizon": horizon, "minibatch_size": num_envs * horizon // MINIBATCHES}
-    return default_settings(cfg) | {"num_envs": num_envs, "ppo": EXAMPLE | sizes}
+    # One thread: the minibatches are too small to split, and the envs' processes have the cores.
+    return default_settings(cfg) | {"num_envs": num_envs, "ppo": EXAMPLE | sizes, "torch_threads": 1}
 
 
 def same_settings(cfg: ExperimentConfig) -> Settings:
@@ -64,7 +65,8 @@ def describe(facts: dict[str, Any]) -> str:
     """What the loop with these `facts` is, in a line."""
     envs = f"{facts['num_envs']} env x {facts['horizon']} steps in {facts['env']}"
     learning = f"{facts['num_epochs']} epochs, minibatches of {facts['minibatch_size']}"
-    return f"{facts['version']}: {facts['collector']}, {envs}, {learning}, {facts['torch_threads']} torch threads"
+    threads = f"{facts['torch_threads']} torch threads"
+    return f"{facts['version']}: {facts['collector']}, {envs}, {learning}, {threads}"
 
 
 PEER = Peer(
@@ -89,6 +91,8 @@ class TorchRLLoop(Loop):
         from torchrl.objectives.value import GAE
 
         torch.manual_seed(settings["seed"])
+        if "torch_threads" in settings:
+            torch.set_num_threads(settings["torch_threads"])
         self.ppo = ppo = settings["ppo"]
         env = _make_env(settings)
         actor, critic = _make_networks(env, ppo)
@@ -108,6 +112,7 @@ class TorchRLLoop(Loop):
             entropy_coeff=ppo["entropy_coef"],
             critic_coeff=ppo["value_coef"],
             loss_critic_type="l2",
+            functional=False,
             normalize_advantage=ppo["normalize_advantage"],
         )
         self.parameters = list(self.loss.parameters())
@@ -187,7 +192,10 @@ def _make_networks(env: Any, ppo: Settings) -> tuple[Any, Any]:
     num_obs = env.observation_spec["observation"].shape[-1]
     space = env.action_spec_unbatched.space
     num_actions = len(space.low)
-    shape = {"activation_class": getattr(torch.nn, ACTIVATIONS[ppo["activation"]]), "num_cells": ppo["hidden_sizes"]}
+    shape = {
+        "activation_class": getattr(torch.nn, ACTIVATIONS[ppo["activation"]]),
+        "num_cells": ppo["hidden_sizes"],
+    }
     mean = MLP(in_features=num_obs, out_features=num_actions, **shape)
     scale = AddStateIndependentNormalScale(num_actions, scale_lb=1e-8, scale_mapping="exp")
     torch.nn.init.constant_(scale.state_independent_scale, ppo["init_log_std"])
