@@ -1,4 +1,4 @@
-"""What a loop that is a peer says of itself to the process that compares: with what and how it can be compared.
+"""What a peer's loop says of itself to the process that compares: with what it can be compared, and how.
 
 The files of peers import nothing heavy at their top, so that asking costs nothing.
 """
