@@ -47,7 +47,10 @@ def default_settings(cfg: ExperimentConfig) -> Settings:
 
 
 def sized_settings(cfg: ExperimentConfig, num_envs: int) -> Settings:
-    """The example on a SerialEnv (a ParallelEnv of two did not start within 40 s on two busy cores), with a rollout and minibatches to suit it."""
+    """The example on a SerialEnv, with a rollout and minibatches to suit it.
+
+    Not on a ParallelEnv: one of two envs did not get through its first batch in 40 s on two busy cores.
+    """
     horizon = horizon_for(num_envs)
     sizes = {"horizon": horizon, "minibatch_size": num_envs * horizon // MINIBATCHES}
     # One thread: the minibatches are too small to split, and barriers stall.
