@@ -42,7 +42,12 @@ setup(
         "newton": ["newton==1.8.0"],
         "zoo": ["brax==0.14.2", "playground==0.2.0", "mujoco-mjx==3.17.0", "jax>=0.10.2"],
         "launch": ["ray[default]==2.60.0"],
-        "peers": ["stable-baselines3==2.9.2"],  # what pi-bench compares with
+        "peers": [  # what pi-bench compares with
+            "stable-baselines3==2.9.2",
+            "sbx-rl==0.28.0",  # its PPO with the update in JAX
+            "tfp-nightly==0.26.0.dev20261027",  # sbx's, which has no release that JAX 0.10 takes
+            "envpool==1.2.5",  # Gymnasium's tasks in a C++ thread pool
+        ],
         "test": [
             "pytest>=9",
             "pytest-timeout>=2.4",  # a hang is a failure, not a stuck run

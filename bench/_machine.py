@@ -15,7 +15,8 @@ from pi_incubator.provenance import git_state, library_versions
 
 SOURCE_ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
-    *("torch", "tensordict", "torchrl", "triton", "numpy", "gymnasium", "stable-baselines3"),
+    *("torch", "tensordict", "torchrl", "triton", "numpy", "gymnasium"),
+    *("stable-baselines3", "sbx-rl", "envpool", "brax", "flax"),
     *("mujoco", "mujoco-mjx", "mujoco-warp", "warp-lang", "jax", "jaxlib"),
 )
 THREAD_SETTINGS = ("OMP_", "GOMP_", "MKL_", "OPENBLAS_", "XLA_", "NPROC")

@@ -22,10 +22,14 @@ from pi_incubator.errors import UserError
 
 
 class Budget(NamedTuple):
-    """How much to run: whole iterations until `seconds` have passed, or `iterations` of them."""
+    """How much to run: whole iterations until `seconds` have passed, or `iterations` of them.
+
+    With `until_return` it also ends after the iteration whose recent return reaches that.
+    """
 
     seconds: float = 0.0
     iterations: int = 1
+    until_return: float | None = None
 
 
 class Slice(NamedTuple):
@@ -33,6 +37,8 @@ class Slice(NamedTuple):
 
     env_steps: int
     wall_s: float
+    recent_return: float | None = None
+    """At its end, where the budget asked for one."""
 
     @property
     def steps_per_s(self) -> float:
@@ -40,7 +46,7 @@ class Slice(NamedTuple):
 
 
 class Worker:
-    """The parent's end.
+    """The parent's end; `ready_s` is how long building, compiling and warming up took.
 
     Args:
         loop: the name of a file in `bench/_loops`.
@@ -51,6 +57,7 @@ class Worker:
     """
 
     def __init__(self, loop: str, settings: dict[str, Any]) -> None:
+        began_s = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench._worker", loop, json.dumps(settings)],
             stdin=subprocess.PIPE,
@@ -64,6 +71,7 @@ class Worker:
         except BaseException:
             self.close()
             raise
+        self.ready_s = time.perf_counter() - began_s
 
     def run(self, budget: Budget) -> Slice:
         """Wake the loop, and wait until it has used up its budget."""
@@ -109,12 +117,17 @@ def serve(loop: Loop, requests: TextIO, answers: TextIO) -> None:
 def run_slice(loop: Loop, budget: Budget) -> Slice:
     """Run whole iterations until both the seconds and the iterations of `budget` are used up."""
     env_steps = num_iterations = 0
+    recent_return = None
     began_s = time.perf_counter()
     while num_iterations < budget.iterations or time.perf_counter() - began_s < budget.seconds:
         env_steps += loop.iterate()
         num_iterations += 1
+        if budget.until_return is not None:
+            recent_return = loop.recent_return()
+            if recent_return is not None and recent_return >= budget.until_return:
+                break
     loop.synchronize()
-    return Slice(env_steps, time.perf_counter() - began_s)
+    return Slice(env_steps, time.perf_counter() - began_s, recent_return)
 
 
 def main(name: str, settings: str) -> None:

@@ -1,4 +1,4 @@
-"""Environment steps per second, simulation and learning together, beside a peer and bare physics.
+"""Environment steps per second, simulation and learning together, beside peers and bare physics.
 
 The loops take turns in one run, each in a process of its own that sleeps between its turns; building and
 compiling are not measured. Ratios are paired: each compares two turns of the same round.
@@ -7,66 +7,37 @@ compiling are not measured. Ratios are paired: each compares two turns of the sa
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from statistics import median
+from pathlib import Path
 from typing import Any
 
+from bench import _time_to_return
 from bench._loops import sb3
-from bench._machine import describe
-from bench._worker import Budget, Slice, Worker
+from bench._result import make_result
+from bench._train_measure import as_json, measure, metrics_of
+from bench._train_plan import (
+    ALL,
+    OURS,
+    PEERS,
+    Entry,
+    chosen_peers,
+    comparisons,
+    lacking,
+    load,
+    settings_of,
+    with_best_sizes,
+)
+from bench._train_print import print_measurements
+from bench._worker import Budget
 from pi_incubator.cli._parser import count, output_file
-from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
-from pi_incubator.evaluation.table import Cell, print_table, show, write_json
+from pi_incubator.errors import UserError
+from pi_incubator.evaluation.table import write_json
 from pi_incubator.provenance import flatten
 
-OURS, PHYSICS = "pi_incubator", "physics"
-PEERS = ("sb3", "none")
-# Settings that both sides can have; Stable-Baselines3's PPO does not normalize observations by itself.
-IDENTICAL = (
-    "env.num_envs=8",
-    "algorithm.horizon=256",
-    "algorithm.num_epochs=10",
-    "algorithm.minibatch_size=512",
-    "algorithm.lr_schedule=constant",
-    "algorithm.max_grad_norm=0.5",
-    "network.hidden_sizes=[64, 64]",
-    "network.activation=tanh",
-    "network.normalize_observations=false",
-)
-
-Round = dict[str, Slice]  # by loop
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Loops that are measured together."""
-
-    name: str
-    cfg: ExperimentConfig
-    """Of our loop."""
-    loops: dict[str, dict[str, Any]]
-    """Loop -> its settings, in the order of their turns; ours is first."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What the loops of a comparison got done."""
-
-    comparison: Comparison
-    facts: dict[str, dict[str, Any]]
-    """Loop -> what it says of itself."""
-    rounds: list[Round]
-
-    def speeds(self, loop: str) -> list[float]:
-        """Environment steps per second, one number a round."""
-        return [turns[loop].steps_per_s for turns in self.rounds]
-
-    def ratios(self, other: str) -> list[float]:
-        """Our speed over that of `other`, one number a round."""
-        return [turns[OURS].steps_per_s / turns[other].steps_per_s for turns in self.rounds]
+# With every peer there are many turns: shorter ones, so that the whole stays under ten minutes on two cores.
+ROUNDS, SECONDS = 3, 20
+ROUNDS_OF_ALL, SECONDS_OF_ALL = 2, 4
+PROFILED_ITERATIONS = 10
+Result = dict[str, Any]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,15 +45,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = "configs/experiment_config_baseline.yaml"
     parser.add_argument("--config", default=default, help="experiment file (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
-    parser.add_argument("--peer", default="sb3", choices=PEERS, help="whom to compare with (default: sb3)")
+    names = ", ".join(PEERS)
+    peers_help = f"whom to compare with: {names}, all or none (default: sb3)"
+    parser.add_argument("--peer", nargs="+", default=["sb3"], metavar="NAME", help=peers_help)
     parser.add_argument("--identical", action="store_true", help="only the comparison with the same settings")
+    sweep_help = "peers also at their fastest number of worlds (on with --peer all)"
+    parser.add_argument("--sweep", action="store_true", help=sweep_help)
     parser.add_argument(
         "--sb3-vec", default="dummy", choices=sb3.VEC_ENVS, help="SB3's envs where it has many"
     )
-    parser.add_argument("--rounds", type=count, default=3, help="turns of each loop (default: 3)")
+    rounds_help = f"turns of each loop (default: {ROUNDS}; {ROUNDS_OF_ALL} with --peer all)"
+    parser.add_argument("--rounds", type=count, help=rounds_help)
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--seconds", type=count, default=20, help="length of a turn (default: 20)")
+    seconds_help = f"length of a turn (default: {SECONDS}; {SECONDS_OF_ALL} with --peer all)"
+    length.add_argument("--seconds", type=count, help=seconds_help)
     length.add_argument("--iterations", type=count, help="length of a turn, in iterations of its loop")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--time-to-return", type=float, metavar="R", help="instead: the time until training has it"
+    )
+    mode.add_argument("--profile", type=Path, metavar="DIR", help="instead: where our iteration's time goes")
+    limit_help = "with --time-to-return: time of each loop (default: %(default)s)"
+    parser.add_argument("--limit-s", type=count, default=1800, help=limit_help)
     parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
 
 
@@ -90,105 +74,67 @@ def main(arguments: argparse.Namespace) -> None:
     """Measure, print the table and write the JSON.
 
     Raises:
-        UserError: the config or the peer cannot be measured here.
+        UserError: the config or a peer cannot be measured here.
     """
-    comparisons = _comparisons(arguments)
-    report = describe()
-    budget = Budget(iterations=arguments.iterations) if arguments.iterations else Budget(arguments.seconds)
-    measurements = [measure(comparison, arguments.rounds, budget) for comparison in comparisons]
-    rows = {name: row for measurement in measurements for name, row in _rows(measurement).items()}
-    print_table(rows, title="environment steps per second, simulation and learning", first_column="settings")
-    print("\n".join(_notes(measurements)))
+    # argparse gives overrides that follow `--peer NAME` to --peer.
+    arguments.overrides = [text for text in arguments.peer if "=" in text] + arguments.overrides
+    arguments.peer = [text for text in arguments.peer if "=" not in text]
+    if arguments.profile:
+        result = _profile(arguments)
+    elif arguments.time_to_return is not None:
+        result = _time_to(arguments)
+    else:
+        result = _compare(arguments)
     if arguments.json:
-        write_json(
-            report | {"comparisons": {m.comparison.name: _as_json(m) for m in measurements}}, arguments.json
-        )
+        write_json(result, arguments.json)
 
 
-def measure(comparison: Comparison, num_rounds: int, budget: Budget) -> Measurement:
-    """Let the loops take turns, `num_rounds` each."""
-    rounds: list[Round] = []
-    with ExitStack() as stack:
-        workers = {
-            name: stack.enter_context(Worker(name, settings)) for name, settings in comparison.loops.items()
-        }
-        for number in range(1, num_rounds + 1):
-            rounds.append({name: worker.run(budget) for name, worker in workers.items()})
-            speeds = ", ".join(f"{name} {show(turn.steps_per_s)}" for name, turn in rounds[-1].items())
-            print(
-                f"{comparison.name} settings, round {number} of {num_rounds}: {speeds} steps/s",
-                file=sys.stderr,
+def _compare(arguments: argparse.Namespace) -> Result:
+    """Speeds of all loops, in alternating turns."""
+    everyone = ALL in arguments.peer
+    rounds = arguments.rounds or (ROUNDS_OF_ALL if everyone else ROUNDS)
+    seconds = arguments.seconds or (SECONDS_OF_ALL if everyone else SECONDS)
+    budget = Budget(iterations=arguments.iterations) if arguments.iterations else Budget(seconds)
+    planned = comparisons(arguments)
+    result = make_result("train", settings_of(planned), {})  # the load before, not that of our own
+    if everyone or arguments.sweep:
+        planned = [with_best_sizes(one) if one.name == "own" else one for one in planned]
+    measurements = [measure(one, rounds, budget) for one in planned]
+    print_measurements(measurements)
+    metrics = {name: metric for one in measurements for name, metric in metrics_of(one).items()}
+    return result | {"metrics": metrics, "comparisons": {m.comparison.name: as_json(m) for m in measurements}}
+
+
+def _time_to(arguments: argparse.Namespace) -> Result:
+    """Seconds until the return is there, ours at the config and a peer at its defaults."""
+    cfg, target = load(arguments), arguments.time_to_return
+    entries = {OURS: Entry(OURS, cfg.model_dump(mode="json"))}
+    for name in chosen_peers(arguments.peer):
+        default = PEERS[name].default
+        if not PEERS[name].tells_returns or default is None:
+            tellers = ", ".join(name for name, peer in PEERS.items() if peer.tells_returns)
+            raise UserError(
+                f"--peer {name}: its returns are not read; with --time-to-return take of: {tellers}"
             )
-    return Measurement(comparison, {name: worker.facts for name, worker in workers.items()}, rounds)
-
-
-def _comparisons(arguments: argparse.Namespace) -> list[Comparison]:
-    """What the command line asks for; everything is checked before anything is started."""
-    comparisons = []
-    if not arguments.identical:
-        comparisons.append(_comparison("own", arguments, arguments.overrides))
-    if arguments.identical or arguments.peer != "none":
-        comparisons.append(_comparison("identical", arguments, [*IDENTICAL, *arguments.overrides]))
-    return comparisons
-
-
-def _comparison(name: str, arguments: argparse.Namespace, overrides: list[str]) -> Comparison:
-    cfg, sources = load_with_sources(arguments.config, overrides)
-    check_names(cfg, sources)
-    settings = cfg.model_dump(mode="json")
-    loops = {OURS: settings}
-    if arguments.peer == "sb3":
-        sb3.check(cfg)
-        same = name == "identical"
-        loops["sb3"] = sb3.same_settings(cfg, arguments.sb3_vec) if same else sb3.default_settings(cfg)
-    return Comparison(name, cfg, loops | {PHYSICS: settings})
-
-
-def _rows(measurement: Measurement) -> dict[str, dict[str, Cell]]:
-    """One row for each loop that learns."""
-    rows: dict[str, dict[str, Cell]] = {}
-    learners = [loop for loop in measurement.comparison.loops if loop != PHYSICS]
-    for loop in learners:
-        speeds = measurement.speeds(loop)
-        row: dict[str, Cell] = {"steps/s": median(speeds), "min": min(speeds), "max": max(speeds)}
-        rows[f"{measurement.comparison.name}: {loop}"] = row
-        if loop == OURS:
-            row |= {f"times {peer}": median(measurement.ratios(peer)) for peer in learners[1:]}
-            row["of bare physics"] = f"{median(measurement.ratios(PHYSICS)):.0%}"
-    return rows
-
-
-def _notes(measurements: list[Measurement]) -> Iterator[str]:
-    """What the table's rows stand for, one line each."""
-    for measurement in measurements:
-        name, cfg, facts = measurement.comparison.name, measurement.comparison.cfg, measurement.facts
-        learning = f"{cfg.algorithm.num_epochs} epochs, minibatches of {cfg.algorithm.minibatch_size}"
-        yield f"{name}: {OURS}: {cfg.env.num_envs} worlds x {cfg.algorithm.horizon} steps, {learning}"
-        yield from (f"  {reason}" for reason in facts[OURS]["compute"])
-        if "sb3" in facts:
-            yield f"{name}: {sb3.describe(facts['sb3'])}"
-        speed = show(median(measurement.speeds(PHYSICS)))
-        sizes = f"{cfg.env.num_envs} worlds, {facts[PHYSICS]['threads']} threads"
-        yield f"{name}: bare physics: mujoco.rollout, {sizes}: {speed} steps/s"
-
-
-def _as_json(measurement: Measurement) -> dict[str, Any]:
-    """Everything that was measured, and the statistics of the table."""
-    loops = measurement.comparison.loops
-    return {
-        "config": flatten(measurement.comparison.cfg),
-        "peer_settings": {name: loops[name] for name in loops if name in PEERS},
-        "facts": measurement.facts,
-        "rounds": [
-            {name: turn._asdict() | {"steps_per_s": turn.steps_per_s} for name, turn in turns.items()}
-            for turns in measurement.rounds
-        ],
-        "steps_per_s": {name: _statistics(measurement.speeds(name)) for name in loops},
-        "ratios": {
-            f"{OURS}/{other}": _statistics(measurement.ratios(other)) for other in loops if other != OURS
-        },
+        lacking(name, cfg, lenient=False)
+        entries[name] = Entry(name, default(cfg))
+    result = make_result("train", {"config": flatten(cfg), "time_to_return": target}, {})
+    done, facts = _time_to_return.race(entries, target, arguments.limit_s, arguments.seconds or SECONDS)
+    _time_to_return.print_race(done, target)
+    progress = {label: vars(one) for label, one in done.items()}
+    return result | {
+        "metrics": _time_to_return.metrics_of(done, target),
+        "progress": progress,
+        "facts": facts,
+        "limit_s": arguments.limit_s,
     }
 
 
-def _statistics(values: list[float]) -> dict[str, Any]:
-    return {"median": median(values), "min": min(values), "max": max(values), "rounds": values}
+def _profile(arguments: argparse.Namespace) -> Result:
+    """Where the time of our iterations goes."""
+    from bench._train_profile import profile_training  # imports torch, which the comparisons leave to others
+
+    cfg = load(arguments)
+    result = make_result("train", {"config": flatten(cfg), "profile": True}, {})
+    num_iterations = arguments.iterations or PROFILED_ITERATIONS
+    return result | {"metrics": profile_training(cfg, arguments.profile, num_iterations)}

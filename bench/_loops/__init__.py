@@ -9,6 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
+RECENT_EPISODES = 100
+"""Over how many of the last episodes of training a return is averaged."""
+
 
 class Loop(ABC):
     """Something that takes environment steps, iteration by iteration."""
@@ -26,3 +29,11 @@ class Loop(ABC):
 
     def synchronize(self) -> None:
         """Wait for work that the device has not finished."""
+
+    def recent_return(self) -> float | None:
+        """Mean return of the last RECENT_EPISODES episodes of training; None while there are fewer.
+
+        Raises:
+            NotImplementedError: this loop does not tell.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not tell its episodes' returns")

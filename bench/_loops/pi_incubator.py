@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 import torch
 from torch._dynamo.utils import counters
 
-from bench._loops import Loop
+from bench._loops import RECENT_EPISODES, Loop
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
@@ -38,6 +39,7 @@ class OurLoop(Loop):
         self.rollout = Rollout(cfg.algorithm.horizon, self.env.spec, self.policy.groups)
         self.act = make_act(self.actor, plan.compiled)
         self.iteration = 0
+        self.recent = RecentReturns()
         self.facts = {
             "compute": plan.reasons,
             "torch_threads": torch.get_num_threads(),
@@ -50,7 +52,7 @@ class OurLoop(Loop):
         metrics = self.learner.update(self.rollout.data)
         if due(self.iteration, self.cfg.training.log_every):
             to_numbers(metrics)
-            self.env.pop_metrics()
+            self.recent.add(self.env.pop_metrics())
         self.iteration += 1
         return self.cfg.batch_size
 
@@ -61,9 +63,39 @@ class OurLoop(Loop):
             self.iterate()
         self.synchronize()
 
+    def recent_return(self) -> float | None:
+        self.recent.add(self.env.pop_metrics())
+        return self.recent.mean()
+
     def synchronize(self) -> None:
         if self.env.device.type == "cuda":
             torch.cuda.synchronize(self.env.device)
+
+
+class RecentReturns:
+    """The mean over the last RECENT_EPISODES episodes, from means over a few at a time."""
+
+    def __init__(self) -> None:
+        self._groups: deque[tuple[float, float]] = deque()  # mean return, number of episodes
+        self._total = 0.0
+
+    def add(self, metrics: dict[str, float]) -> None:
+        """Take what `pop_metrics` of an env gave."""
+        count = metrics.get("episode/count", 0.0)
+        if not count:
+            return
+        self._groups.append((metrics["episode/return"], count))
+        self._total += count
+        while self._total - self._groups[0][1] >= RECENT_EPISODES:
+            self._total -= self._groups.popleft()[1]
+
+    def mean(self) -> float | None:
+        """None while there are fewer; the oldest group counts with as many episodes as are missing."""
+        if self._total < RECENT_EPISODES:
+            return None
+        (oldest, count), *newer = self._groups
+        left = count - (self._total - RECENT_EPISODES)
+        return (oldest * left + sum(mean * number for mean, number in newer)) / RECENT_EPISODES
 
 
 def make(settings: dict[str, Any]) -> OurLoop:

@@ -5,43 +5,22 @@ Its process imports nothing of ours but this package, so that none of our settin
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
-from bench._loops import Loop
-from pi_incubator.errors import UserError
+from bench._loops import RECENT_EPISODES, Loop
+from bench._loops._peer import GYMNASIUM_IDS, Peer, Settings, horizon_for
 
 if TYPE_CHECKING:
     from pi_incubator.config import ExperimentConfig
 
-# Our tasks that Gymnasium has too, with the same model, observation and reward.
-GYMNASIUM_IDS = {"ant": "Ant-v5"}
 ACTIVATIONS = {"tanh": "Tanh", "elu": "ELU", "relu": "ReLU", "silu": "SiLU"}
 VEC_ENVS = {"dummy": "DummyVecEnv", "subproc": "SubprocVecEnv"}
+MINIBATCHES = (
+    8  # of a rollout where the batch is sized; the default of 64 samples is what slows many envs down
+)
 
 
-def check(cfg: ExperimentConfig) -> None:
-    """Check that there is something to compare `cfg` with.
-
-    Raises:
-        UserError: Stable-Baselines3 is not installed, or has no counterpart to the task or the algorithm.
-    """
-    if find_spec("stable_baselines3") is None:
-        raise UserError("--peer sb3: not installed; pip install -e '.[peers]', or add --peer none")
-    if cfg.env.name not in GYMNASIUM_IDS:
-        known = ", ".join(GYMNASIUM_IDS)
-        raise UserError(
-            f"env.name = {cfg.env.name!r}: Gymnasium has no such task for --peer sb3; "
-            f"take one of: {known}, or add --peer none"
-        )
-    if (cfg.algorithm.name, cfg.network.name) != ("ppo", "mlp"):
-        raise UserError(
-            f"algorithm.name = {cfg.algorithm.name!r}, network.name = {cfg.network.name!r}: "
-            "--peer sb3 compares ppo with an mlp only; set them so, or add --peer none"
-        )
-
-
-def default_settings(cfg: ExperimentConfig) -> dict[str, Any]:
+def default_settings(cfg: ExperimentConfig) -> Settings:
     """What `make` reads for PPO as it comes: one env, every hyperparameter left alone."""
     return {
         "gymnasium_id": GYMNASIUM_IDS[cfg.env.name],
@@ -53,8 +32,15 @@ def default_settings(cfg: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def same_settings(cfg: ExperimentConfig, vec_env: str) -> dict[str, Any]:
-    """What `make` reads for the hyperparameters of `cfg`; `vec_env` is a key of VEC_ENVS."""
+def sized_settings(cfg: ExperimentConfig, num_envs: int) -> Settings:
+    """The defaults but for the number of envs, and a rollout and minibatches to suit it."""
+    horizon = horizon_for(num_envs)
+    ppo = {"n_steps": horizon, "batch_size": num_envs * horizon // MINIBATCHES}
+    return default_settings(cfg) | {"num_envs": num_envs, "ppo": ppo}
+
+
+def same_settings(cfg: ExperimentConfig) -> Settings:
+    """What `make` reads for the hyperparameters of `cfg`."""
     ours = cfg.algorithm
     ppo = {
         "n_steps": ours.horizon,
@@ -74,24 +60,38 @@ def same_settings(cfg: ExperimentConfig, vec_env: str) -> dict[str, Any]:
         "activation": ACTIVATIONS[cfg.network.activation],
         "log_std_init": cfg.network.init_log_std,
     }
-    envs = {"num_envs": cfg.env.num_envs, "vec_env": VEC_ENVS[vec_env]}
-    return default_settings(cfg) | envs | {"ppo": ppo, "network": network}
+    return default_settings(cfg) | {"num_envs": cfg.env.num_envs, "ppo": ppo, "network": network}
 
 
 def describe(facts: dict[str, Any]) -> str:
     """What the loop with these `facts` is, in a line."""
     envs = f"{facts['num_envs']} env x {facts['n_steps']} steps in {facts['vec_env']}"
     learning = f"{facts['n_epochs']} epochs, minibatches of {facts['batch_size']}"
-    return f"sb3: PPO {facts['version']}: {envs}, {learning}, {facts['torch_threads']} torch threads"
+    return f"PPO {facts['version']}: {envs}, {learning}, {facts['torch_threads']} torch threads"
 
 
-class Sb3Loop(Loop):
-    """One iteration is a `learn` call for one rollout: collection and the update on it."""
+PEER = Peer(
+    modules=("stable_baselines3",),
+    describe=describe,
+    default=default_settings,
+    sized=sized_settings,
+    sizes=(8, 64, 256),
+    same=same_settings,
+    tells_returns=True,
+)
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        import stable_baselines3
+
+class StableBaselinesLoop(Loop):
+    """One iteration is a `learn` call for one rollout: collection and the update on it.
+
+    Args:
+        settings: what `default_settings` and its siblings give.
+        package: `stable_baselines3`, or one that has its PPO with the same arguments.
+        activations: the module that has the package's activation functions.
+    """
+
+    def __init__(self, settings: Settings, package: Any, activations: Any) -> None:
         import torch
-        from stable_baselines3 import PPO
         from stable_baselines3.common import env_util, vec_env
 
         self.env = env_util.make_vec_env(
@@ -102,8 +102,8 @@ class Sb3Loop(Loop):
         )
         network = dict(settings["network"])
         if "activation" in network:
-            network["activation_fn"] = getattr(torch.nn, network.pop("activation"))
-        self.model = PPO(
+            network["activation_fn"] = getattr(activations, network.pop("activation"))
+        self.model = package.PPO(
             "MlpPolicy",
             self.env,
             device="cpu",
@@ -113,10 +113,9 @@ class Sb3Loop(Loop):
         )
         self.env_steps = self.model.n_steps * self.env.num_envs
         self.facts = {
-            "version": stable_baselines3.__version__,
+            "version": package.__version__,
             "vec_env": settings["vec_env"],
             "torch_threads": torch.get_num_threads(),
-            "num_parameters": sum(parameter.numel() for parameter in self.model.policy.parameters()),
             "num_envs": self.env.num_envs,
             "n_steps": self.model.n_steps,
             "batch_size": self.model.batch_size,
@@ -127,7 +126,16 @@ class Sb3Loop(Loop):
         self.model.learn(self.env_steps, reset_num_timesteps=False)
         return self.env_steps
 
+    def recent_return(self) -> float | None:
+        returns = [episode["r"] for episode in self.model.ep_info_buffer or ()]  # the last 100
+        return sum(returns) / len(returns) if len(returns) >= RECENT_EPISODES else None
 
-def make(settings: dict[str, Any]) -> Sb3Loop:
-    """The loop that `default_settings` or `same_settings` describes."""
-    return Sb3Loop(settings)
+
+def make(settings: Settings) -> Loop:
+    """The loop that one of the settings functions describes."""
+    import stable_baselines3
+    import torch
+
+    loop = StableBaselinesLoop(settings, stable_baselines3, torch.nn)
+    loop.facts["num_parameters"] = sum(weight.numel() for weight in loop.model.policy.parameters())
+    return loop

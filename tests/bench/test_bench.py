@@ -71,10 +71,13 @@ def test_every_loop_takes_its_turn_in_every_round(alone: tuple[dict[str, Any], s
 def test_ratios_are_quotients_of_the_same_round(alone: tuple[dict[str, Any], str]) -> None:
     own = alone[0]["comparisons"]["own"]
     speeds = [{name: turn["steps_per_s"] for name, turn in turns.items()} for turns in own["rounds"]]
-    ratio = own["ratios"]["pi_incubator/physics"]
+    metrics = alone[0]["metrics"]
+    ratio = metrics["own: pi_incubator/physics"]
     assert ratio["rounds"] == [speed["pi_incubator"] / speed["physics"] for speed in speeds]
     assert ratio["median"] == median(ratio["rounds"])
-    assert own["steps_per_s"]["pi_incubator"]["median"] == median(s["pi_incubator"] for s in speeds)
+    ours = metrics["own: pi_incubator"]
+    assert ours["median"] == median(speed["pi_incubator"] for speed in speeds)
+    assert (ours["unit"], ours["better"]) == ("steps/s", "higher")
 
 
 def test_identical_settings_reach_both_sides(tmp_path: Path) -> None:
@@ -88,10 +91,11 @@ def test_identical_settings_reach_both_sides(tmp_path: Path) -> None:
     assert sizes.items() <= sb3.items()
     assert identical["config"]["network.normalize_observations"] is False
     assert list(identical["rounds"][0]) == ["pi_incubator", "sb3", "physics"]
-    speeds = identical["steps_per_s"]
-    expected = [a / b for a, b in zip(speeds["pi_incubator"]["rounds"], speeds["sb3"]["rounds"], strict=True)]
-    assert identical["ratios"]["pi_incubator/sb3"]["rounds"] == expected
-    assert "times sb3" in table
+    metrics = report["metrics"]
+    ours, theirs = (metrics[f"identical: {name}"]["rounds"] for name in ("pi_incubator", "sb3"))
+    expected = [a / b for a, b in zip(ours, theirs, strict=True)]
+    assert metrics["identical: pi_incubator/sb3"]["rounds"] == expected
+    assert "ours is times this" in table
 
 
 def test_our_settings_do_not_reach_the_peer() -> None:

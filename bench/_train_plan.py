@@ -1,0 +1,187 @@
+"""What `pi-bench train` compares: which loops at which settings, checked before anything is started."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bench._loops import brax, envpool, sb3, sbx, torchrl
+from bench._loops._peer import Peer, Settings
+from bench._worker import Budget, Worker
+from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
+from pi_incubator.errors import UserError
+from pi_incubator.evaluation.table import show
+
+OURS, PHYSICS = "pi_incubator", "physics"
+PEERS: Mapping[str, Peer] = {
+    "sb3": sb3.PEER,
+    "sbx": sbx.PEER,
+    "torchrl": torchrl.PEER,
+    "envpool": envpool.PEER,
+    "brax": brax.PEER,
+}
+ALL, NONE = "all", "none"
+# Settings that both sides can have; Stable-Baselines3's PPO does not normalize observations by itself.
+IDENTICAL = (
+    "env.num_envs=8",
+    "algorithm.horizon=256",
+    "algorithm.num_epochs=10",
+    "algorithm.minibatch_size=512",
+    "algorithm.lr_schedule=constant",
+    "algorithm.max_grad_norm=0.5",
+    "network.hidden_sizes=[64, 64]",
+    "network.activation=tanh",
+    "network.normalize_observations=false",
+)
+SWEEP_BUDGET = Budget(seconds=1)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One loop of a comparison."""
+
+    loop: str
+    """A file in `bench/_loops`."""
+    settings: Settings
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Loops that are measured together."""
+
+    name: str
+    cfg: ExperimentConfig
+    """Of our loop."""
+    entries: dict[str, Entry]
+    """Label -> loop, in the order of their turns; ours is first."""
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Peer -> why it is not measured."""
+
+    @property
+    def learners(self) -> list[str]:
+        """The labels of all that learns."""
+        return [label for label in self.entries if label != PHYSICS]
+
+
+def chosen_peers(names: Iterable[str]) -> list[str]:
+    """The peers that `--peer` names.
+
+    Raises:
+        UserError: there is no such peer, or `none` stands beside another.
+    """
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if name not in (*PEERS, ALL, NONE):
+            raise UserError(f"--peer {name}: no such peer; take of: {', '.join((*PEERS, ALL, NONE))}")
+    if NONE in names:
+        if len(names) > 1:
+            raise UserError(f"--peer {' '.join(names)}: none stands alone; leave the others or it out")
+        return []
+    return list(PEERS) if ALL in names else names
+
+
+def load(arguments: argparse.Namespace, *first: str) -> ExperimentConfig:
+    """The config of the command line, whose overrides come after `first`.
+
+    Raises:
+        UserError: it is not a config.
+    """
+    cfg, sources = load_with_sources(arguments.config, [*first, *arguments.overrides])
+    check_names(cfg, sources)
+    return cfg
+
+
+def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
+    """What the command line asks for.
+
+    Raises:
+        UserError: the config is none, or a peer that was named cannot be compared with it.
+    """
+    peers, planned = chosen_peers(arguments.peer), []
+    lenient = ALL in arguments.peer
+    if not arguments.identical:
+        planned.append(_own(load(arguments), peers, lenient))
+    if arguments.identical or peers:
+        planned.append(_identical(load(arguments, *IDENTICAL), peers, lenient, arguments.sb3_vec))
+    return planned
+
+
+def with_best_sizes(comparison: Comparison) -> Comparison:
+    """`comparison` with every peer once more, at the number of worlds that a short turn found fastest."""
+    entries = {label: comparison.entries[label] for label in comparison.learners}
+    for name in PEERS:
+        if any(entry.loop == name for entry in entries.values()):
+            label, entry = _fastest(name, comparison.cfg)
+            entries = {old: kept for old, kept in entries.items() if kept != entry} | {label: entry}
+    return Comparison(
+        comparison.name,
+        comparison.cfg,
+        entries | {PHYSICS: comparison.entries[PHYSICS]},
+        comparison.left_out,
+    )
+
+
+def lacking(name: str, cfg: ExperimentConfig, lenient: bool) -> str | None:
+    """Why the peer `name` cannot be compared with `cfg`; None where it can.
+
+    Raises:
+        UserError: it cannot, and is not `lenient`ly left out.
+    """
+    lack = PEERS[name].lacks(cfg)
+    if lack and not lenient:
+        raise UserError(f"--peer {name}: {lack[0]}; {lack[1]}, or add --peer none")
+    return "; ".join(lack) if lack else None
+
+
+def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool) -> Comparison:
+    entries, left_out = {OURS: Entry(OURS, cfg.model_dump(mode="json"))}, {}
+    for name in peers:
+        if reason := lacking(name, cfg, lenient):
+            left_out[name] = reason
+            continue
+        peer = PEERS[name]
+        if peer.default:
+            entries[name] = Entry(name, peer.default(cfg))
+        else:
+            entries[_label(name, peer.sizes[0])] = Entry(name, peer.sized(cfg, peer.sizes[0]))
+    return Comparison("own", cfg, entries | {PHYSICS: Entry(PHYSICS, entries[OURS].settings)}, left_out)
+
+
+def _identical(cfg: ExperimentConfig, peers: list[str], lenient: bool, sb3_vec: str) -> Comparison:
+    entries, left_out = {OURS: Entry(OURS, cfg.model_dump(mode="json"))}, {}
+    for name in peers:
+        same = PEERS[name].same
+        if reason := lacking(name, cfg, lenient):
+            left_out[name] = reason
+        elif same is None:
+            left_out[name] = "cannot have these settings"
+        else:
+            settings = same(cfg)
+            if "vec_env" in settings:
+                settings["vec_env"] = sb3.VEC_ENVS[sb3_vec]
+            entries[name] = Entry(name, settings)
+    return Comparison("identical", cfg, entries | {PHYSICS: Entry(PHYSICS, entries[OURS].settings)}, left_out)
+
+
+def _fastest(name: str, cfg: ExperimentConfig) -> tuple[str, Entry]:
+    peer, speeds = PEERS[name], {}
+    for num_envs in peer.sizes:
+        with Worker(name, peer.sized(cfg, num_envs)) as worker:
+            speeds[num_envs] = worker.run(SWEEP_BUDGET).steps_per_s
+        print(f"sweep: {name} with {num_envs} envs: {show(speeds[num_envs])} steps/s", file=sys.stderr)
+    best = max(speeds, key=lambda num_envs: speeds[num_envs])
+    return _label(name, best), Entry(name, peer.sized(cfg, best))
+
+
+def _label(name: str, num_envs: int) -> str:
+    return f"{name} x{num_envs}"
+
+
+def settings_of(planned: Iterable[Comparison]) -> dict[str, Any]:
+    """What makes two results comparable: our config in every comparison, flat."""
+    from pi_incubator.provenance import flatten
+
+    return {comparison.name: flatten(comparison.cfg) for comparison in planned}

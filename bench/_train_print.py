@@ -1,0 +1,51 @@
+"""The table of `pi-bench train`, and what its rows stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from statistics import median
+
+from bench._train_measure import Measurement
+from bench._train_plan import OURS, PEERS, PHYSICS
+from pi_incubator.evaluation.table import Cell, print_table, show
+
+
+def print_measurements(measurements: list[Measurement]) -> None:
+    """One row a learner, then a line on each."""
+    rows = {name: row for measurement in measurements for name, row in _rows(measurement).items()}
+    print_table(rows, title="environment steps per second, simulation and learning", first_column="settings")
+    print("\n".join(_notes(measurements)))
+
+
+def _rows(measurement: Measurement) -> dict[str, dict[str, Cell]]:
+    name = measurement.comparison.name
+    rows: dict[str, dict[str, Cell]] = {}
+    for label in measurement.comparison.learners:
+        speeds = measurement.speeds(label)
+        row: dict[str, Cell] = {"steps/s": median(speeds), "min": min(speeds), "max": max(speeds)}
+        if label == OURS:
+            row["of bare physics"] = f"{median(measurement.ratios(PHYSICS)):.0%}"
+        else:
+            row["ours is times this"] = median(measurement.ratios(label))
+            loop = measurement.comparison.entries[label].loop
+            row["note"] = "" if PEERS[loop].same_physics else "another physics model"
+        rows[f"{name}: {label}"] = row
+    left_out = measurement.comparison.left_out.items()
+    return rows | {f"{name}: {peer}": {"note": f"left out: {reason}"} for peer, reason in left_out}
+
+
+def _notes(measurements: list[Measurement]) -> Iterator[str]:
+    for measurement in measurements:
+        name, cfg, facts = measurement.comparison.name, measurement.comparison.cfg, measurement.facts
+        learning = f"{cfg.algorithm.num_epochs} epochs, minibatches of {cfg.algorithm.minibatch_size}"
+        yield f"{name}: {OURS}: {cfg.env.num_envs} worlds x {cfg.algorithm.horizon} steps, {learning}"
+        yield from (f"  {reason}" for reason in facts[OURS]["compute"])
+        for label, entry in measurement.comparison.entries.items():
+            if entry.loop in PEERS:
+                yield f"{name}: {label}: {PEERS[entry.loop].describe(facts[label])}"
+        if peers := measurement.comparable_peers():
+            best = show(median(measurement.ratios(*peers)))
+            yield f"{name}: {OURS} is {best} times the fastest peer of a round"
+        speed = show(median(measurement.speeds(PHYSICS)))
+        sizes = f"{cfg.env.num_envs} worlds, {facts[PHYSICS]['threads']} threads"
+        yield f"{name}: bare physics: mujoco.rollout, {sizes}: {speed} steps/s"
