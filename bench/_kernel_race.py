@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,16 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench._kernel_peers import PEERS, Inputs, NotRun, consistent_inputs
+from bench._kernel_peers import (
+    DIFFERENTIATED,
+    PEERS,
+    Call,
+    Inputs,
+    Make,
+    NotRun,
+    consistent_inputs,
+    with_gradients,
+)
 from bench.kernels import COPY, OURS
 
 PLAIN = "plain torch"
@@ -22,8 +30,6 @@ TURN_S = 0.05
 MAX_CALLS = 2000
 # Of float32 sums over thousands of steps, relative to the largest entry.
 TOLERANCE = 1e-3
-
-Call = Callable[[], Any]
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
@@ -33,12 +39,11 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         _stay_on_one_core()
     entry = kernels.get(settings["kernel"])
     inputs = consistent_inputs(entry.inputs(settings["num_steps"], settings["num_worlds"], device=device))
-    ours, expected = _start(partial(_kernel, entry), inputs)
+    ours, expected = _start(_kernel(entry), inputs)
     moved = [x for x in inputs.values() if isinstance(x, Tensor)] + expected
     candidates: dict[str, Call] = {OURS: ours, COPY: _copy(moved)}
     left_out: dict[str, str] = {}
-    plain = partial(_kernel, entry, implementation="reference")
-    peers = {PLAIN: plain} | (PEERS.get(entry.name, {}) if settings["peers"] else {})
+    peers = {PLAIN: _kernel(entry, "reference")} | (PEERS.get(entry.name, {}) if settings["peers"] else {})
     for name, make in peers.items():
         try:
             call, results = _start(make, inputs)
@@ -84,11 +89,17 @@ def _time_on_cuda(call: Call, num_calls: int) -> float:
     return 1e-3 * begin.elapsed_time(end) / num_calls
 
 
-def _kernel(entry: kernels.Kernel, inputs: Inputs, **options: Any) -> Call:
-    return partial(entry.call, **inputs, **options)
+def _kernel(entry: kernels.Kernel, implementation: str = "auto") -> Make:
+    """What is timed of a kernel: its call, with the gradients where peers have them too."""
+
+    def make(inputs: Inputs) -> Call:
+        return partial(entry.call, **inputs, implementation=implementation)
+
+    leaves = DIFFERENTIATED.get(entry.name)
+    return with_gradients(make, leaves) if leaves else make
 
 
-def _start(make: Callable[[Inputs], Call], inputs: Inputs) -> tuple[Call, list[Tensor]]:
+def _start(make: Make, inputs: Inputs) -> tuple[Call, list[Tensor]]:
     """A call on inputs of its own, and the results of the first one: what it returns, then what it changed.
 
     Results that take a while to be told, such as a tree of Python, come as a function, which is not timed.

@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench._kernel_peers import PEERS, NotRun, consistent_inputs
+
 ROOT = Path(__file__).parents[2]
 TINY = (
     "compute.compile=off",
@@ -262,8 +264,22 @@ def test_results_are_what_is_returned_and_then_what_was_changed() -> None:
     assert inputs["x"].tolist() == [0.0, 0.0], "the next candidate starts from the same inputs"
 
 
+@pytest.mark.parametrize(("kernel", "peer"), [(kernel, peer) for kernel in PEERS for peer in PEERS[kernel]])
+def test_every_peer_computes_what_we_do(kernel: str, peer: str) -> None:
+    import kernels
+    from bench._kernel_race import _check, _kernel, _start
+
+    inputs = consistent_inputs(kernels.get(kernel).inputs(5, 9))
+    _, ours = _start(_kernel(kernels.get(kernel)), inputs)
+    try:
+        _, theirs = _start(PEERS[kernel][peer], inputs)
+    except NotRun as reason:
+        pytest.skip(str(reason))
+    assert theirs
+    _check(theirs, ours)
+
+
 def test_a_peer_that_computes_something_else_is_not_timed() -> None:
-    from bench._kernel_peers import NotRun
     from bench._kernel_race import _check
 
     right = [torch.arange(6.0).view(2, 3)]
