@@ -185,6 +185,26 @@ def _states_before(
 
 
 @triton.jit
+def _gate_backward(z_ptr, of_z_ptr, by_y, states, C, Dx, i, valid):
+    """What the gate passes on of the gradient by y; that by the gate's input is written."""
+    if z_ptr is not None:
+        z = _load(z_ptr, i, valid)
+        gate = _sigmoid(z)
+        y = tl.sum(states * C[:, None, :], 2) + Dx
+        tl.store(of_z_ptr + i, by_y * y * gate * (1.0 + z * (1.0 - gate)), mask=valid)
+        by_y = by_y * z * gate
+    return by_y
+
+
+@triton.jit
+def _states_gradient(given, next_size, A, reset_ptr, flags, ahead, carried):
+    """By the state after each step, backwards: what a step hands on has passed the decay of the one after."""
+    next_decay = _decay(next_size, A, reset_ptr, flags, ahead)
+    reach, own = tl.associative_scan((next_decay, given), 0, _compose, reverse=True)
+    return _apply(reach, own, carried[None, :, :])
+
+
+@triton.jit
 def backward_kernel(
     grad_y_ptr,
     grad_final_ptr,
@@ -270,24 +290,15 @@ def backward_kernel(
         states = remains + (size * x)[:, :, None] * B[:, None, :]
 
         by_y = _load(grad_y_ptr + first * num_channels, i, valid)
-        if z_ptr is not None:
-            z = _load(z_ptr + first * num_channels, i, valid)
-            gate = _sigmoid(z)
-            y = tl.sum(states * C[:, None, :], 2) + D * x
-            of_z = by_y * y * gate * (1.0 + z * (1.0 - gate))
-            tl.store(of_z_ptr + first * num_channels + i, of_z, mask=valid)
-            by_y = by_y * z * gate
+        by_y = _gate_backward(z_ptr, of_z_ptr, by_y, states, C, D * x, first * num_channels + i, valid)
         of_C = tl.sum(by_y[:, :, None] * states, 1)
         tl.store(of_C_ptr + (share + first) * num_states + j, of_C, mask=readable)
 
-        # Backwards, what a step hands on has passed the decay of the step after it.
         ahead = (local < CHUNK - 1) & (step + 1 < num_steps)
         valid_ahead = ahead[:, None] & exists[None, :]
         next_size = _step_sizes(delta_chunk + num_channels, bias, i, valid_ahead, SOFTPLUS)
-        next_decay = _decay(next_size, A, reset_ptr, flags + 1, ahead)
         given = by_y[:, :, None] * C[:, None, :]
-        reach, own = tl.associative_scan((next_decay, given), 0, _compose, reverse=True)
-        by_state = _apply(reach, own, carried[None, :, :])
+        by_state = _states_gradient(given, next_size, A, reset_ptr, flags + 1, ahead, carried)
         handed = tl.where(decay == 0.0, 0.0, decay * by_state)
         carried = tl.sum(tl.where((local == 0)[:, None, None], handed, 0.0), 0)
 

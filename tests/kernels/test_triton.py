@@ -175,11 +175,13 @@ def ppo_loss_forward(categorical=False, shared=True, width=12):
     return module.forward_kernel, types, constants, module.NUM_WARPS
 
 
-def ppo_loss_backward(categorical=False, shared=True, width=12):
+def ppo_loss_backward(categorical=False, shared=True, width=12, others=FLOAT):
     from kernels.ppo_loss import triton_kernel as module
 
     log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
-    types = [FLOAT, log_std, action, FLAG, *[FLOAT] * 9, "*i32", INT, INT, SCALAR, SCALAR]
+    gradients = [FLOAT, others, others]
+    types = [FLOAT, log_std, action, FLAG, FLOAT, FLOAT, *gradients, *[FLOAT] * 4, "*i32"]
+    types += [INT, INT, SCALAR, SCALAR]
     constants = ppo_loss_constants(module, shared and not categorical, width)
     return module.backward_kernel, types, constants, module.NUM_WARPS
 
@@ -270,6 +272,7 @@ PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1},
         (group_kernel, {"mask": None, "ids": None}),
         *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
         *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
+        (ppo_loss_backward, {"others": None}),
         *((selective_forward, options) for options in SELECTIVE_VARIANTS),
         *((selective_backward, options) for options in SELECTIVE_VARIANTS),
     ],
