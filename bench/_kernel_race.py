@@ -6,7 +6,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,16 @@ import torch
 from torch import Tensor
 
 import kernels
-from bench._kernel_peers import PEERS, NotRun, consistent_inputs
+from bench._kernel_peers import (
+    DIFFERENTIATED,
+    PEERS,
+    Call,
+    Inputs,
+    Make,
+    NotRun,
+    consistent_inputs,
+    with_gradients,
+)
 from bench.kernels import COPY, OURS
 
 PLAIN = "plain torch"
@@ -22,8 +30,6 @@ TURN_S = 0.05
 MAX_CALLS = 2000
 # Of float32 sums over thousands of steps, relative to the largest entry.
 TOLERANCE = 1e-3
-
-Call = Callable[[], Any]
 
 
 def main(settings: dict[str, Any]) -> dict[str, Any]:
@@ -33,16 +39,15 @@ def main(settings: dict[str, Any]) -> dict[str, Any]:
         _stay_on_one_core()
     entry = kernels.get(settings["kernel"])
     inputs = consistent_inputs(entry.inputs(settings["num_steps"], settings["num_worlds"], device=device))
-    ours = partial(entry.call, **inputs)
-    expected = _tensors(ours())
-    moved = _tensors(inputs.values()) + expected
+    ours, expected = _start(_kernel(entry), inputs)
+    moved = [x for x in inputs.values() if isinstance(x, Tensor)] + expected
     candidates: dict[str, Call] = {OURS: ours, COPY: _copy(moved)}
     left_out: dict[str, str] = {}
-    peers = {PLAIN: partial(_plain, entry)} | (PEERS.get(entry.name, {}) if settings["peers"] else {})
+    peers = {PLAIN: _kernel(entry, "reference")} | (PEERS.get(entry.name, {}) if settings["peers"] else {})
     for name, make in peers.items():
         try:
-            call = make(inputs)
-            _check(call(), expected)
+            call, results = _start(make, inputs)
+            _check(results, expected)
             candidates[name] = call
         except NotRun as reason:
             left_out[name] = str(reason)
@@ -84,8 +89,32 @@ def _time_on_cuda(call: Call, num_calls: int) -> float:
     return 1e-3 * begin.elapsed_time(end) / num_calls
 
 
-def _plain(entry: kernels.Kernel, inputs: dict[str, Any]) -> Call:
-    return partial(entry.call, **inputs, implementation="reference")
+def _kernel(entry: kernels.Kernel, implementation: str = "auto") -> Make:
+    """What is timed of a kernel: its call, with the gradients where peers have them too."""
+
+    def make(inputs: Inputs) -> Call:
+        return partial(entry.call, **inputs, implementation=implementation)
+
+    leaves = DIFFERENTIATED.get(entry.name)
+    return with_gradients(make, leaves) if leaves else make
+
+
+def _start(make: Make, inputs: Inputs) -> tuple[Call, list[Tensor]]:
+    """A call on inputs of its own, and the results of the first one: what it returns, then what it changed.
+
+    Results that take a while to be told, such as a tree of Python, come as a function, which is not timed.
+    """
+    own = {name: x.clone() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    call = make(own)
+    returned = call()
+    returned = returned() if callable(returned) else returned
+    returned = [returned] if isinstance(returned, Tensor) else returned or ()
+    changed = [
+        own[name].clone()
+        for name, x in inputs.items()
+        if isinstance(x, Tensor) and not torch.equal(own[name], x)
+    ]
+    return call, [x for x in returned if isinstance(x, Tensor)] + changed
 
 
 def _copy(tensors: list[Tensor]) -> Call:
@@ -95,24 +124,13 @@ def _copy(tensors: list[Tensor]) -> Call:
     return partial(torch.empty_like(source).copy_, source)
 
 
-def _check(results: Any, expected: list[Tensor]) -> None:
+def _check(results: list[Tensor], expected: list[Tensor]) -> None:
     """Raises NotRun where a peer's results, as many as it has, are not ours."""
-    for result, ours in zip(_tensors(results), expected, strict=False):
-        result = torch.as_tensor(result, device=ours.device).reshape(ours.shape)
+    for result, ours in zip(results, expected, strict=False):
+        result = result.to(ours.device).reshape(ours.shape)
         worst = ((result.double() - ours.double()).abs().max() / ours.double().abs().max()).item()
         if not worst <= TOLERANCE:
             raise NotRun(f"its result differs by {worst:.1e}")
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    values = (
-        values
-        if isinstance(values, list | tuple)
-        else [values]
-        if isinstance(values, Tensor)
-        else list(values)
-    )
-    return [value for value in values if isinstance(value, Tensor)]
 
 
 def _stay_on_one_core() -> None:

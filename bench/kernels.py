@@ -2,7 +2,8 @@
 
 On a CPU all candidates share one core, in a process of their own, and take turns; on a GPU the time is that
 of the device. A candidate whose results are not ours, within the error of float32, is not timed. Bytes are
-those of the tensors that go in and come out, each once.
+those of the tensors that go in and come out, each once; what is changed in place does both, and a sum tree
+counts as a whole, though a batch touches little of it.
 """
 
 from __future__ import annotations

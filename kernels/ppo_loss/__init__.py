@@ -157,21 +157,31 @@ def ppo_loss(
     floats = {"mean": mean, "log_std": log_std, "logits": logits, "action": action, **samples, **scalars}
     dtype = _common_dtype(policy, {name: x for name, x in floats.items() if x is not None})
 
+    tensors = (
+        *(policy, log_std, action, log_prob, advantage, value),
+        *(old_value, value_target, advantage_mean, advantage_rstd, mask),
+    )
+    settings = (clip_epsilon, entropy_coeff, critic_coeff, loss_critic_type, clip_value)
+    return _run(tensors, settings, dtype, implementation)
+
+
+def _run(
+    tensors: tuple[Tensor | None, ...], settings: tuple[Any, ...], dtype: torch.dtype, implementation: str
+) -> PPOLoss:
+    """By the reference, or the operator in a graph, or the compiled losses without it."""
+    policy = tensors[0]
+    assert policy is not None
     if not torch.compiler.is_compiling():
         dispatch.load("ppo_loss", implementation, policy.device.type, dtype)
     chosen = dispatch._choose(policy.device.type, dtype)[0] if implementation == "auto" else implementation
-    tensors: list[Any] = [
-        *(policy, log_std, action, log_prob, advantage, value),
-        *(old_value, value_target, advantage_mean, advantage_rstd, mask),
-    ]
-    settings: list[Any] = [clip_epsilon, entropy_coeff, critic_coeff, loss_critic_type, clip_value]
     if chosen != "triton":  # which converts what it loads
-        tensors = [x.float() if x is not None and x.dtype in _HALVES else x for x in tensors]
+        tensors = tuple(x.float() if x is not None and x.dtype in _HALVES else x for x in tensors)
+    arguments: list[Any] = [*tensors, *settings]
     if chosen == "reference":
-        return PPOLoss(*reference.ppo_loss(*tensors, *settings))
-    tensors = [None if x is None else x.contiguous() for x in tensors]
+        return PPOLoss(*reference.ppo_loss(*arguments))
+    arguments = [x.contiguous() if isinstance(x, Tensor) else x for x in arguments]
     run = op.forward if torch.compiler.is_compiling() else op.Function.apply
-    *losses, report, _ = run(*tensors, *settings, implementation)
+    *losses, report, _ = run(*arguments, implementation)
     return PPOLoss(*losses, *report[:4].unbind())
 
 

@@ -27,6 +27,18 @@ _HALF_LOG_2PI = tl.constexpr(HALF_LOG_2PI)
 
 
 @triton.jit
+def samples_of(block, mask_ptr, num_rows, ROWS: tl.constexpr):
+    """A block's first sample, the numbers of all, which of them exist and which of these count."""
+    first = tl.cast(block, tl.int64) * ROWS
+    row = first + tl.arange(0, ROWS)
+    inside = row < num_rows
+    kept = inside
+    if mask_ptr is not None:
+        kept = kept & tl.load(mask_ptr + row, mask=inside, other=0).to(tl.int1)
+    return first, row, inside, kept
+
+
+@triton.jit
 def load_gaussian(
     policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, SHARED: tl.constexpr
 ):
@@ -55,6 +67,105 @@ def distance(error, SMOOTH: tl.constexpr):
         size = tl.abs(error)
         loss = tl.where(size < 1.0, 0.5 * loss, size - 0.5)
     return loss
+
+
+@triton.jit
+def add_up(partial_ptr, PROGRAMS: tl.constexpr):
+    """Sum of one entry a program, past the L1 cache, which may hold what was there before."""
+    p = tl.arange(0, PROGRAMS)
+    return tl.sum(tl.load(partial_ptr + p, mask=p < tl.num_programs(0), other=0.0, cache_modifier=".cg"))
+
+
+@triton.jit
+def gaussian_policy(
+    policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, SHARED: tl.constexpr
+):
+    """Log-probability and entropy, `[ROWS]`."""
+    log_std, _, z = load_gaussian(
+        policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, SHARED
+    )
+    terms = 0.5 * z * z + log_std + _HALF_LOG_2PI
+    log_prob = -tl.sum(tl.where(there, terms, 0.0), 1)
+    return log_prob, tl.sum(tl.where(there, log_std + (_HALF_LOG_2PI + 0.5), 0.0), 1)
+
+
+@triton.jit
+def categorical_policy(policy_ptr, action_ptr, start, tile, column, there, row, kept, width):
+    """Log-probability, entropy and logsumexp of the logits, `[ROWS]`."""
+    logits = tl.load(policy_ptr + start + tile, mask=there, other=0.0).to(tl.float32)
+    logits = tl.where((column < width)[None, :], logits, float("-inf"))
+    action = tl.load(action_ptr + row, mask=kept, other=0)
+    highest = tl.max(logits, 1)
+    below = logits - highest[:, None]
+    unscaled = tl.exp(below)
+    total = tl.sum(unscaled, 1)
+    log_total = tl.log(total)
+    entropy = log_total - tl.sum(tl.where(unscaled == 0.0, 0.0, unscaled * below), 1) / total
+    chosen = tl.sum(tl.where(column[None, :] == action[:, None], below, 0.0), 1)
+    exists = (action >= 0) & (action < width)
+    return tl.where(exists, chosen - log_total, float("nan")), entropy, highest + log_total
+
+
+@triton.jit
+def load_advantage(advantage_ptr, mean_ptr, rstd_ptr, row, kept):
+    advantage = tl.load(advantage_ptr + row, mask=kept, other=0.0).to(tl.float32)
+    if mean_ptr is not None:
+        shift = tl.load(mean_ptr).to(tl.float32)
+        advantage = (advantage - shift) * tl.load(rstd_ptr).to(tl.float32)
+    return advantage
+
+
+@triton.jit
+def value_loss(value_ptr, old_value_ptr, value_target_ptr, row, kept, clip_value, SMOOTH: tl.constexpr):
+    """The loss and its derivative by the value, `[ROWS]`."""
+    value = tl.load(value_ptr + row, mask=kept, other=0.0).to(tl.float32)
+    value_target = tl.load(value_target_ptr + row, mask=kept, other=0.0).to(tl.float32)
+    error = value - value_target
+    loss = distance(error, SMOOTH)
+    slope = 2.0 * error
+    if SMOOTH:
+        slope = tl.where(error > 1.0, 1.0, tl.where(error < -1.0, -1.0, error))
+    if old_value_ptr is not None:
+        old_value = tl.load(old_value_ptr + row, mask=kept, other=0.0).to(tl.float32)
+        moved = value - old_value
+        is_held = ((moved <= clip_value) & (moved >= -clip_value)) == 0
+        held = old_value + tl.where(moved > 0.0, clip_value, -clip_value)
+        far = distance(held - value_target, SMOOTH)
+        # At a tie torch.maximum gives each its half.
+        share = tl.where(far > loss, 0.0, tl.where(far == loss, 0.5 * slope, slope))
+        slope = tl.where(is_held, share, slope)
+        loss = tl.where(is_held & ((far <= loss) == 0), far, loss)
+    return loss, slope
+
+
+@triton.jit
+def sum_of(kept, entries):
+    return tl.sum(tl.where(kept, entries, 0.0))
+
+
+@triton.jit
+def finish(
+    partial_ptr,
+    loss_objective_ptr,
+    loss_critic_ptr,
+    loss_entropy_ptr,
+    report_ptr,
+    entropy_coeff,
+    critic_coeff,
+    PROGRAMS: tl.constexpr,
+):
+    """The results, of the sums that all programs have noted."""
+    num_programs = tl.num_programs(0)
+    count = add_up(partial_ptr, PROGRAMS)
+    scale = 1.0 / tl.maximum(count, 1.0)
+    tl.store(loss_objective_ptr, add_up(partial_ptr + num_programs, PROGRAMS) * scale)
+    tl.store(loss_critic_ptr, add_up(partial_ptr + 2 * num_programs, PROGRAMS) * critic_coeff * scale)
+    mean_entropy = add_up(partial_ptr + 3 * num_programs, PROGRAMS) * scale
+    tl.store(loss_entropy_ptr, -entropy_coeff * mean_entropy)
+    tl.store(report_ptr, mean_entropy)
+    for i in tl.static_range(3):
+        tl.store(report_ptr + 1 + i, add_up(partial_ptr + (4 + i) * num_programs, PROGRAMS) * scale)
+    tl.store(report_ptr + 4, count)
 
 
 @triton.jit
@@ -96,79 +207,41 @@ def forward_kernel(
     column = tl.arange(0, COLUMNS)
     count, objective, critic, entropy, divergence, outside, ratios = 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0
     for block in range(program, tl.cdiv(num_rows, ROWS), num_programs):
-        first = tl.cast(block, tl.int64) * ROWS
-        row = first + tl.arange(0, ROWS)
-        inside = row < num_rows
-        kept = inside
-        if mask_ptr is not None:
-            kept = kept & tl.load(mask_ptr + row, mask=inside, other=0).to(tl.int1)
+        first, row, inside, kept = samples_of(block, mask_ptr, num_rows, ROWS)
         # A sample that does not count is not even loaded: its entries read as 0.
         there = kept[:, None] & (column < width)[None, :]
         # Counted from the first sample of the block, which 32 bits do for: wider ones take registers.
-        tile = tl.arange(0, ROWS)[:, None] * width + column[None, :]
+        tile, start = tl.arange(0, ROWS)[:, None] * width + column[None, :], first * width
         if log_std_ptr is not None:
-            log_std, _, z = load_gaussian(
-                policy_ptr, log_std_ptr, action_ptr, first * width, tile, column, there, width, SHARED
+            log_prob, sample_entropy = gaussian_policy(
+                policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, SHARED
             )
-            terms = 0.5 * z * z + log_std + _HALF_LOG_2PI
-            new_log_prob = -tl.sum(tl.where(there, terms, 0.0), 1)
-            sample_entropy = tl.sum(tl.where(there, log_std + (_HALF_LOG_2PI + 0.5), 0.0), 1)
         else:
-            logits = tl.load(policy_ptr + first * width + tile, mask=there, other=0.0).to(tl.float32)
-            logits = tl.where((column < width)[None, :], logits, float("-inf"))
-            action = tl.load(action_ptr + row, mask=kept, other=0)
-            below = logits - tl.max(logits, 1)[:, None]
-            unscaled = tl.exp(below)
-            total = tl.sum(unscaled, 1)
-            log_total = tl.log(total)
-            sample_entropy = log_total - tl.sum(tl.where(unscaled == 0.0, 0.0, unscaled * below), 1) / total
-            chosen = tl.sum(tl.where(column[None, :] == action[:, None], below, 0.0), 1)
-            exists = (action >= 0) & (action < width)
-            new_log_prob = tl.where(exists, chosen - log_total, float("nan"))
-            tl.store(saved_ptr + 2 * num_rows + row, tl.max(logits, 1) + log_total, mask=inside)
+            log_prob, sample_entropy, norm = categorical_policy(
+                policy_ptr, action_ptr, start, tile, column, there, row, kept, width
+            )
+            tl.store(saved_ptr + 2 * num_rows + row, norm, mask=inside)
             tl.store(saved_ptr + 3 * num_rows + row, sample_entropy, mask=inside)
 
-        log_ratio = new_log_prob - tl.load(log_prob_ptr + row, mask=kept, other=0.0).to(tl.float32)
+        log_ratio = log_prob - tl.load(log_prob_ptr + row, mask=kept, other=0.0).to(tl.float32)
         ratio = tl.exp(log_ratio)
-        advantage = tl.load(advantage_ptr + row, mask=kept, other=0.0).to(tl.float32)
-        if advantage_mean_ptr is not None:
-            shift = tl.load(advantage_mean_ptr).to(tl.float32)
-            advantage = (advantage - shift) * tl.load(advantage_rstd_ptr).to(tl.float32)
+        below, above = log_ratio < log_low, log_ratio > log_high
+        advantage = load_advantage(advantage_ptr, advantage_mean_ptr, advantage_rstd_ptr, row, kept)
         gain = ratio * advantage
-        held_ratio = tl.where(
-            log_ratio < log_low, low_ratio, tl.where(log_ratio > log_high, high_ratio, ratio)
-        )
-        clipped = held_ratio * advantage
+        clipped = tl.where(below, low_ratio, tl.where(above, high_ratio, ratio)) * advantage
         binds = clipped < gain
         tl.store(saved_ptr + row, tl.where(kept & (binds == 0), -gain, 0.0), mask=inside)
-
-        value = tl.load(value_ptr + row, mask=kept, other=0.0).to(tl.float32)
-        value_target = tl.load(value_target_ptr + row, mask=kept, other=0.0).to(tl.float32)
-        error = value - value_target
-        loss = distance(error, SMOOTH)
-        slope = 2.0 * error
-        if SMOOTH:
-            slope = tl.where(error > 1.0, 1.0, tl.where(error < -1.0, -1.0, error))
-        if old_value_ptr is not None:
-            old_value = tl.load(old_value_ptr + row, mask=kept, other=0.0).to(tl.float32)
-            moved = value - old_value
-            is_held = ((moved <= clip_value) & (moved >= -clip_value)) == 0
-            held = old_value + tl.where(moved > 0.0, clip_value, -clip_value)
-            far = distance(held - value_target, SMOOTH)
-            # At a tie torch.maximum gives each its half.
-            share = tl.where(far > loss, 0.0, tl.where(far == loss, 0.5 * slope, slope))
-            slope = tl.where(is_held, share, slope)
-            loss = tl.where(is_held & ((far <= loss) == 0), far, loss)
+        loss, slope = value_loss(value_ptr, old_value_ptr, value_target_ptr, row, kept, clip_value, SMOOTH)
         tl.store(saved_ptr + num_rows + row, tl.where(kept, slope, 0.0), mask=inside)
 
         count += tl.sum(kept.to(tl.float32))
-        objective -= tl.sum(tl.where(kept, tl.where(binds, clipped, gain), 0.0))
-        critic += tl.sum(tl.where(kept, loss, 0.0))
-        entropy += tl.sum(tl.where(kept, sample_entropy, 0.0))
-        divergence -= tl.sum(tl.where(kept, log_ratio, 0.0))
+        objective -= sum_of(kept, tl.where(binds, clipped, gain))
+        critic += sum_of(kept, loss)
+        entropy += sum_of(kept, sample_entropy)
+        divergence -= sum_of(kept, log_ratio)
         within = (log_ratio >= log_low) & (log_ratio <= log_high)
         outside += tl.sum((kept & (within == 0)).to(tl.float32))
-        ratios += tl.sum(tl.where(kept, ratio, 0.0))
+        ratios += sum_of(kept, ratio)
 
     tl.store(partial_ptr + program, count)
     tl.store(partial_ptr + num_programs + program, objective)
@@ -178,24 +251,63 @@ def forward_kernel(
     tl.store(partial_ptr + 5 * num_programs + program, outside)
     tl.store(partial_ptr + 6 * num_programs + program, ratios)
     if last_to_finish(counter_ptr):
-        count = add_up(partial_ptr, PROGRAMS)
-        scale = 1.0 / tl.maximum(count, 1.0)
-        tl.store(loss_objective_ptr, add_up(partial_ptr + num_programs, PROGRAMS) * scale)
-        tl.store(loss_critic_ptr, add_up(partial_ptr + 2 * num_programs, PROGRAMS) * critic_coeff * scale)
-        mean_entropy = add_up(partial_ptr + 3 * num_programs, PROGRAMS) * scale
-        tl.store(loss_entropy_ptr, -entropy_coeff * mean_entropy)
-        tl.store(report_ptr, mean_entropy)
-        tl.store(report_ptr + 1, add_up(partial_ptr + 4 * num_programs, PROGRAMS) * scale)
-        tl.store(report_ptr + 2, add_up(partial_ptr + 5 * num_programs, PROGRAMS) * scale)
-        tl.store(report_ptr + 3, add_up(partial_ptr + 6 * num_programs, PROGRAMS) * scale)
-        tl.store(report_ptr + 4, count)
+        finish(
+            partial_ptr,
+            loss_objective_ptr,
+            loss_critic_ptr,
+            loss_entropy_ptr,
+            report_ptr,
+            entropy_coeff,
+            critic_coeff,
+            PROGRAMS,
+        )
 
 
 @triton.jit
-def add_up(partial_ptr, PROGRAMS: tl.constexpr):
-    """Sum of one entry a program, past the L1 cache, which may hold what was there before."""
-    p = tl.arange(0, PROGRAMS)
-    return tl.sum(tl.load(partial_ptr + p, mask=p < tl.num_programs(0), other=0.0, cache_modifier=".cg"))
+def gaussian_gradients(
+    policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, w, SHARED: tl.constexpr
+):
+    """By mean and by log_std of `w` times the log-probability, zero where nothing is there."""
+    _, precision, z = load_gaussian(
+        policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, SHARED
+    )
+    return tl.where(there, w * z * precision, 0.0), tl.where(there, w * (z * z - 1.0), 0.0)
+
+
+@triton.jit
+def categorical_gradient(
+    policy_ptr, action_ptr, saved_ptr, start, tile, column, there, row, kept, num_rows, w, by_entropy
+):
+    """By the logits, of `w` times the log-probability less `by_entropy` times the entropy."""
+    norm = tl.load(saved_ptr + 2 * num_rows + row, mask=kept, other=0.0)
+    entropy = tl.load(saved_ptr + 3 * num_rows + row, mask=kept, other=0.0)
+    log_p = tl.load(policy_ptr + start + tile, mask=there, other=0.0).to(tl.float32) - norm[:, None]
+    p = tl.exp(log_p)
+    rise = tl.where(p == 0.0, 0.0, by_entropy * p * (log_p + entropy[:, None]))
+    action = tl.load(action_ptr + row, mask=kept, other=0)
+    taken = tl.where(column[None, :] == action[:, None], 1.0, 0.0)
+    return tl.where(there, rise + w * (taken - p), 0.0)
+
+
+@triton.jit
+def incoming(gradient_ptr, factor):
+    """The gradient of a loss times a factor; a loss that nothing depends on has none."""
+    if gradient_ptr is None:
+        return 0.0
+    else:  # noqa: RET505, the other branch would be compiled too
+        return tl.load(gradient_ptr) * factor
+
+
+@triton.jit
+def add_up_columns(partial_ptr, column, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Sums of a row a program, `[COLUMNS]`, in a fixed order."""
+    total = tl.zeros([COLUMNS], tl.float32)
+    for begin in range(0, tl.num_programs(0), ROWS):
+        p = (begin + tl.arange(0, ROWS))[:, None]
+        found = (p < tl.num_programs(0)) & (column < width)[None, :]
+        partial = partial_ptr + p * width + column[None, :]
+        total += tl.sum(tl.load(partial, mask=found, other=0.0, cache_modifier=".cg"), 0)
+    return total
 
 
 @triton.jit
@@ -226,23 +338,14 @@ def backward_kernel(
     column = tl.arange(0, COLUMNS)
     count = tl.load(report_ptr + 4)
     scale = 1.0 / tl.maximum(count, 1.0)
-    by_objective, by_critic, by_entropy = 0.0, 0.0, 0.0
-    if grad_objective_ptr is not None:
-        by_objective = tl.load(grad_objective_ptr) * scale
-    if grad_critic_ptr is not None:
-        by_critic = tl.load(grad_critic_ptr) * critic_coeff * scale
-    if grad_entropy_ptr is not None:
-        by_entropy = tl.load(grad_entropy_ptr) * entropy_coeff * scale
+    by_objective = incoming(grad_objective_ptr, scale)
+    by_critic = incoming(grad_critic_ptr, critic_coeff * scale)
+    by_entropy = incoming(grad_entropy_ptr, entropy_coeff * scale)
 
     total = tl.zeros([COLUMNS], tl.float32)
     for block in range(program, tl.cdiv(num_rows, ROWS), num_programs):
-        first = tl.cast(block, tl.int64) * ROWS
-        row = first + tl.arange(0, ROWS)
-        inside = row < num_rows
-        kept = inside
-        if mask_ptr is not None:
-            kept = kept & tl.load(mask_ptr + row, mask=inside, other=0).to(tl.int1)
-        tile = tl.arange(0, ROWS)[:, None] * width + column[None, :]
+        first, row, inside, kept = samples_of(block, mask_ptr, num_rows, ROWS)
+        tile, start = tl.arange(0, ROWS)[:, None] * width + column[None, :], first * width
         writes = inside[:, None] & (column < width)[None, :]
         weight = tl.load(saved_ptr + row, mask=inside, other=0.0)
         slope = tl.load(saved_ptr + num_rows + row, mask=inside, other=0.0)
@@ -251,48 +354,36 @@ def backward_kernel(
         if log_std_ptr is not None:
             # Neither hidden by the mask nor clipped.
             there = writes & (weight != 0.0)[:, None]
-            _, precision, z = load_gaussian(
-                policy_ptr, log_std_ptr, action_ptr, first * width, tile, column, there, width, SHARED
+            of_policy, pull = gaussian_gradients(
+                policy_ptr, log_std_ptr, action_ptr, start, tile, column, there, width, w, SHARED
             )
-            tl.store(
-                of_policy_ptr + first * width + tile, tl.where(there, w * z * precision, 0.0), mask=writes
-            )
-            pull = tl.where(there, w * (z * z - 1.0), 0.0)
             if SHARED:
                 total += tl.sum(pull, 0)
             else:
-                tl.store(
-                    of_log_std_ptr + first * width + tile,
-                    pull - tl.where(kept, by_entropy, 0.0)[:, None],
-                    mask=writes,
-                )
+                of_log_std = pull - tl.where(kept, by_entropy, 0.0)[:, None]
+                tl.store(of_log_std_ptr + start + tile, of_log_std, mask=writes)
         else:
             there = writes & kept[:, None]
-            norm = tl.load(saved_ptr + 2 * num_rows + row, mask=kept, other=0.0)
-            sample_entropy = tl.load(saved_ptr + 3 * num_rows + row, mask=kept, other=0.0)
-            log_p = (
-                tl.load(policy_ptr + first * width + tile, mask=there, other=0.0).to(tl.float32)
-                - norm[:, None]
+            of_policy = categorical_gradient(
+                policy_ptr,
+                action_ptr,
+                saved_ptr,
+                start,
+                tile,
+                column,
+                there,
+                row,
+                kept,
+                num_rows,
+                w,
+                by_entropy,
             )
-            p = tl.exp(log_p)
-            rise = tl.where(p == 0.0, 0.0, by_entropy * p * (log_p + sample_entropy[:, None]))
-            action = tl.load(action_ptr + row, mask=kept, other=0)
-            taken = tl.where(column[None, :] == action[:, None], 1.0, 0.0)
-            tl.store(
-                of_policy_ptr + first * width + tile,
-                tl.where(there, rise + w * (taken - p), 0.0),
-                mask=writes,
-            )
+        tl.store(of_policy_ptr + start + tile, of_policy, mask=writes)
 
     if SHARED:
         tl.store(partial_ptr + program * width + column, total, mask=column < width)
         if last_to_finish(counter_ptr):
-            total = tl.zeros([COLUMNS], tl.float32)
-            for begin in range(0, num_programs, ROWS):
-                p = (begin + tl.arange(0, ROWS))[:, None]
-                found = (p < num_programs) & (column < width)[None, :]
-                partial = partial_ptr + p * width + column[None, :]
-                total += tl.sum(tl.load(partial, mask=found, other=0.0, cache_modifier=".cg"), 0)
+            total = add_up_columns(partial_ptr, column, width, ROWS, COLUMNS)
             tl.store(of_log_std_ptr + column, total - by_entropy * count, mask=column < width)
 
 

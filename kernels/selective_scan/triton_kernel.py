@@ -95,6 +95,20 @@ def _per_channel(pointer, channel, exists):
 
 
 @triton.jit
+def _grid_of(channel, number, num_channels, num_states):
+    """Which channels and states exist, and the entries of `[Dm, S]` with which of them do."""
+    exists, is_state = channel < num_channels, number < num_states
+    lane = channel[:, None] * num_states + number[None, :]
+    return exists, is_state, lane, exists[:, None] & is_state[None, :]
+
+
+@triton.jit
+def _rows_of(local, inside, column, exists, width):
+    """The entries of a chunk of steps in a tensor of `width` a step, counted from its first; which exist."""
+    return local[:, None] * width + column[None, :], inside[:, None] & exists[None, :]
+
+
+@triton.jit
 def forward_kernel(
     x_ptr,
     delta_ptr,
@@ -120,9 +134,7 @@ def forward_kernel(
     batch = tl.cast(tl.program_id(0), tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     number = tl.arange(0, STATES)
-    exists, is_state = channel < num_channels, number < num_states
-    lane = channel[:, None] * num_states + number[None, :]
-    lanes = exists[:, None] & is_state[None, :]
+    exists, is_state, lane, lanes = _grid_of(channel, number, num_channels, num_states)
     A = _load(A_ptr, lane, lanes)
     D, bias = _per_channel(D_ptr, channel, exists), _per_channel(bias_ptr, channel, exists)
     state = tl.zeros([CHANNELS, STATES], tl.float32)
@@ -134,10 +146,8 @@ def forward_kernel(
         # Counted from the first step of the chunk, which 32 bits do for.
         first = batch * num_steps + chunk * CHUNK
         inside = chunk * CHUNK + local < num_steps
-        i = local[:, None] * num_channels + channel[None, :]
-        valid = inside[:, None] & exists[None, :]
-        j = local[:, None] * num_states + number[None, :]
-        readable = inside[:, None] & is_state[None, :]
+        i, valid = _rows_of(local, inside, channel, exists, num_channels)
+        j, readable = _rows_of(local, inside, number, is_state, num_states)
         if saved_ptr is not None:
             kept = saved_ptr + (batch * num_chunks + chunk) * num_channels * num_states
             tl.store(kept + lane, state, mask=lanes)
@@ -185,6 +195,32 @@ def _states_before(
 
 
 @triton.jit
+def _store_if(pointer, i, entries, valid):
+    if pointer is not None:
+        tl.store(pointer + i, entries, mask=valid)
+
+
+@triton.jit
+def _gate_backward(z_ptr, of_z_ptr, by_y, states, C, Dx, i, valid):
+    """What the gate passes on of the gradient by y; that by the gate's input is written."""
+    if z_ptr is not None:
+        z = _load(z_ptr, i, valid)
+        gate = _sigmoid(z)
+        y = tl.sum(states * C[:, None, :], 2) + Dx
+        tl.store(of_z_ptr + i, by_y * y * gate * (1.0 + z * (1.0 - gate)), mask=valid)
+        by_y = by_y * z * gate
+    return by_y
+
+
+@triton.jit
+def _states_gradient(given, next_size, A, reset_ptr, flags, ahead, carried):
+    """By the state after each step, backwards: what a step hands on has passed the decay of the one after."""
+    next_decay = _decay(next_size, A, reset_ptr, flags, ahead)
+    reach, own = tl.associative_scan((next_decay, given), 0, _compose, reverse=True)
+    return _apply(reach, own, carried[None, :, :])
+
+
+@triton.jit
 def backward_kernel(
     grad_y_ptr,
     grad_final_ptr,
@@ -218,9 +254,7 @@ def backward_kernel(
     batch, block = tl.cast(tl.program_id(0), tl.int64), tl.program_id(1)
     channel = block * CHANNELS + tl.arange(0, CHANNELS)
     number = tl.arange(0, STATES)
-    exists, is_state = channel < num_channels, number < num_states
-    lane = channel[:, None] * num_states + number[None, :]
-    lanes = exists[:, None] & is_state[None, :]
+    exists, is_state, lane, lanes = _grid_of(channel, number, num_channels, num_states)
     A = _load(A_ptr, lane, lanes)
     D, bias = _per_channel(D_ptr, channel, exists), _per_channel(bias_ptr, channel, exists)
     carried = tl.zeros([CHANNELS, STATES], tl.float32)  # what the step behind hands to the state
@@ -237,10 +271,8 @@ def backward_kernel(
         first = batch * num_steps + chunk * CHUNK
         step = chunk * CHUNK + local
         inside = step < num_steps
-        i = local[:, None] * num_channels + channel[None, :]
-        valid = inside[:, None] & exists[None, :]
-        j = local[:, None] * num_states + number[None, :]
-        readable = inside[:, None] & is_state[None, :]
+        i, valid = _rows_of(local, inside, channel, exists, num_channels)
+        j, readable = _rows_of(local, inside, number, is_state, num_states)
         x_chunk, delta_chunk = x_ptr + first * num_channels, delta_ptr + first * num_channels
         B_chunk, flags = B_ptr + first * num_states, first + local
 
@@ -270,24 +302,15 @@ def backward_kernel(
         states = remains + (size * x)[:, :, None] * B[:, None, :]
 
         by_y = _load(grad_y_ptr + first * num_channels, i, valid)
-        if z_ptr is not None:
-            z = _load(z_ptr + first * num_channels, i, valid)
-            gate = _sigmoid(z)
-            y = tl.sum(states * C[:, None, :], 2) + D * x
-            of_z = by_y * y * gate * (1.0 + z * (1.0 - gate))
-            tl.store(of_z_ptr + first * num_channels + i, of_z, mask=valid)
-            by_y = by_y * z * gate
+        by_y = _gate_backward(z_ptr, of_z_ptr, by_y, states, C, D * x, first * num_channels + i, valid)
         of_C = tl.sum(by_y[:, :, None] * states, 1)
         tl.store(of_C_ptr + (share + first) * num_states + j, of_C, mask=readable)
 
-        # Backwards, what a step hands on has passed the decay of the step after it.
         ahead = (local < CHUNK - 1) & (step + 1 < num_steps)
         valid_ahead = ahead[:, None] & exists[None, :]
         next_size = _step_sizes(delta_chunk + num_channels, bias, i, valid_ahead, SOFTPLUS)
-        next_decay = _decay(next_size, A, reset_ptr, flags + 1, ahead)
         given = by_y[:, :, None] * C[:, None, :]
-        reach, own = tl.associative_scan((next_decay, given), 0, _compose, reverse=True)
-        by_state = _apply(reach, own, carried[None, :, :])
+        by_state = _states_gradient(given, next_size, A, reset_ptr, flags + 1, ahead, carried)
         handed = tl.where(decay == 0.0, 0.0, decay * by_state)
         carried = tl.sum(tl.where((local == 0)[:, None, None], handed, 0.0), 0)
 
@@ -304,13 +327,11 @@ def backward_kernel(
         of_D += tl.sum(by_y * x, 0)
         of_bias += tl.sum(tl.where(valid, of_delta, 0.0), 0)
 
-    tl.store(of_A_ptr + batch * num_channels * num_states + lane, of_A, mask=lanes)
-    if of_initial_ptr is not None:
-        tl.store(of_initial_ptr + batch * num_channels * num_states + lane, carried, mask=lanes)
-    if of_D_ptr is not None:
-        tl.store(of_D_ptr + batch * num_channels + channel, of_D, mask=exists)
-    if of_bias_ptr is not None:
-        tl.store(of_bias_ptr + batch * num_channels + channel, of_bias, mask=exists)
+    sequence, of_states = batch * num_channels, batch * num_channels * num_states
+    tl.store(of_A_ptr + of_states + lane, of_A, mask=lanes)
+    _store_if(of_initial_ptr, of_states + lane, carried, lanes)
+    _store_if(of_D_ptr, sequence + channel, of_D, exists)
+    _store_if(of_bias_ptr, sequence + channel, of_bias, exists)
 
 
 def forward(

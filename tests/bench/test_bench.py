@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 
+from bench._kernel_peers import PEERS, NotRun, consistent_inputs
+
 ROOT = Path(__file__).parents[2]
 TINY = (
     "compute.compile=off",
@@ -242,13 +244,51 @@ def test_kernels_are_timed_beside_peers_that_agree(tmp_path: Path) -> None:
     assert "times copy" in done.stdout
 
 
+def test_a_kernel_that_changes_its_input_is_compared_by_what_it_changed(tmp_path: Path) -> None:
+    file = tmp_path / "kernels.json"
+    line = ("--kernel", "sum_tree_update", "--shape", "5x9", "--rounds", "2", "--json", str(file))
+    done = bench("kernels", *line)
+    assert done.returncode == 0, done.stderr
+    (race,) = json.loads(file.read_text())["races"]
+    assert race["left_out"] == {}
+    assert {"pi_incubator", "copy", "plain torch"} <= race["seconds"].keys()
+    # A tree of 64 + 45 goes in and comes out; indices and priorities of 9 go in.
+    assert race["bytes"] == 2 * (64 + 45) * 4 + 9 * (8 + 4)
+
+
+def test_results_are_what_is_returned_and_then_what_was_changed() -> None:
+    from bench._kernel_race import _start
+
+    def make(own: dict[str, Any]) -> Any:
+        return lambda: (own["x"].add_(1), lambda: [own["y"] + 2.0])[1]
+
+    inputs = {"x": torch.zeros(2), "y": torch.zeros(2), "number": 3.0}
+    _, results = _start(make, inputs)
+    assert [x.tolist() for x in results] == [[2.0, 2.0], [1.0, 1.0]]
+    assert inputs["x"].tolist() == [0.0, 0.0], "the next candidate starts from the same inputs"
+
+
+@pytest.mark.parametrize(("kernel", "peer"), [(kernel, peer) for kernel in PEERS for peer in PEERS[kernel]])
+def test_every_peer_computes_what_we_do(kernel: str, peer: str) -> None:
+    import kernels
+    from bench._kernel_race import _check, _kernel, _start
+
+    inputs = consistent_inputs(kernels.get(kernel).inputs(5, 9))
+    _, ours = _start(_kernel(kernels.get(kernel)), inputs)
+    try:
+        _, theirs = _start(PEERS[kernel][peer], inputs)
+    except NotRun as reason:
+        pytest.skip(str(reason))
+    assert theirs
+    _check(theirs, ours)
+
+
 def test_a_peer_that_computes_something_else_is_not_timed() -> None:
-    from bench._kernel_peers import NotRun
     from bench._kernel_race import _check
 
     right = [torch.arange(6.0).view(2, 3)]
-    _check((right[0].flatten(), "what we do not have"), right)
+    _check([right[0].flatten()], right)
     with pytest.raises(NotRun, match="differs by 2"):
-        _check(right[0] + 1.0, right)
+        _check([right[0] + 1.0], right)
     with pytest.raises(NotRun, match="differs by nan"):
-        _check(torch.full((2, 3), torch.nan), right)
+        _check([torch.full((2, 3), torch.nan)], right)

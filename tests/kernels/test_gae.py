@@ -240,6 +240,26 @@ def test_on_hardware_at_full_size_without_a_synchronization(shape):
     assert_exact(inputs, "triton")
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_hardware_in_graphs_that_run_side_by_side():
+    """Each captured launch has a barrier of its own; a shared one would let programs through too early."""
+    cases = [make_inputs(24, num_worlds, device="cuda") for num_worlds in (4096, 3000)]
+    expected = [gae(**case) for case in cases]
+    graphs, results = [torch.cuda.CUDAGraph() for _ in cases], []
+    for graph, case in zip(graphs, cases, strict=True):
+        with torch.cuda.graph(graph):
+            results.append(gae(**case))
+    streams = [torch.cuda.Stream() for _ in cases]
+    for _ in range(200):
+        for graph, stream in zip(graphs, streams, strict=True):
+            with torch.cuda.stream(stream):
+                graph.replay()
+    torch.cuda.synchronize()
+    for found, exact in zip(results, expected, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(found, exact, strict=True))
+
+
 def _normalize_a_share(rank, num_processes, file, folder):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{file}", rank=rank, world_size=num_processes

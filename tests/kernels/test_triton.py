@@ -63,6 +63,18 @@ def gae_scan_kernel(mask=FLAG):
     return module.gae_scan_kernel, types, constants, module.SCAN_WARPS
 
 
+def gae_tile_kernel(mask=FLAG, float_type=FLOAT, steps=32, layout="TN"):
+    from kernels.gae import triton_kernel as module
+
+    inputs = [float_type] * 3 + [FLAG, FLAG]
+    strides = [INT, None] if layout == "TN" else [None, INT]
+    types = [*inputs, mask, FLOAT, FLOAT, FLOAT, ID, FLOAT, INT, INT, *strides, SCALAR, SCALAR, SCALAR]
+    constants = {"STEPS": steps, "WORLDS": module.TILE // steps, "PARTIALS": module.MAX_TILES}
+    # The launcher makes a constant of a one.
+    constants["stride_world" if layout == "TN" else "stride_step"] = 1
+    return module.gae_tile_kernel, types, constants, module.TILE_WARPS
+
+
 def gae_apply_kernel(mask=FLAG):
     from kernels.gae import triton_kernel as module
 
@@ -163,11 +175,13 @@ def ppo_loss_forward(categorical=False, shared=True, width=12):
     return module.forward_kernel, types, constants, module.NUM_WARPS
 
 
-def ppo_loss_backward(categorical=False, shared=True, width=12):
+def ppo_loss_backward(categorical=False, shared=True, width=12, others=FLOAT):
     from kernels.ppo_loss import triton_kernel as module
 
     log_std, action = (None, "*i64") if categorical else (FLOAT, FLOAT)
-    types = [FLOAT, log_std, action, FLAG, *[FLOAT] * 9, "*i32", INT, INT, SCALAR, SCALAR]
+    gradients = [FLOAT, others, others]
+    types = [FLOAT, log_std, action, FLAG, FLOAT, FLOAT, *gradients, *[FLOAT] * 4, "*i32"]
+    types += [INT, INT, SCALAR, SCALAR]
     constants = ppo_loss_constants(module, shared and not categorical, width)
     return module.backward_kernel, types, constants, module.NUM_WARPS
 
@@ -212,6 +226,14 @@ SELECTIVE_VARIANTS = [
     {"steps": 1},
     *({"states": states} for states in (1, 4, 64, 256)),
 ]
+GAE_TILE_VARIANTS = [
+    {},
+    {"mask": None},
+    {"float_type": HALF},
+    {"layout": "NT"},
+    {"steps": 2},
+    {"steps": 128, "layout": "NT"},
+]
 PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
 
 
@@ -224,6 +246,7 @@ PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1},
         (gae_kernel, {"mask": None}),
         (gae_scan_kernel, {}),
         (gae_scan_kernel, {"mask": None}),
+        *((gae_tile_kernel, options) for options in GAE_TILE_VARIANTS),
         (gae_apply_kernel, {}),
         (gae_apply_kernel, {"mask": None}),
         (moments_kernel, {}),
@@ -249,16 +272,30 @@ PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1},
         (group_kernel, {"mask": None, "ids": None}),
         *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
         *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
+        (ppo_loss_backward, {"others": None}),
         *((selective_forward, options) for options in SELECTIVE_VARIANTS),
         *((selective_backward, options) for options in SELECTIVE_VARIANTS),
     ],
 )
 def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
-    compiled = compile_for(capability, *kernel(**options), aligned=aligned)
-    assert resource_usage(compiled, tmp_path)["STACK"] == 0
+    more = cooperative_options() if kernel is gae_tile_kernel else {}
+    compiled = compile_for(capability, *kernel(**options), aligned=aligned, **more)
+    usage = resource_usage(compiled, tmp_path)
+    assert usage["STACK"] == 0
+    if more:
+        assert compiled.metadata.launch_cooperative_grid
+        # What the number of programs that are resident together is reckoned from; four share 64 KiB or more.
+        assert usage["REG"] <= more["maxnreg"]
+        assert compiled.metadata.shared <= 16 * 1024
     if kernel in ASYNCHRONOUS and not options and aligned:
         copies = compiled.asm["ptx"].count("cp.async.ca.shared.global")
         assert copies >= ASYNCHRONOUS[kernel], "the loads of the steps ahead are not asynchronous"
+
+
+def cooperative_options():
+    from kernels.gae import triton_kernel as module
+
+    return {"maxnreg": module.TILE_REGISTERS, "launch_cooperative_grid": True}
 
 
 def test_a_spill_would_be_seen(tmp_path):
