@@ -48,8 +48,8 @@ class Carry(NamedTuple):
 class MjxPhysics(Physics):
     """Worlds in JAX's float32 arrays, which torch views.
 
-    JAX writes every result to a new buffer, whose columns torch views, so `state` is replaced by `step` and `set_state`: read it anew
-    after each call. Nothing is donated, because torch may still look at the old buffers. XLA compiles every N
+    JAX writes every result to a new buffer, whose columns torch views, so `state` is replaced by `step`
+    and `set_state`: read it anew after each call. Nothing is donated, because torch may still look at the old buffers. XLA compiles every N
     anew, so a world's last bits depend on N, though not on its place.
 
     Args:
@@ -219,7 +219,7 @@ def _initial_carry(model: mujoco.MjModel, num_worlds: int) -> Carry:
 
 @functools.cache
 def _program(structure: jax.tree_util.PyTreeDef) -> Callable[..., tuple[Carry, jax.Array]]:
-    """`_advance` and `_pack`, jitted; shared by all worlds of one model, so that it is compiled once for each N."""
+    """`_advance` and `_pack`, jitted; shared by all worlds of one model, so compiled once for each N."""
 
     @jax.jit
     def program(constants: list[jax.Array], *args: Any) -> tuple[Carry, jax.Array]:
