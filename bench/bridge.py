@@ -1,7 +1,7 @@
-"""What the way from torch to JAX and back adds to a step of MJX, beside the jitted step alone and a peer's way.
+"""What the way from torch to JAX and back adds to a step of MJX, beside the jitted step and a peer's way.
 
-Every turn is one control step of the same worlds: through the backend, as the bare jitted function on JAX's own
-arrays, and with every array cloned on its way, as TorchRL's wrapper of JAX envs does it.
+Every turn is one control step of the same worlds: through the backend, as the bare jitted function on JAX's
+own arrays, and with every array cloned on its way, as TorchRL's wrapper of JAX envs does it.
 """
 
 from __future__ import annotations

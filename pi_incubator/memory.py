@@ -19,7 +19,8 @@ from pi_incubator.networks import make_network
 
 BYTES = 4
 """Of a float32."""
-# Arrays as wide as what a rollout stores of a world's step: the rollout, its shuffled copy for an epoch; overlap learns from another.
+# Arrays as wide as what a rollout stores of a step: the rollout, its shuffled copy for an epoch. Overlap
+# learns from another.
 ROLLOUT_COPIES = 2
 # Arrays as wide as the state that the env keeps of a world: of this step, of the last, and in flight.
 WORLD_COPIES = 8

@@ -48,9 +48,9 @@ class Carry(NamedTuple):
 class MjxPhysics(Physics):
     """Worlds in JAX's float32 arrays, which torch views.
 
-    JAX writes every result to a new buffer, whose columns torch views, so `state` is replaced by `step`
-    and `set_state`: read it anew after each call. Nothing is donated, because torch may still look at the old buffers. XLA compiles every N
-    anew, so a world's last bits depend on N, though not on its place.
+    JAX writes every result to a new buffer, whose columns torch views, so `state` is replaced by `step` and
+    `set_state`: read it anew after each call. Nothing is donated, because torch may still look at the old
+    buffers. XLA compiles every N anew, so a world's last bits depend on N, though not on its place.
 
     Args:
         model: the compiled scene.
@@ -149,7 +149,7 @@ class MjxPhysics(Physics):
         """
         self._shown = shown
         columns = bridge.to_torch(shown).split(self._widths, 1)
-        self.state = PhysicsState(*columns[:-1], columns[-1].squeeze(1))
+        self.state = PhysicsState._make((*columns[:-1], columns[-1].squeeze(1)))
 
     def _given(self, ctrl: Tensor) -> jax.Array:
         """The controls as JAX reads them.
