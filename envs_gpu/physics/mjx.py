@@ -48,9 +48,9 @@ class Carry(NamedTuple):
 class MjxPhysics(Physics):
     """Worlds in JAX's float32 arrays, which torch views.
 
-    JAX writes every result to a new buffer, so `state` is replaced by `step` and `set_state`: read it anew
-    after each call. Nothing is donated, because torch may still look at the old buffers. XLA compiles every N
-    anew, so a world's last bits depend on N, though not on its place.
+    JAX writes every result to a new buffer, whose columns torch views, so `state` is replaced by `step` and
+    `set_state`: read it anew after each call. Nothing is donated, because torch may still look at the old
+    buffers. XLA compiles every N anew, so a world's last bits depend on N, though not on its place.
 
     Args:
         model: the compiled scene.
@@ -77,14 +77,19 @@ class MjxPhysics(Physics):
         self._varied = {field: self._rows_of(field, mjx_model) for field in options.per_world}
         self._constants, structure = jax.tree.flatten((mjx_model, mjx_data))
         self._program = _program(structure)
+        # Python's numbers would be converted at every call.
+        self._counts: dict[int, jax.Array] = {}
         self._nobody = jax.device_put(jnp.zeros(num_worlds, bool), jax_device)
         self._carry: Carry = jax.device_put(_initial_carry(model, num_worlds), jax_device)
+        self._widths = [model.nq, model.nv, model.na, model.nu, model.nsensordata, 1]
         everybody = torch.ones(num_worlds, dtype=torch.bool, device=device)
-        self._show()
+        self._controls = bridge.aligned_empty((num_worlds, model.nu), torch.float32, device)
+        self._read_controls = bridge.to_jax(self._controls)
+        self._show(_packed(self._carry))
         self.set_state(everybody, self.state.qpos, self.state.qvel)
 
     def step(self, ctrl: Tensor, substeps: int) -> None:
-        carry = self._carry._replace(ctrl=self._to_jax(ctrl, torch.float32))
+        carry = self._carry._replace(ctrl=self._given(ctrl))
         self._advance(carry, self._nobody, carry.qpos, carry.qvel, substeps)
 
     def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
@@ -102,7 +107,7 @@ class MjxPhysics(Physics):
         qvel = self.state.qvel.clone()
         qvel[worlds] += change.to(qvel.dtype)
         self._carry = self._carry._replace(qvel=self._to_jax(qvel))
-        self._show()
+        self.state = self.state._replace(qvel=qvel)
 
     def overflow_bits(self) -> Tensor:
         return overflow_of(bridge.to_torch(self._carry.overflow))
@@ -118,7 +123,7 @@ class MjxPhysics(Physics):
         arrays = {name: self._to_jax(state[name].to(self.device).clone()) for name in Carry._fields}
         self._carry = Carry(**arrays)
         self._load_model_state(state)
-        self._show()
+        self._show(_packed(self._carry))
 
     def _rows_of(self, field: str, model: mjx.Model) -> jax.Array:
         """The model's own value of `field`, a row for each world."""
@@ -131,16 +136,31 @@ class MjxPhysics(Physics):
     def _advance(
         self, carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array, substeps: int
     ) -> None:
-        self._carry = self._program(self._constants, self._varied, carry, mask, qpos, qvel, substeps)
-        self._show()
+        count = self._counts.get(substeps)
+        if count is None:
+            count = self._counts[substeps] = jax.device_put(jnp.int32(substeps), self._nobody.sharding)
+        self._carry, shown = self._program(self._constants, self._varied, carry, mask, qpos, qvel, count)
+        self._show(shown)
 
-    def _show(self) -> None:
-        """Point `state` at the buffers of the last result.
+    def _show(self, shown: jax.Array) -> None:
+        """Point `state` at the columns of the last result: one crossing, where its fields would be six.
 
-        DLPack waits for them, so that the caller may then reuse the tensors that the program read.
+        DLPack waits for it, so that the caller may then reuse the tensors that the program read.
         """
-        views = {name: bridge.to_torch(getattr(self._carry, name)) for name in PhysicsState._fields}
-        self.state = PhysicsState(**views)
+        self._shown = shown
+        columns = bridge.to_torch(shown).split(self._widths, 1)
+        self.state = PhysicsState._make((*columns[:-1], columns[-1].squeeze(1)))
+
+    def _given(self, ctrl: Tensor) -> jax.Array:
+        """The controls as JAX reads them.
+
+        On a CPU they are written into memory that JAX has seen before, as the other backends do: that costs
+        a tenth of a crossing. On CUDA only a crossing makes JAX's stream wait for torch's.
+        """
+        if self.device.type != "cpu":
+            return self._to_jax(ctrl, torch.float32)
+        self._controls.copy_(ctrl)
+        return self._read_controls
 
     def _to_jax(self, tensor: Tensor, dtype: torch.dtype | None = None) -> jax.Array:
         return bridge.to_jax(bridge.aligned(tensor.to(dtype or tensor.dtype)))
@@ -198,14 +218,24 @@ def _initial_carry(model: mujoco.MjModel, num_worlds: int) -> Carry:
 
 
 @functools.cache
-def _program(structure: jax.tree_util.PyTreeDef) -> Callable[..., Carry]:
-    """`_advance`, jitted; shared by all worlds of one model, so that it is compiled once for each N."""
+def _program(structure: jax.tree_util.PyTreeDef) -> Callable[..., tuple[Carry, jax.Array]]:
+    """`_advance` and `_pack`, jitted; shared by all worlds of one model, so compiled once for each N."""
 
     @jax.jit
-    def program(constants: list[jax.Array], *args: Any) -> Carry:
-        return _advance(*structure.unflatten(constants), *args)
+    def program(constants: list[jax.Array], *args: Any) -> tuple[Carry, jax.Array]:
+        carry = _advance(*structure.unflatten(constants), *args)
+        return carry, _pack(carry)
 
     return program
+
+
+def _pack(carry: Carry) -> jax.Array:
+    """The fields of `PhysicsState` beside each other, `[N, nq + nv + na + nu + ns + 1]`."""
+    fields = [getattr(carry, name) for name in PhysicsState._fields]
+    return jnp.concatenate([field.reshape(len(carry.time), -1) for field in fields], axis=1)
+
+
+_packed = jax.jit(_pack)
 
 
 def _advance(

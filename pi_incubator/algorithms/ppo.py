@@ -37,6 +37,7 @@ class PPO(Learner):
     def __init__(self, cfg: ExperimentConfig, policy: ActorCritic, compiled: bool = False) -> None:
         self.cfg = cfg.algorithm
         self.num_iterations = cfg.num_iterations
+        self.autocast = cfg.compute.autocast == "bfloat16"
         self.policy = policy
         self.loss = _make_loss(cfg, policy)
         self.parameters = list(policy.parameters())
@@ -110,7 +111,8 @@ class PPO(Learner):
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
         observations = {group: minibatch[group] for group in self.policy.groups}
-        losses = self.loss(minibatch.replace(self.policy.encode(observations)))
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            losses = self.loss(minibatch.replace(self.policy.encode(observations)))
         loss = sum(losses[name] for name in LOSSES)
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]

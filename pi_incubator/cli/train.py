@@ -24,18 +24,25 @@ def main(argv: list[str]) -> None:
     with RunFolder(cfg) as folder:
         check_resume(cfg, folder)
         # Slow imports come after every check that does not need them.
+        import torch
+
         from pi_incubator import checkpoint
         from pi_incubator.compute import plan_compute
         from pi_incubator.finish import finish_run
+        from pi_incubator.memory import check_memory, out_of_memory
         from pi_incubator.tracking import make_tracker
         from pi_incubator.trainers.on_policy import train
 
         plan = plan_compute(cfg)
+        check_memory(cfg, plan.device)
         begin(cfg, folder)
         print("\n".join(plan.reasons))
         with make_tracker(cfg, folder, checkpoint.next_iteration(folder)) as tracker:
             tracker.log_params(plan.resolved())
-            env, policy = train(cfg, folder, plan, tracker)
+            try:
+                env, policy = train(cfg, folder, plan, tracker)
+            except (torch.OutOfMemoryError, MemoryError):
+                raise out_of_memory(cfg, plan.device) from None
             finish_run(cfg, folder, env, policy, tracker)
             env.close()
         print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")

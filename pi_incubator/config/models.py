@@ -167,6 +167,10 @@ class ComputeSection(Section):
     """CPU threads of the mujoco backend; 0 takes all cores."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Whether act, advantage and update go through torch.compile; auto where it measured faster."""
+    tf32: bool = True
+    """Whether float32 matrix products on CUDA round their inputs to TF32, which is several times faster."""
+    autocast: Literal["none", "bfloat16"] = "none"
+    """Type in which the update multiplies matrices; weights and optimizer stay float32."""
 
 
 class TrackingSection(Section):

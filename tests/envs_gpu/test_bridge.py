@@ -104,7 +104,7 @@ def engine_memory(physics, name):
     if physics.name in ("warp", "newton"):
         array = getattr(physics._data, name)
         return array.ptr, array.ptr + array.capacity
-    array = getattr(physics._carry, name)
+    array = physics._shown
     return array.unsafe_buffer_pointer(), array.unsafe_buffer_pointer() + array.nbytes
 
 
@@ -124,8 +124,8 @@ def test_a_hundred_steps_copy_nothing(backend):
                 assert first <= view.data_ptr() < end, name
     assert bridge.stats.copies == 0
     if backend == "mjx":
-        # A step takes controls in and six fields of the state out; a reset mask, positions and velocities in.
+        # A step takes the state out, as one array; a reset mask, positions and velocities in.
         steps, restarts = 100, 4
-        assert bridge.stats.crossings == 7 * steps + 9 * restarts
+        assert bridge.stats.crossings == steps + 4 * restarts
     else:
         assert bridge.stats.crossings == 0

@@ -1,0 +1,86 @@
+"""An update in bfloat16 leaves float32 weights, and teaches nearly what one in float32 does."""
+
+import copy
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.algorithms import make_algorithm
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.networks import make_network
+
+N, T = 16, 16
+SPEC = EnvSpec(
+    name="toy",
+    num_envs=N,
+    obs_dims={"policy": 3},
+    action_dim=1,
+    action_low=(-1.0,),
+    action_high=(1.0,),
+    joint_names=(),
+    control_hz=50.0,
+    max_episode_steps=100,
+    device=torch.device("cpu"),
+)
+
+
+def learner(autocast):
+    torch.manual_seed(0)
+    sections = {
+        "env": {"num_envs": N},
+        "algorithm": {"horizon": T, "minibatch_size": 64, "lr": 3e-3, "lr_schedule": "constant"},
+        "compute": {"autocast": autocast},
+    }
+    cfg = ExperimentConfig.model_validate(sections)
+    policy = make_network(cfg.network, SPEC)
+    return make_algorithm(cfg, policy), policy
+
+
+def rollout(policy):
+    """Actions are rewarded for being near to the first observed number."""
+    seen = torch.randn(T * N, 3)
+    with torch.no_grad():
+        act = policy.act({"policy": seen}, torch.randn(T * N, 1))
+    reward = -((act.action - seen[:, :1]) ** 2)
+    done = torch.ones(T * N, 1, dtype=torch.bool)
+    following = {"reward": reward, "terminated": done, "done": done, "state_value": torch.zeros(T * N, 1)}
+    data = {
+        "policy": seen,
+        "action": act.action,
+        "action_log_prob": act.log_prob,
+        "state_value": act.value[:, None],
+        "valid": done.clone(),
+        "next": TensorDict(following, batch_size=[T * N]),
+    }
+    return TensorDict(data, batch_size=[T * N]).view(T, N), reward.mean().item()
+
+
+@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+def test_the_toy_task_is_learned(autocast):
+    algorithm, policy = learner(autocast)
+    rewards = []
+    for _ in range(60):
+        data, reward = rollout(policy)
+        algorithm.advantage(data)
+        metrics = algorithm.update(data)
+        rewards.append(reward)
+        assert all(value.isfinite() for value in metrics.values())
+    assert sum(rewards[-5:]) > 0.5 * sum(rewards[:5])  # both are negative
+    assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
+
+
+def test_bfloat16_is_used_and_off_by_default():
+    assert ExperimentConfig().compute.autocast == "none"
+    updates = {}
+    for autocast in ("none", "bfloat16"):
+        algorithm, policy = learner(autocast)
+        data, _ = rollout(policy)
+        algorithm.advantage(data)
+        before = copy.deepcopy(policy.state_dict())
+        algorithm.update(data)
+        updates[autocast] = policy.actor[0].weight.detach() - before["actor.0.weight"]
+    assert not torch.equal(updates["none"], updates["bfloat16"])
+    similarity = torch.cosine_similarity(*(update.flatten() for update in updates.values()), dim=0)
+    assert similarity > 0.9
