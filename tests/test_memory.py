@@ -41,8 +41,8 @@ def run(num_envs, horizon):
     collect(env, policy, make_act(policy, False), rollout)
     learner.advantage(rollout.data)
     peak = []
-    step = learner._step
-    learner._step = lambda minibatch: (step(minibatch), peak.append(psutil.Process().memory_info().rss))[0]
+    step = learner._learn
+    learner._learn = lambda minibatch: (step(minibatch), peak.append(psutil.Process().memory_info().rss))[0]
     learner.update(rollout.data)
     return cfg, plan, max(peak)
 _, _, before = run(8, 4)
