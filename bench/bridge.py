@@ -12,11 +12,12 @@ from collections.abc import Callable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from bench._output import add_output_arguments, write_outputs
 from bench._result import Metric, make_metric, make_result
-from pi_incubator.cli._parser import count, output_file
+from pi_incubator.cli._parser import count
 from pi_incubator.config import ExperimentConfig, check_names
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.table import print_table, write_json
+from pi_incubator.evaluation.table import print_table
 
 if TYPE_CHECKING:
     from envs_gpu.physics.mjx import MjxPhysics
@@ -32,11 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--rounds", type=count, default=5, help="rounds (default: 5)")
     parser.add_argument("--steps", type=count, default=500, help="steps of a round (default: 500)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
+    add_output_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure, print the table and write the JSON.
+    """Measure, print the table and write the result.
 
     Raises:
         UserError: no such task, or MJX cannot run it here.
@@ -46,14 +47,14 @@ def main(arguments: argparse.Namespace) -> None:
     rounds = measure(physics, arguments.rounds, arguments.steps)
     settings = {"task": arguments.task, "num_envs": arguments.num_envs, "device": physics.device.type}
     metrics = {
-        f"crossing: {name}": make_metric(values, "us/step", "lower") for name, values in rounds.items()
+        f"crossing: {name}": make_metric(values, "us/step", "lower" if name == OURS else "")
+        for name, values in rounds.items()
     }
     result = make_result("bridge", settings, metrics, shared_pointers=pointers)
     title = f"microseconds of a step beside the jitted one, {arguments.num_envs} worlds of {arguments.task}"
     print_table({name: _row(metric) for name, metric in metrics.items()}, title=title, first_column="way")
     print("same address on both sides: " + ", ".join(f"{name} {same}" for name, same in pointers.items()))
-    if arguments.json:
-        write_json(result, arguments.json)
+    write_outputs(result, arguments)
 
 
 def shared_pointers(physics: MjxPhysics) -> dict[str, bool]:

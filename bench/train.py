@@ -12,6 +12,7 @@ from typing import Any
 
 from bench import _time_to_return
 from bench._loops import sb3
+from bench._output import add_output_arguments, write_outputs
 from bench._result import make_result
 from bench._train_measure import as_json, measure, metrics_of
 from bench._train_plan import (
@@ -28,9 +29,8 @@ from bench._train_plan import (
 )
 from bench._train_print import print_measurements
 from bench._worker import Budget
-from pi_incubator.cli._parser import count, output_file
+from pi_incubator.cli._parser import count
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.table import write_json
 from pi_incubator.provenance import flatten
 
 # With every peer there are many turns: shorter ones, so that the whole stays under ten minutes on two cores.
@@ -67,11 +67,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mode.add_argument("--profile", type=Path, metavar="DIR", help="instead: where our iteration's time goes")
     limit_help = "with --time-to-return: time of each loop (default: %(default)s)"
     parser.add_argument("--limit-s", type=count, default=1800, help=limit_help)
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
+    add_output_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure, print the table and write the JSON.
+    """Measure, print the table and write the result.
 
     Raises:
         UserError: the config or a peer cannot be measured here.
@@ -85,8 +85,7 @@ def main(arguments: argparse.Namespace) -> None:
         result = _time_to(arguments)
     else:
         result = _compare(arguments)
-    if arguments.json:
-        write_json(result, arguments.json)
+    write_outputs(result, arguments)
 
 
 def _compare(arguments: argparse.Namespace) -> Result:
