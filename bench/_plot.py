@@ -5,18 +5,17 @@ A metric named "group: series" is a bar of its group; metrics of one unit share 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from io import BytesIO
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
-from bench._result import Curve, Metric, Result
+from bench._result import Curve, Metric, Result, dig, plain
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import show
 
@@ -27,7 +26,8 @@ LOG_RANGE = 40.0
 """Where the largest value of a panel is so many times the least, bars would hide the small ones."""
 LABEL_SPACE = 0.16
 """Of the axis, right of the longest bar: room for its number."""
-MAX_LABEL = 44
+MAX_LABEL, MAX_HEAD = 44, 120
+MAX_HEIGHT_PX = 60_000  # matplotlib's own limit is 2**16
 
 
 class Theme(NamedTuple):
@@ -86,9 +86,8 @@ def draw(result: Result, theme: Theme = LIGHT) -> bytes | None:
         return None
     heights = [CURVE_IN] * len(curves) + [_height_in(groups) for groups in panels.values()]
     size = (WIDTH_IN, HEAD_IN + sum(heights))
-    figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=theme.paper)
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(rect=(0, 0, 1, 1 - HEAD_IN / size[1]), h_pad=0.08, w_pad=0.12)  # type: ignore[union-attr]
+    engine = ConstrainedLayoutEngine(rect=(0, 0, 1, 1 - HEAD_IN / size[1]), h_pad=0.08, w_pad=0.12)
+    figure = Figure(figsize=size, dpi=min(DPI, MAX_HEIGHT_PX / size[1]), layout=engine, facecolor=theme.paper)
     grid = figure.add_gridspec(len(heights), 1, height_ratios=heights)
     axes = [figure.add_subplot(grid[row], facecolor=theme.paper) for row in range(len(heights))]
     for ax, (title, curve) in zip(axes, curves.items(), strict=False):
@@ -108,7 +107,17 @@ def _panels(metrics: dict[str, Metric]) -> dict[str, Groups]:
         group, separator, series = name.partition(": ")
         group, series = (group, series) if separator else ("", name)
         panels.setdefault(metric["unit"], {}).setdefault(group, {})[series] = metric
-    return panels
+    return {unit: _without_headings(groups) for unit, groups in panels.items()}
+
+
+def _without_headings(groups: Groups) -> Groups:
+    """One group of bars that say everything, where every group has a single one."""
+    if any(len(members) > 1 for members in groups.values()):
+        return groups
+    named = [
+        (group, series, metric) for group, members in groups.items() for series, metric in members.items()
+    ]
+    return {"": {f"{group}: {series}" if group else series: metric for group, series, metric in named}}
 
 
 def _height_in(groups: Groups) -> float:
@@ -145,7 +154,7 @@ def _draw_bars(axes: Axes, unit: str, groups: Groups, theme: Theme) -> None:
     directions = {"higher": "more is better", "lower": "less is better"}
     told = {directions.get(metric["better"]) for metric in metrics} - {None}
     notes = (*sorted(map(str, told)), *(("logarithmic",) if is_log else ()))
-    axes.set_xlabel(", ".join((unit or "number", *notes)), color=theme.muted, fontsize=8.5)
+    axes.set_xlabel(", ".join((_cut(unit) or "number", *notes)), color=theme.muted, fontsize=8.5)
 
 
 def _draw_bar(axes: Axes, y: float, metric: Metric, base: float, theme: Theme, is_log: bool) -> None:
@@ -191,15 +200,16 @@ def _set_scale(axes: Axes, metrics: Iterable[Metric]) -> bool:
 def _draw_curve(axes: Axes, title: str, curve: Curve, theme: Theme) -> None:
     for index, (name, line) in enumerate(curve["lines"].items()):
         color = theme.lines[index % len(theme.lines)]
-        marker = "o" if len(line["x"]) <= 12 else ""
-        dashes = "--" if "fit" in name else "-"
+        is_fit = name.startswith("fit")
+        marker = "o" if len(line["x"]) <= 12 and not is_fit else ""
+        dashes = "--" if is_fit else "-"
         axes.plot(
-            line["x"], line["y"], dashes, color=color, linewidth=1.8, marker=marker, markersize=4.5, label=name
+            line["x"], line["y"], dashes, color=color, linewidth=1.8, marker=marker, ms=4.5, label=_cut(name)
         )  # fmt: skip
     _style(axes, theme, grid="both")
     axes.set_title(_cut(title), loc="left", fontsize=10, fontweight="bold", color=theme.ink)
-    axes.set_xlabel(curve["x_label"], color=theme.muted, fontsize=8.5)
-    axes.set_ylabel(curve["y_label"], color=theme.muted, fontsize=8.5)
+    axes.set_xlabel(_cut(curve["x_label"]), color=theme.muted, fontsize=8.5)
+    axes.set_ylabel(_cut(curve["y_label"]), color=theme.muted, fontsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(8))
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
@@ -222,15 +232,14 @@ def _style(axes: Axes, theme: Theme, grid: str) -> None:
 def _write_head(figure: Figure, result: Result, theme: Theme) -> None:
     """What was measured, where and when, and what the colours mean."""
     height_in = figure.get_size_inches()[1]
-    machine, git = result["machine"], result.get("git") or {}
-    where = f"{machine.get('cpu')}, {machine.get('cores')} cores"
-    gpus = "".join(f", {name}" for name in machine.get("gpus") or [])
-    commit = f", commit {str(git.get('commit'))[:10]}" if git else ""
+    where = ", ".join((str(dig(result, "machine", "cpu")), f"{dig(result, 'machine', 'cores')} cores"))
+    gpus = "".join(f", {name}" for name in dig(result, "machine", "gpus") or [])
+    commit = f", commit {str(dig(result, 'git', 'commit'))[:10]}" if result.get("git") else ""
     figure.text(
-        0.12 / WIDTH_IN, 1 - 0.14 / height_in, f"pi-bench {result['bench']}",
+        0.12 / WIDTH_IN, 1 - 0.14 / height_in, f"pi-bench {_cut(result['bench'])}",
         va="top", fontsize=13, fontweight="bold", color=theme.ink,
     )  # fmt: skip
-    below = f"{where}{gpus}, {str(result['measured_at'])[:10]}{commit}"
+    below = _cut(f"{where}{gpus}, {result['measured_at'][:10]}{commit}", MAX_HEAD)
     legend = "Medians; whiskers from the least to the greatest round."
     kinds = {bool(metric["better"]) for metric in result["metrics"].values()}
     if kinds == {True, False}:
@@ -241,12 +250,8 @@ def _write_head(figure: Figure, result: Result, theme: Theme) -> None:
     )  # fmt: skip
 
 
-def _cut(text: str) -> str:
-    """`text` as matplotlib shows it unread ($ would begin a formula), no longer than a label may be."""
-    text = text if len(text) <= MAX_LABEL else text[: MAX_LABEL - 1] + "…"
+def _cut(text: str, most: int = MAX_LABEL) -> str:
+    """`text` as matplotlib shows it unread ($ would begin a formula), of `most` characters."""
+    text = plain(text)
+    text = text if len(text) <= most else text[: most - 1] + "…"
     return text.replace("$", r"\$")
-
-
-def is_positive(metric: Metric) -> bool:
-    """Whether a ratio of its medians means something."""
-    return math.isfinite(metric["median"]) and metric["median"] > 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -39,7 +39,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def make_curve(
-    x_label: str, y_label: str, lines: dict[str, tuple[Sequence[float], Sequence[float]]]
+    x_label: str, y_label: str, lines: Mapping[str, tuple[Sequence[float], Sequence[float]]]
 ) -> Curve:
     """What plots draw as lines beside the metrics: name of a line -> its x and y."""
     drawn = {name: {"x": list(x), "y": list(y)} for name, (x, y) in lines.items()}
@@ -87,9 +87,22 @@ def read_result(path: Path) -> Result:
     return result
 
 
+def dig(data: Any, *keys: str) -> Any:
+    """`data[key][key]...`, or None where one of them is missing: files are as others wrote them."""
+    for key in keys:
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def plain(value: Any) -> str:
+    """`value` as one line of text that can be printed, drawn and encoded."""
+    text = str(value).encode("utf-8", "replace").decode("utf-8")
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def _lack(result: Result) -> str | None:
     """What a reader of `result` would stumble over; None for a whole result."""
-    kinds = {"bench": str, "command": str, "measured_at": str}
+    kinds: dict[str, type] = {"bench": str, "command": str, "measured_at": str}
     kinds |= dict.fromkeys(("machine", "versions", "settings", "metrics"), dict)
     for key, kind in kinds.items():
         if not isinstance(result.get(key), kind):

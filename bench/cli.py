@@ -1,23 +1,34 @@
-"""`pi-bench`: measurements of this project and its peers; one subcommand a question."""
+"""`pi-bench`: measures this project and its peers, one subcommand a question; compares and reports."""
 
 from __future__ import annotations
 
-from bench import kernels, memory, sim, startup, train
+import argparse
+
+from bench import compare, kernels, memory, report, sim, startup, train
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser
 
 COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "startup": startup, "memory": memory}
+COMMANDS |= {"compare": compare, "report": report}  # of what the others wrote
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and measure; see `pi-bench --help`."""
+def main(argv: list[str]) -> int | None:
+    """Parse the command line and measure; see `pi-bench --help`. Returns the exit code, None for 0."""
     parser = Parser(prog="pi-bench", description=__doc__)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name, module in COMMANDS.items():
         summary, _, details = (module.__doc__ or "").partition("\n")
-        module.add_arguments(subparsers.add_parser(name, help=summary, description=summary, epilog=details))
+        subparser = subparsers.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=details.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(subparser)
     arguments = parser.parse_args(argv)
-    COMMANDS[arguments.command].main(arguments)
+    exit_code: int | None = COMMANDS[arguments.command].main(arguments)
+    return exit_code
 
 
 def cli() -> None:

@@ -15,10 +15,11 @@ from statistics import median
 from typing import Any
 
 from bench._machine import fresh_environment
+from bench._output import add_output_arguments, write_outputs
 from bench._result import Metric, make_metric, make_result
-from pi_incubator.cli._parser import count, output_file
+from pi_incubator.cli._parser import count
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.table import Cell, print_table, write_json
+from pi_incubator.evaluation.table import Cell, print_table
 
 OURS, COPY = "pi_incubator", "copy"
 SHAPES = ("24x4096", "128x8192", "16x32768", "2048x8")
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peer", choices=("all", "none"), default="all", help="whom to run (default: all)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default: cpu")
     parser.add_argument("--rounds", type=count, default=7, help="turns of each candidate (default: 7)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
+    add_output_arguments(parser)
 
 
 def shape(text: str) -> tuple[int, int]:
@@ -59,7 +60,7 @@ def shape(text: str) -> tuple[int, int]:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure kernel by kernel, print one table each and write the JSON.
+    """Measure kernel by kernel, print one table each and write the result.
 
     Raises:
         UserError: no such kernel, or no such device here.
@@ -70,9 +71,9 @@ def main(arguments: argparse.Namespace) -> None:
     for name in names:
         of_kernel = [one for one in races if one["kernel"] == name]
         print_table(_rows(of_kernel), title=f"{name}, on {of_kernel[0]['device']}", first_column="T x N")
-    if arguments.json:
-        settings = {"kernels": names, "shapes": arguments.shape, "device": arguments.device}
-        write_json(make_result("kernels", settings, _metrics(races), races=races), arguments.json)
+    settings = {"kernels": names, "shapes": arguments.shape, "device": arguments.device}
+    result = make_result("kernels", settings, _metrics(races), races=races, not_measured=_left_out(races))
+    write_outputs(result, arguments)
 
 
 def race(kernel: str, size: tuple[int, int], arguments: argparse.Namespace) -> Race:
@@ -131,13 +132,20 @@ def _rows(races: list[Race]) -> dict[str, dict[str, Cell]]:
     return rows
 
 
+def _name(one: Race, candidate: str) -> str:
+    return f"{one['kernel']} {one['num_steps']}x{one['num_worlds']}: {candidate}"
+
+
+def _left_out(races: list[Race]) -> dict[str, str]:
+    return {_name(one, name): reason for one in races for name, reason in one["left_out"].items()}
+
+
 def _metrics(races: list[Race]) -> dict[str, Metric]:
     metrics = {}
     for one in races:
         for name, rounds in one["seconds"].items():
-            key = f"{one['kernel']} {one['num_steps']}x{one['num_worlds']}: {name}"
             better = "lower" if name == OURS else ""
-            metrics[key] = make_metric(
+            metrics[_name(one, name)] = make_metric(
                 [1e9 * taken_s / one["elements"] for taken_s in rounds], "ns/element", better
             )
     return metrics

@@ -16,17 +16,21 @@ import sys
 from statistics import median
 from typing import Any
 
-from bench._machine import describe, fresh_environment
+from bench._machine import fresh_environment
+from bench._output import add_output_arguments, write_outputs
+from bench._result import Metric, make_metric, make_result
 from envs_gpu.physics import BACKENDS
 from envs_gpu.tasks import TASKS
-from pi_incubator.cli._parser import count, known_names, output_file
+from pi_incubator.cli._parser import count, known_names
 from pi_incubator.config.check import lacking
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.table import Cell, print_table, write_json
+from pi_incubator.evaluation.table import Cell, print_table
 
 NUM_ENVS = {"mujoco": 256, "warp": 1024, "newton": 1024, "mjx": 64}
 """On a CPU; mjx is 50 times slower than C there."""
 NUM_ENVS_ON_CUDA = 4096
+
+NOT_PHYSICS = "not physics"
 
 Round = dict[str, float]
 
@@ -41,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seconds", type=count, default=5, help="env steps of a round (default: 5)")
     parser.add_argument("--rounds", type=count, default=5, help="rounds of a pair (default: 5)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
+    add_output_arguments(parser)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--compiled", action="store_true", default=True, help="the task compiled, as in training (default)"
@@ -50,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure every pair in turn, print the table and write the JSON.
+    """Measure every pair in turn, print the table and write the result.
 
     Raises:
         UserError: no such task or backend, or its packages are not installed.
@@ -60,24 +64,32 @@ def main(arguments: argparse.Namespace) -> None:
     for backend in arguments.backend or []:
         if lack := lacking(backend):
             raise UserError(f"backend {backend}: needs {lack[0]}, not installed here; {lack[1]}")
-    report = describe()
     rows: dict[str, dict[str, Cell]] = {}
-    measured: dict[str, Any] = {}
+    metrics: dict[str, Metric] = {}
+    pairs: dict[str, Any] = {}
+    not_measured: dict[str, str] = {}
     for task in tasks:
         for backend in backends:
             name = f"{task} on {backend}"
             if reason := _reason(task, backend):
                 rows[name] = {"note": reason}
-                measured[name] = {"reason": reason}
+                not_measured[name] = reason
                 continue
             settings = _settings(arguments, task, backend)
             done = measure(name, settings)
-            rows[name] = _row(settings, done)
-            measured[name] = {"settings": settings, "rounds": done, **statistics(settings, done)}
+            found = statistics(settings, done)
+            metrics |= {f"{name}: {kind}": metric for kind, metric in found.items()}
+            rows[name] = _row(settings, found, done)
+            pairs[name] = {"settings": settings, "rounds": done}
     title = f"environment steps per second, {'compiled' if arguments.compiled else 'eager'}"
     print_table(rows, title=title, first_column="pair")
-    if arguments.json:
-        write_json(report | {"pairs": measured}, arguments.json)
+    settings = {
+        "tasks": tasks,
+        "num_envs": {backend: _num_envs(arguments, backend) for backend in backends},
+        "devices": {backend: _device(backend) for backend in backends},
+        "compiled": arguments.compiled,
+    }
+    write_outputs(make_result("sim", settings, metrics, pairs=pairs, not_measured=not_measured), arguments)
 
 
 def measure(name: str, settings: dict[str, Any]) -> list[Round]:
@@ -91,9 +103,9 @@ def measure(name: str, settings: dict[str, Any]) -> list[Round]:
             if not line.startswith("{"):
                 continue  # what an engine says
             done.append(json.loads(line))
-            share = statistics(settings, done)["not_physics"]["rounds"][-1]
+            share = statistics(settings, done)[NOT_PHYSICS]["rounds"][-1]
             number = f"round {len(done)} of {settings['rounds']}"
-            print(f"{name}, {number}: {share:.1%} is not physics", file=sys.stderr)
+            print(f"{name}, {number}: {share:.1f} % is not physics", file=sys.stderr)
         if process.wait() or not done:
             raise RuntimeError(f"the process that measures {name} failed; its errors are above")
     finally:
@@ -102,32 +114,36 @@ def measure(name: str, settings: dict[str, Any]) -> list[Round]:
     return done
 
 
-def statistics(settings: dict[str, Any], rounds: list[Round]) -> dict[str, dict[str, Any]]:
-    """Median and spread over the rounds of every speed, in env steps per second, and of the share."""
-    kinds = [kind for kind in ("physics", "env", "rollout") if kind in rounds[0]]
-    columns = {
-        f"{kind}_steps_per_s": [settings["num_envs"] * one["steps"] / one[kind] for one in rounds]
-        for kind in kinds
+def statistics(settings: dict[str, Any], rounds: list[Round]) -> dict[str, Metric]:
+    """Every speed, and the share of an env step that is not physics; `mujoco.rollout` is not ours."""
+    metrics = {
+        kind: make_metric(
+            [settings["num_envs"] * one["steps"] / one[kind] for one in rounds],
+            "env steps/s",
+            "" if kind == "rollout" else "higher",
+        )
+        for kind in ("physics", "env", "rollout")
+        if kind in rounds[0]
     }
-    columns["not_physics"] = [1.0 - one["physics"] / one["env"] for one in rounds]
-    return {
-        name: {"median": median(values), "min": min(values), "max": max(values), "rounds": values}
-        for name, values in columns.items()
-    }
+    share = [100.0 * (1.0 - one["physics"] / one["env"]) for one in rounds]
+    return metrics | {NOT_PHYSICS: make_metric(share, "%", "")}
 
 
 def _settings(arguments: argparse.Namespace, task: str, backend: str) -> dict[str, Any]:
-    device = _device(backend)
-    usual = NUM_ENVS_ON_CUDA if device == "cuda" else NUM_ENVS.get(backend, 64)
     return {
         "task": task,
         "backend": backend,
-        "num_envs": arguments.num_envs or usual,
-        "device": device,
+        "num_envs": _num_envs(arguments, backend),
+        "device": _device(backend),
         "compiled": arguments.compiled,
         "seconds": arguments.seconds,
         "rounds": arguments.rounds,
     }
+
+
+def _num_envs(arguments: argparse.Namespace, backend: str) -> int:
+    usual = NUM_ENVS_ON_CUDA if _device(backend) == "cuda" else NUM_ENVS.get(backend, 64)
+    return int(arguments.num_envs or usual)
 
 
 def _device(backend: str) -> str:
@@ -144,15 +160,14 @@ def _reason(task: str, backend: str) -> str | None:
     return f"unsupported: {reason}" if reason else None
 
 
-def _row(settings: dict[str, Any], rounds: list[Round]) -> dict[str, Cell]:
-    found = statistics(settings, rounds)
-    share = found["not_physics"]
+def _row(settings: dict[str, Any], found: dict[str, Metric], rounds: list[Round]) -> dict[str, Cell]:
+    share = found[NOT_PHYSICS]
     return {
         "worlds": settings["num_envs"],
-        "physics": found["physics_steps_per_s"]["median"],
-        "env": found["env_steps_per_s"]["median"],
-        "not physics": f"{share['median']:.1%} ({share['min']:.1%} to {share['max']:.1%})",
-        "rollout": found["rollout_steps_per_s"]["median"] if "rollout_steps_per_s" in found else None,
+        "physics": found["physics"]["median"],
+        "env": found["env"]["median"],
+        NOT_PHYSICS: f"{share['median']:.1f}% ({share['min']:.1f}% to {share['max']:.1f}%)",
+        "rollout": found["rollout"]["median"] if "rollout" in found else None,
         "restarts/step": median(one["restarts"] for one in rounds),
         "note": settings["device"],
     }

@@ -13,17 +13,20 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from statistics import median
 from typing import Any
 
 from pydantic import ValidationError
 
-from bench._machine import describe, fresh_environment
+from bench._machine import fresh_environment
+from bench._output import add_output_arguments, write_outputs
+from bench._result import Metric, make_metric, make_result
 from envs_gpu.physics import BACKENDS
-from pi_incubator.cli._parser import count, output_file
+from pi_incubator.cli._parser import count
 from pi_incubator.config import ConfigError, ExperimentConfig, check_names
 from pi_incubator.config.errors import from_validation
-from pi_incubator.evaluation.table import Cell, print_table, write_json
+from pi_incubator.evaluation.table import Cell, print_table
 
 CACHES = (
     *("WARP_CACHE_PATH", "JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR"),
@@ -41,17 +44,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--compiled", action="store_true", help="torch.compile the task too, as training does"
     )
     parser.add_argument("--rounds", type=count, default=1, help="cold and warm pairs a backend (default: 1)")
-    parser.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")
+    add_output_arguments(parser)
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Measure every backend in turn, print the table and write the JSON.
+    """Measure every backend in turn, print the table and write the result.
 
     Raises:
         UserError: no such task or backend, or its packages are not installed.
     """
     backends = _backends(arguments)
-    report = describe()
     settings = {"task": arguments.task, "num_envs": arguments.num_envs, "compiled": arguments.compiled}
     measured = {
         backend: [measure(settings | {"backend": backend}) for _ in range(arguments.rounds)]
@@ -65,8 +67,9 @@ def main(arguments: argparse.Namespace) -> None:
         print(
             "mjx, warm: with JAX_COMPILATION_CACHE_DIR set; unset, JAX keeps nothing and every start is cold"
         )
-    if arguments.json:
-        write_json(report | {"settings": settings, "rounds": measured}, arguments.json)
+    metrics = {name: metric for key, rounds in measured.items() for name, metric in _metrics(key, rounds)}
+    result = make_result("startup", settings | {"backends": backends}, metrics, rounds=measured)
+    write_outputs(result, arguments)
 
 
 def measure(settings: dict[str, Any]) -> dict[str, Any]:
@@ -118,6 +121,16 @@ def _is_installed(task: str, backend: str) -> bool:
     except ConfigError:
         return False
     return True
+
+
+def _metrics(backend: str, rounds: list[dict[str, Any]]) -> Iterator[tuple[str, Metric]]:
+    for process in ("cold", "warm"):
+        seconds = [one[process]["first_step_s"] for one in rounds]
+        yield f"{backend}: to the first step, {process}", make_metric(seconds, "s", "lower")
+    imports = [one["warm"]["imported_s"] for one in rounds]
+    yield f"{backend}: of it imports, warm", make_metric(imports, "s", "")
+    second = [1e3 * one["warm"]["second_step_alone_s"] for one in rounds]
+    yield f"{backend}: second step", make_metric(second, "ms", "")
 
 
 def _row(rounds: list[dict[str, Any]]) -> dict[str, Cell]:
