@@ -42,6 +42,7 @@ tr:last-child td { border-bottom: 0; }
 th:first-child, td:first-child { padding-left: 0; } th:last-child, td:last-child { padding-right: 0; }
 .number { text-align: right; white-space: nowrap; }
 .judged { font-weight: 600; }
+.unbroken { white-space: nowrap; }
 code, pre { font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 pre { background: var(--code); border: 1px solid var(--line); border-radius: 8px; padding: .6rem .8rem;
   margin: .75rem 0; white-space: pre-wrap; overflow-wrap: anywhere; }
@@ -51,15 +52,16 @@ details { margin-top: .75rem; } summary { cursor: pointer; color: var(--muted); 
 """
 
 
-def page(results: dict[str, Result], made_at: datetime | None = None) -> str:
+def page(results: Sequence[tuple[str, Result]], made_at: datetime | None = None) -> str:
     """The page.
 
     Args:
-        results: name of a file -> what it holds, in the order of the sections.
+        results: name of a file and what it holds, in the order of the sections.
         made_at: what the page is dated; now where it is not said.
     """
-    at = (made_at or datetime.now(UTC)).isoformat(sep=" ", timespec="minutes")
-    sections = "\n".join(_section(index, file, one) for index, (file, one) in enumerate(results.items()))
+    at = f"{made_at or datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    number = f"{len(results)} {'result' if len(results) == 1 else 'results'}"
+    sections = "\n".join(_section(index, file, one) for index, (file, one) in enumerate(results))
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -71,9 +73,9 @@ def page(results: dict[str, Result], made_at: datetime | None = None) -> str:
 <body>
 <main>
 <h1>pi_incubator: measurements</h1>
-<p class="muted">Written by pi-bench report on {_text(at)} from {len(results)} result files.</p>
+<p class="muted">Written by pi-bench report on {_text(at)} from {number}.</p>
 {_summary(results)}
-{_on_gpu(list(results.values()))}
+{_on_gpu([result for _, result in results])}
 {sections}
 </main>
 </body>
@@ -81,21 +83,21 @@ def page(results: dict[str, Result], made_at: datetime | None = None) -> str:
 """
 
 
-def _summary(results: dict[str, Result]) -> str:
+def _summary(results: Sequence[tuple[str, Result]]) -> str:
     """What there is, where it was measured, and with which versions."""
     rows = (
         [
             f'<a href="#result-{index}">{_text(one["bench"])}</a>',
             _text(file),
             _text(_machine(one)),
-            _text(_commit(one)),
-            _text(_moment(one)),
+            _unbroken(_commit(one)),
+            _unbroken(_moment(one)),
             str(len(one["metrics"])),
         ]
-        for index, (file, one) in enumerate(results.items())
+        for index, (file, one) in enumerate(results)
     )
     table = _table(["Bench", "File", "Hardware", "Commit", "Measured (UTC)", "Metrics"], rows, numbers={5})
-    versions = f"<h3>Versions</h3>\n<p>{_versions(results.values())}</p>"
+    versions = f"<h3>Versions</h3>\n<p>{_versions(result for _, result in results)}</p>"
     return f"<section>\n<h2>Summary</h2>\n{table}\n{versions}\n</section>"
 
 
@@ -112,13 +114,20 @@ def _versions(results: Iterable[Result]) -> str:
 
 
 def _on_gpu(results: Sequence[Result]) -> str:
+    """Every figure that a GPU is asked for, with its value or without, and the commands that measure them."""
     rows = []
+    commands: dict[str, None] = {}
     for figure in figures():
         value = found(figure, results)
         cell = _text(value) if value else '<span class="muted">not measured</span>'
-        rows.append([_text(figure.what), cell, _text(figure.aim), f"<code>{_text(figure.command)}</code>"])
-    table = _table(["Figure", "Value", "Aim", "Command"], rows, numbers={1})
-    return f'<section id="gpu">\n<h2>On a GPU</h2>\n{table}\n</section>'
+        rows.append([_text(figure.what), cell, _text(figure.aim)])
+        commands[_text(figure.command)] = None
+    table = _table(["Figure", "Value", "Aim"], rows, numbers={1, 2})
+    listed = "\n".join(commands)
+    return (
+        f'<section id="gpu">\n<h2>On a GPU</h2>\n{table}\n<h3>Commands that measure them</h3>\n'
+        f"<pre><code>{listed}</code></pre>\n</section>"
+    )
 
 
 def _section(index: int, file: str, result: Result) -> str:
@@ -222,6 +231,10 @@ def _commit(result: Result) -> str:
 
 def _moment(result: Result) -> str:
     return str(result["measured_at"][:16].replace("T", " "))
+
+
+def _unbroken(value: str) -> str:
+    return f'<span class="unbroken">{_text(value)}</span>'
 
 
 def _text(value: Any, indented: bool = False) -> str:

@@ -26,6 +26,7 @@ LOG_RANGE = 40.0
 """Where the largest value of a panel is so many times the least, bars would hide the small ones."""
 LABEL_SPACE = 0.16
 """Of the axis, right of the longest bar: room for its number."""
+MAX_LINES_ABOVE = 3  # more are named beside the curves
 MAX_LABEL, MAX_HEAD = 44, 120
 MAX_HEIGHT_PX = 60_000  # matplotlib's own limit is 2**16
 
@@ -92,8 +93,8 @@ def draw(result: Result, theme: Theme = LIGHT) -> bytes | None:
     axes = [figure.add_subplot(grid[row], facecolor=theme.paper) for row in range(len(heights))]
     for ax, (title, curve) in zip(axes, curves.items(), strict=False):
         _draw_curve(ax, title, curve, theme)
-    for ax, (unit, groups) in zip(axes[len(curves) :], panels.items(), strict=True):
-        _draw_bars(ax, unit, groups, theme)
+    for ax, (label, groups) in zip(axes[len(curves) :], panels.items(), strict=True):
+        _draw_bars(ax, label, groups, theme)
     _write_head(figure, result, theme)
     buffer = BytesIO()
     figure.savefig(buffer, facecolor=theme.paper)
@@ -101,23 +102,23 @@ def draw(result: Result, theme: Theme = LIGHT) -> bytes | None:
 
 
 def _panels(metrics: dict[str, Metric]) -> dict[str, Groups]:
-    """Unit -> group -> series -> metric, in the order of `metrics`."""
+    """Label of the axis -> group -> series -> metric, in the order of `metrics`; a panel has one unit."""
     panels: dict[str, Groups] = {}
     for name, metric in metrics.items():
         group, separator, series = name.partition(": ")
         group, series = (group, series) if separator else ("", name)
         panels.setdefault(metric["unit"], {}).setdefault(group, {})[series] = metric
-    return {unit: _without_headings(groups) for unit, groups in panels.items()}
+    return dict(_without_headings(unit or "number", groups) for unit, groups in panels.items())
 
 
-def _without_headings(groups: Groups) -> Groups:
-    """One group of bars that say everything, where every group has a single one."""
+def _without_headings(unit: str, groups: Groups) -> tuple[str, Groups]:
+    """One group of bars, where every group has a single one; what all bars share goes to the axis."""
     if any(len(members) > 1 for members in groups.values()):
-        return groups
-    named = [
-        (group, series, metric) for group, members in groups.items() for series, metric in members.items()
-    ]
-    return {"": {f"{group}: {series}" if group else series: metric for group, series, metric in named}}
+        return unit, groups
+    named = [(group, *member) for group, members in groups.items() for member in members.items()]
+    if "" not in groups and len({series for _, series, _ in named}) == 1:
+        return f"{named[0][1]}, {unit}", {"": {group: metric for group, _, metric in named}}
+    return unit, {"": {f"{group}: {series}" if group else series: metric for group, series, metric in named}}
 
 
 def _height_in(groups: Groups) -> float:
@@ -125,7 +126,7 @@ def _height_in(groups: Groups) -> float:
     return AROUND_IN + BAR_IN * num_bars + GROUP_IN * sum(map(bool, groups))
 
 
-def _draw_bars(axes: Axes, unit: str, groups: Groups, theme: Theme) -> None:
+def _draw_bars(axes: Axes, label: str, groups: Groups, theme: Theme) -> None:
     """Horizontal bars from the top down, each with its whisker and its number."""
     metrics = [metric for group in groups.values() for metric in group.values()]
     is_log = _set_scale(axes, metrics)
@@ -154,7 +155,7 @@ def _draw_bars(axes: Axes, unit: str, groups: Groups, theme: Theme) -> None:
     directions = {"higher": "more is better", "lower": "less is better"}
     told = {directions.get(metric["better"]) for metric in metrics} - {None}
     notes = (*sorted(map(str, told)), *(("logarithmic",) if is_log else ()))
-    axes.set_xlabel(", ".join((_cut(unit) or "number", *notes)), color=theme.muted, fontsize=8.5)
+    axes.set_xlabel(", ".join((_cut(label, MAX_HEAD), *notes)), color=theme.muted, fontsize=8.5)
 
 
 def _draw_bar(axes: Axes, y: float, metric: Metric, base: float, theme: Theme, is_log: bool) -> None:
@@ -215,10 +216,17 @@ def _draw_curve(axes: Axes, title: str, curve: Curve, theme: Theme) -> None:
     axes.yaxis.set_major_formatter(lambda y, _: f"{y:,g}")
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
     axes.margins(x=0.02, y=0.1)
-    if len(curve["lines"]) > 1:
+    num_lines = len(curve["lines"])
+    if num_lines > 1:
+        beside = num_lines > MAX_LINES_ABOVE
         axes.legend(
-            loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8.5, labelcolor=theme.ink
-        )  # fmt: skip
+            loc="upper left" if beside else "lower right",
+            bbox_to_anchor=(1.0, 1.0),
+            ncols=1 if beside else num_lines,
+            frameon=False,
+            fontsize=8.5,
+            labelcolor=theme.ink,
+        )
 
 
 def _style(axes: Axes, theme: Theme, grid: str) -> None:

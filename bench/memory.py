@@ -2,8 +2,9 @@
 
 Pages that processes share are counted once (PSS; where the system does not tell it, resident memory, which
 counts them in each process). Sampled, so a peak that lasts for less than the interval can be missed. Growth
-is the slope of a straight line through the memory over the iterations, without the first fifth and what
-follows training. On a GPU all that is used of the device is sampled too, whoever uses it. 10,000 iterations:
+is the slope of a straight line through the resident memory over the iterations, without the first fifth and
+what follows training: the share of pages that others map too would change with them. On a GPU all that is
+used of the device is sampled too, whoever uses it. 10,000 iterations:
 
     pi-bench memory --config configs/cartpole_balance.yaml --iterations 10000 --plot memory.png \\
         env.num_envs=16 algorithm.horizon=16 algorithm.minibatch_size=128
@@ -44,6 +45,7 @@ WARM_UP = 0.2
 MIN_POINTS = 10
 LAST_LINE_BYTES = 2**16
 HOST, DEVICE = "memory", "device memory"
+LINES = {HOST: "resident", DEVICE: "device"}
 
 
 class Sample(NamedTuple):
@@ -52,6 +54,8 @@ class Sample(NamedTuple):
     iteration: int
     """Iterations that it had logged."""
     num_bytes: int
+    """Shared pages once."""
+    resident_bytes: int
     num_processes: int
     device_bytes: int | None
     """Of the whole device; None where there is none, and between two looks at it."""
@@ -120,8 +124,8 @@ def watch_training(config: str, overrides: list[str], output: Path) -> list[Samp
             looks = on_cuda and time.monotonic() >= look_again_s
             device = _device_bytes() if looks else None
             look_again_s = time.monotonic() + DEVICE_INTERVAL_S if looks else look_again_s
-            sizes = list(_sizes_bytes(process))
-            samples.append(Sample(_iterations_logged(log), sum(sizes), len(sizes), device))
+            shares, resident = zip(*_sizes_bytes(process), strict=True)
+            samples.append(Sample(_iterations_logged(log), sum(shares), sum(resident), len(shares), device))
             time.sleep(INTERVAL_S)
     finally:
         if process.poll() is None:
@@ -140,22 +144,26 @@ def judge(samples: list[Sample], num_iterations: int) -> tuple[dict[str, Metric]
     """
     metrics: dict[str, Metric] = {}
     lines: dict[str, tuple[list[float], list[float]]] = {}
-    for name, found in {
-        HOST: [(sample.iteration, sample.num_bytes) for sample in samples],
-        DEVICE: [(sample.iteration, sample.device_bytes) for sample in samples if sample.device_bytes],
-    }.items():
-        if not found:
+    on_device = [sample for sample in samples if sample.device_bytes is not None]
+    for name, watched, peak, flat in (
+        (HOST, samples, "num_bytes", "resident_bytes"),
+        (DEVICE, on_device, "device_bytes", "device_bytes"),
+    ):
+        if not watched:
             continue
-        metrics[f"{name}: peak"] = make_metric([max(size for _, size in found) / BYTES_PER_GB], "GB", "lower")
-        largest: dict[int, float] = {}
-        for iteration, size in found:
-            if iteration < num_iterations:  # training is going on
-                largest[iteration] = max(largest.get(iteration, 0.0), size / BYTES_PER_MB)
-        lines[name] = (list(map(float, largest)), list(largest.values()))
-        if growth := fit(largest, WARM_UP * num_iterations):
+        peak_gb = max(getattr(sample, peak) for sample in watched) / BYTES_PER_GB
+        metrics[f"{name}: peak"] = make_metric([peak_gb], "GB", "lower")
+        mb: dict[int, float] = {}
+        for sample in watched:
+            if sample.iteration < num_iterations:  # training is going on
+                used = getattr(sample, flat) / BYTES_PER_MB
+                mb[sample.iteration] = max(mb.get(sample.iteration, 0.0), used)
+        lines[LINES[name]] = (list(map(float, mb)), list(mb.values()))
+        if growth := fit(mb, WARM_UP * num_iterations):
             unit = "MB/1000 iterations"
             metrics[f"{name}: growth"] = make_metric([growth.mb_per_1000], unit, "")
-            lines[f"fit: {growth.mb_per_1000:+.2f} {unit}"] = (list(growth.iterations), list(growth.mb))
+            label = f"fit: {growth.mb_per_1000:+.2f} {unit}"
+            lines[label] = (list(growth.iterations), list(growth.mb))
     return metrics, {"Memory while training": make_curve("iteration", "MB", lines)}
 
 
@@ -213,12 +221,12 @@ def _shortened(cfg: ExperimentConfig, iterations: int, folder: str) -> list[str]
     ]
 
 
-def _sizes_bytes(process: psutil.Process) -> Iterator[int]:
-    """The memory of `process` and of each of its descendants, as long as they live."""
+def _sizes_bytes(process: psutil.Process) -> Iterator[tuple[int, int]]:
+    """Proportional and resident memory of `process` and of each of its descendants, while they live."""
     members = [process]
     with contextlib.suppress(psutil.Error):
         members += process.children(recursive=True)
     for member in members:
         with contextlib.suppress(psutil.Error):
             memory = member.memory_full_info()
-            yield getattr(memory, "pss", memory.rss)
+            yield getattr(memory, "pss", memory.rss), memory.rss

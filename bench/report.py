@@ -34,7 +34,7 @@ def main(arguments: argparse.Namespace) -> None:
     from bench._page import page  # draws: matplotlib is for those who need it
 
     files = list(dict.fromkeys(_files(arguments.files or [RESULTS])))
-    text = page({str(file): read_result(file) for file in files})
+    text = page([(file.name, read_result(file)) for file in files])
     try:
         arguments.out.write_text(text, encoding="utf-8")
     except OSError as error:

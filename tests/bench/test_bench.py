@@ -122,11 +122,14 @@ def test_startup_is_measured_cold_and_warm(tmp_path: Path) -> None:
     task = ("--task", "cartpole_balance", "--num-envs", "2")
     done = bench("startup", *task, "--backend", "mujoco", "--json", str(file))
     assert done.returncode == 0, done.stderr
-    (measured,) = json.loads(file.read_text())["rounds"]["mujoco"]
+    result = json.loads(file.read_text())
+    (measured,) = result["rounds"]["mujoco"]
     for process in (measured["cold"], measured["warm"]):
         stages = [process[f"{stage}_s"] for stage in ("imported", "built", "first_step", "second_step")]
         assert stages == sorted(stages)
         assert stages[0] > 0
+    cold = result["metrics"]["mujoco: to the first step, cold"]
+    assert (cold["median"], cold["better"]) == (measured["cold"]["first_step_s"], "lower")
     assert "cold s" in done.stdout
 
 
@@ -144,6 +147,12 @@ def test_startup_is_measured_cold_and_warm(tmp_path: Path) -> None:
         (["kernels", "--kernel", "gea"], "did you mean 'gae'?"),
         (["kernels", "--shape", "24"], "24x4096"),
         (["memory", "--config", "missing.yaml"], "missing.yaml"),
+        (["sim", "--plot", "missing/sim.png"], "--plot"),
+        (["startup", "--plot", "startup.svg"], "startup.svg"),
+        (["compare", "missing.json", "missing.json"], "missing.json: cannot be read"),
+        (["compare", "a.json", "b.json", "--fail-below", "95"], "--fail-below"),
+        (["report", "missing.json"], "missing.json: cannot be read"),
+        (["fly"], "fly"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(argv: list[str], names: str) -> None:
@@ -179,9 +188,10 @@ def test_memory_counts_the_whole_run(tmp_path: Path) -> None:
     done = bench("memory", "--config", str(config), "--iterations", "2", "--json", str(file), *TINY, *short)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())
-    assert 0.1 < result["GB"] < 10  # torch alone takes more than the one
+    assert 0.1 < result["metrics"]["memory: peak"]["median"] < 10  # torch alone takes more than the one
     assert result["processes"] >= 1
-    assert result["config"]["env.num_envs"] == 4
+    assert result["settings"]["config"]["env.num_envs"] == 4
+    assert "more --iterations" in result["not_measured"]["memory: growth"]
 
 
 def test_sim_measures_the_share_that_is_not_physics(tmp_path: Path) -> None:
@@ -190,18 +200,22 @@ def test_sim_measures_the_share_that_is_not_physics(tmp_path: Path) -> None:
     pairs = ("--task", "cartpole_balance", "--backend", "mujoco")
     done = bench("sim", *pairs, *sizes, "--json", str(file))
     assert done.returncode == 0, done.stderr
-    measured = json.loads(file.read_text())["pairs"]["cartpole_balance on mujoco"]
-    assert len(measured["rounds"]) == 2
-    for one in measured["rounds"]:
+    result = json.loads(file.read_text())
+    rounds = result["pairs"]["cartpole_balance on mujoco"]["rounds"]
+    assert len(rounds) == 2
+    for one in rounds:
         assert one["env"] >= 1
         assert one["steps"] % 10 == 0
-    rates = [4 * one["steps"] / one["env"] for one in measured["rounds"]]
-    assert measured["env_steps_per_s"]["rounds"] == rates
-    shares = [1 - one["physics"] / one["env"] for one in measured["rounds"]]
-    assert measured["not_physics"]["median"] == median(shares)
+    measured = {
+        kind: result["metrics"][f"cartpole_balance on mujoco: {kind}"]
+        for kind in ("env", "rollout", "not physics")
+    }
+    assert measured["env"]["rounds"] == [4 * one["steps"] / one["env"] for one in rounds]
+    shares = [1 - one["physics"] / one["env"] for one in rounds]
+    assert measured["not physics"]["median"] == pytest.approx(100 * median(shares))
     # Four cart-poles are nothing to simulate: almost all of a step is not physics, and less so in C alone.
     assert 0.5 < min(shares) < 1
-    assert measured["rollout_steps_per_s"]["median"] > measured["env_steps_per_s"]["median"]
+    assert measured["rollout"]["median"] > measured["env"]["median"]
     assert "not physics" in done.stdout
 
 
