@@ -8,6 +8,8 @@ import torch
 # The interpreter replaces Triton's kernels as they are imported: a process has either them or the compiled
 # ones. test_triton.py runs the tests of this folder once more under it.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Which starts that run and compiles the kernels, and so has no place in it.
+collect_ignore = ["test_triton.py"] if INTERPRETED else []
 ON_HARDWARE = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),

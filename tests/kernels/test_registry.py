@@ -69,6 +69,7 @@ def test_tensors_that_an_implementation_cannot_take_are_refused(implementation, 
     [("triton", "cuda", "triton", "triton"), ("cpu", "cpu", "warp", "warp-lang")],
 )
 def test_a_missing_package_is_named(implementation, device, package, pip_name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(dispatch, "import_module", _raiser(ModuleNotFoundError(name=package)))
     dispatch.load.cache_clear()
     with pytest.raises(ImportError, match=f"pip install {pip_name}"):

@@ -19,10 +19,6 @@ TARGETS = [80, 87, 90, 100]
 FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
 HALF, DOUBLE, ID = "*bf16", "*fp64", "*i64"
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") == "1", reason="kernels are interpreted here"
-)
-
 
 def test_the_interpreter_passes_the_tests_of_this_folder():
     names = (
