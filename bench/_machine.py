@@ -29,9 +29,7 @@ def describe() -> dict[str, Any]:
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": _cpu_name(),
-            "cores": len(psutil.Process().cpu_affinity())
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cores": available_cores(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
             "platform": platform.platform(),
             "load_average_1min": round(psutil.getloadavg()[0], 2),
@@ -40,6 +38,13 @@ def describe() -> dict[str, Any]:
         "git": git._asdict() if git else None,
         "environment": {k: v for k, v in USER_ENVIRONMENT.items() if k.startswith(THREAD_SETTINGS)},
     }
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def fresh_environment(**settings: str) -> dict[str, str]:

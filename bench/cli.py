@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from bench import bridge, kernels, memory, sim, startup, train
+from bench import bridge, kernels, memory, scaling, sim, startup, train
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser
 
 COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "startup": startup, "memory": memory}
-COMMANDS |= {"bridge": bridge}
+COMMANDS |= {"bridge": bridge, "scaling": scaling}
 
 
 def main(argv: list[str]) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 import psutil
 
 from bench._machine import describe, fresh_environment
+from bench._train_plan import settle
 from pi_incubator.cli._parser import count, output_file
 from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
 from pi_incubator.errors import UserError
@@ -45,6 +46,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     cfg, sources = load_with_sources(arguments.config, arguments.overrides)
     check_names(cfg, sources)
+    cfg = settle(cfg)
     report = describe()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.overrides, *_shortened(cfg, arguments.iterations, folder)]
@@ -89,6 +91,7 @@ def _shortened(cfg: ExperimentConfig, iterations: int, folder: str) -> list[str]
     # Left to itself, a short run would not compile.
     compiled = "on" if plan_compute(cfg).compiled else "off"
     return [
+        f"env.num_envs={cfg.env.num_envs}",
         f"training.total_steps={iterations * cfg.batch_size}",
         f"compute.compile={compiled}",
         f"experiment.output_dir={folder}",

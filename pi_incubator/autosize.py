@@ -16,7 +16,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from envs_gpu.vec_env import EnvSpec
 from envs_gpu.zoo import is_zoo_name
 from pi_incubator import memory
 from pi_incubator.compute import ComputePlan
@@ -107,9 +109,7 @@ def steps_per_s(cfg: ExperimentConfig, plan: ComputePlan) -> float:
     """Env steps a second, over all worlds of `cfg`, in a fraction of a second after building and warm-up."""
     env = make_training_env(cfg, replace(plan, compiled=False))
     try:
-        low, high = (torch.tensor(limit) for limit in (env.spec.action_low, env.spec.action_high))
-        unit = torch.rand(BLOCK_STEPS, env.num_envs, env.spec.action_dim, generator=torch.Generator())
-        actions = torch.lerp(low, high, unit).to(env.device)  # [K, N, A]
+        actions = random_actions(env.spec, BLOCK_STEPS)
         for _ in range(WARM_UP_STEPS):
             env.step(actions[0])
         rates = []
@@ -126,6 +126,14 @@ def steps_per_s(cfg: ExperimentConfig, plan: ComputePlan) -> float:
         env.close()
         del env
         _release(plan.device)
+
+
+def random_actions(spec: EnvSpec, num_steps: int) -> Tensor:
+    """Uniform actions `[K, N, A]` between the limits (-1 and 1 where there are none), the same every time."""
+    limits = torch.tensor([spec.action_low, spec.action_high])
+    low, high = limits.nan_to_num(neginf=-1.0, posinf=1.0)
+    unit = torch.rand(num_steps, spec.num_envs, spec.action_dim, generator=torch.Generator().manual_seed(1))
+    return torch.lerp(low, high, unit).to(spec.device)
 
 
 def _now_s(device: torch.device) -> float:
