@@ -1,4 +1,4 @@
-"""`pi-bench scaling`: every size takes its turns, processes run at the same time, efficiency is a quotient."""
+"""`pi-bench scaling`: every size has its turns, processes run at the same time, efficiency is a quotient."""
 
 from __future__ import annotations
 
@@ -40,9 +40,7 @@ def test_every_size_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[st
     one, two = (metrics[f"env.step, worlds: {size}"]["rounds"] for size in (1, 2))
     shares = [both / (2 * alone) for both, alone in zip(two, one, strict=True)]
     assert metrics["env.step, worlds: 2, efficiency"]["median"] == median(shares)
-    # The same worlds with learning beside them are slower than alone.
-    assert metrics["training, worlds: 2"]["median"] < metrics["env.step, worlds: 2"]["median"]
-    table = capsys.readouterr().out
+    table = " ".join(capsys.readouterr().out.split())  # a title is broken where its table ends
     assert "training / linear" in table
     assert "each process with 4 worlds; physics threads: 1" in table
 
