@@ -35,9 +35,7 @@ def describe() -> dict[str, Any]:
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": {
             "cpu": _cpu_name(),
-            "cores": len(psutil.Process().cpu_affinity())
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count(),
+            "cores": available_cores(),
             "gpus": gpu_names(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
             "platform": platform.platform(),
@@ -64,6 +62,13 @@ def nvidia_smi(*arguments: str) -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def fresh_environment(**settings: str) -> dict[str, str]:

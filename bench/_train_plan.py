@@ -12,6 +12,7 @@ from bench._loops import brax, envpool, sb3, sbx, torchrl
 from bench._loops._peer import Peer, Settings
 from bench._worker import Budget, Worker
 from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
+from pi_incubator.config.models import OPEN
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import show
 
@@ -91,6 +92,23 @@ def load(arguments: argparse.Namespace, *first: str) -> ExperimentConfig:
     """
     cfg, sources = load_with_sources(arguments.config, [*first, *arguments.overrides])
     check_names(cfg, sources)
+    return settle(cfg)
+
+
+def settle(cfg: ExperimentConfig) -> ExperimentConfig:
+    """`cfg` with a number of worlds, chosen here where it says auto.
+
+    Raises:
+        UserError: as `settle_num_envs`.
+    """
+    if cfg.env.num_envs != OPEN:
+        return cfg
+    # They import torch, which is slow, and which the comparisons leave to other processes.
+    from pi_incubator.autosize import settle_num_envs
+    from pi_incubator.compute import plan_compute
+
+    cfg, plan = settle_num_envs(cfg, plan_compute(cfg))
+    print(plan.reasons[-1], file=sys.stderr)
     return cfg
 
 

@@ -30,6 +30,7 @@ import psutil
 from bench._machine import fresh_environment, nvidia_smi
 from bench._output import add_output_arguments, write_outputs
 from bench._result import Curve, Metric, make_curve, make_metric, make_result
+from bench._train_plan import settle
 from pi_incubator.cli._parser import count
 from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
 from pi_incubator.errors import UserError
@@ -86,6 +87,7 @@ def main(arguments: argparse.Namespace) -> None:
     """
     cfg, sources = load_with_sources(arguments.config, arguments.overrides)
     check_names(cfg, sources)
+    cfg = settle(cfg)
     with tempfile.TemporaryDirectory() as folder:
         overrides = [*arguments.overrides, *_shortened(cfg, arguments.iterations, folder)]
         samples = watch_training(arguments.config, overrides, Path(folder, "output.txt"))
@@ -213,6 +215,7 @@ def _shortened(cfg: ExperimentConfig, iterations: int, folder: str) -> list[str]
     # Left to itself, a short run would not compile.
     compiled = "on" if plan_compute(cfg).compiled else "off"
     return [
+        f"env.num_envs={cfg.env.num_envs}",
         f"training.total_steps={iterations * cfg.batch_size}",
         f"compute.compile={compiled}",
         f"experiment.output_dir={folder}",

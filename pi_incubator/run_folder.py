@@ -13,7 +13,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pydantic import ValidationError
+
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config, save_config
+from pi_incubator.config.errors import from_validation
+from pi_incubator.config.models import OPEN
 from pi_incubator.provenance import flatten
 
 # What may change between a run and its continuation. A named physics backend is not among it: the checkpoint
@@ -122,6 +126,20 @@ def begin(cfg: ExperimentConfig, folder: RunFolder) -> bool:
     save_config(cfg, partial)
     partial.replace(folder.config)
     return resumes
+
+
+def keep_num_envs(cfg: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
+    """`cfg`, where it leaves the number of worlds open, with that of the run in `folder` that it continues.
+
+    Raises:
+        ConfigError: other settings of `cfg` do not fit that number.
+    """
+    if cfg.env.num_envs != OPEN or cfg.checkpoint.resume == "never" or not folder.saved():
+        return cfg
+    try:
+        return cfg.with_num_envs(load_config(folder.config).env.num_envs)
+    except ValidationError as error:
+        raise from_validation(error, {}, file=str(folder.config)) from None
 
 
 def check_resume(cfg: ExperimentConfig, folder: RunFolder) -> bool:

@@ -13,6 +13,8 @@ FLOORS = [
     ["train_ppo"],
     ["pi_incubator.cli"],
     ["pi_incubator.finish"],
+    ["pi_incubator.autosize"],
+    ["pi_incubator.memory"],
     ["pi_incubator.deploy"],
     ["pi_incubator.trainers"],
     ["pi_incubator.algorithms"],

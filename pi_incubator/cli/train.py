@@ -10,7 +10,7 @@ from datetime import timedelta
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser
 from pi_incubator.config import load_checked
-from pi_incubator.run_folder import RunFolder, begin, check_resume
+from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
 
 
 def main(argv: list[str]) -> None:
@@ -22,18 +22,20 @@ def main(argv: list[str]) -> None:
     arguments = parser.parse_args(argv)
     cfg = load_checked(arguments.config, arguments.overrides)
     with RunFolder(cfg) as folder:
+        cfg = keep_num_envs(cfg, folder)
         check_resume(cfg, folder)
         # Slow imports come after every check that does not need them.
         import torch
 
         from pi_incubator import checkpoint
+        from pi_incubator.autosize import settle_num_envs
         from pi_incubator.compute import plan_compute
         from pi_incubator.finish import finish_run
         from pi_incubator.memory import check_memory, out_of_memory
         from pi_incubator.tracking import make_tracker
         from pi_incubator.trainers.on_policy import train
 
-        plan = plan_compute(cfg)
+        cfg, plan = settle_num_envs(cfg, plan_compute(cfg))
         check_memory(cfg, plan.device)
         begin(cfg, folder)
         print("\n".join(plan.reasons))

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from math import gcd, isqrt
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
 from pi_incubator.config.randomization import RandomizationSection
 from pi_incubator.config.section import Section, cross_field_error
@@ -23,6 +23,24 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(min_length=1)]
+
+MAX_NUM_ENVS = 2**20
+OPEN = 0
+"""The number of worlds in a config that says auto, until `pi_incubator.autosize` has chosen one."""
+
+
+def _open_or_number(value: Any, validate: ValidatorFunctionWrapHandler) -> int:
+    number: int = OPEN if value == "auto" else validate(value)
+    return number
+
+
+_NumEnvs = Annotated[int, Field(ge=1, le=MAX_NUM_ENVS)]
+# An int for everyone who calculates with it: only what chooses the number ever sees an open one.
+NumEnvs = Annotated[
+    _NumEnvs,
+    WrapValidator(_open_or_number, json_schema_input_type=_NumEnvs | Literal["auto"]),
+    PlainSerializer(lambda number: "auto" if number == OPEN else number, when_used="json"),
+]
 
 
 class ExperimentSection(Section):
@@ -62,8 +80,8 @@ class EnvSection(Section):
     """Task: the name of a file in envs_gpu/tasks; or family/env, such as brax/ant, of envs_gpu/zoo."""
     backend: Literal["auto", "mujoco", "warp", "mjx", "newton"] = "auto"
     """Physics backend; auto takes warp on a GPU and mujoco on a CPU."""
-    num_envs: Annotated[int, Field(ge=1, le=2**20)] = 64
-    """Worlds stepped together as one batch."""
+    num_envs: NumEnvs = 64
+    """Worlds stepped together as one batch; auto takes as many as still raise steps/s and fit in memory."""
     model: Name | None = None
     """Robot of a task that takes any, such as hold_pose: an MJCF file, relative to the working directory."""
     mjx_impl: Literal["jax", "warp"] = "jax"
@@ -258,26 +276,64 @@ class ExperimentConfig(Section):
         return self.training.total_steps // self.batch_size
 
     @property
+    def num_envs_factor(self) -> int:
+        """Worlds whose batch minibatches divide come in multiples of this."""
+        return self.algorithm.minibatch_size // gcd(self.algorithm.minibatch_size, self.algorithm.horizon)
+
+    @property
     def run_dir(self) -> Path:
         """Folder of this run."""
         return Path(self.experiment.output_dir).expanduser() / self.experiment.name
 
+    def with_num_envs(self, num_envs: int) -> ExperimentConfig:
+        """This config with so many worlds.
+
+        Raises:
+            ValidationError: other settings do not fit them.
+        """
+        sections = self.model_dump(mode="json")
+        return ExperimentConfig.model_validate(sections | {"env": sections["env"] | {"num_envs": num_envs}})
+
     @model_validator(mode="after")
     def _sizes_fit(self) -> ExperimentConfig:
+        if (self.network.name == "cnn") != (self.env.pixels is not None):
+            raise _pixels_error(self.network.name, self.env.pixels)
+        if self.env.num_envs == OPEN:
+            self._some_number_fits()
+        else:
+            self._number_fits()
+        return self
+
+    def _some_number_fits(self) -> None:
+        """There is a number of worlds to choose."""
+        least, horizon = self.num_envs_factor, self.algorithm.horizon
+        field, value = "algorithm.minibatch_size", self.algorithm.minibatch_size
+        if least > MAX_NUM_ENVS:
+            problem = f"divides no batch of {MAX_NUM_ENVS} worlds or fewer, as env.num_envs = auto needs"
+            fix = f"set it to algorithm.horizon = {horizon}, or a divisor of that"
+            raise cross_field_error(field=field, value=value, problem=problem, fix=fix)
+        if self.training.total_steps < least * horizon:
+            batch = f"{least} worlds * algorithm.horizon = {least} * {horizon} = {least * horizon}"
+            raise cross_field_error(
+                field="training.total_steps",
+                value=self.training.total_steps,
+                problem=f"must be at least one iteration, with env.num_envs = auto {batch}",
+                fix=f"set it to {least * horizon} or more, or lower {field} or algorithm.horizon",
+            )
+
+    def _number_fits(self) -> None:
         num_envs, horizon = self.env.num_envs, self.algorithm.horizon
         minibatch_size = self.algorithm.minibatch_size
         batch = f"env.num_envs * algorithm.horizon = {num_envs} * {horizon} = {self.batch_size}"
         if self.batch_size % minibatch_size:
             sizes = _nearest_divisors(self.batch_size, minibatch_size)
-            envs = _nearest_multiples(minibatch_size // gcd(minibatch_size, horizon), num_envs)
+            envs = _nearest_multiples(self.num_envs_factor, num_envs)
             raise cross_field_error(
                 field="algorithm.minibatch_size",
                 value=minibatch_size,
                 problem=f"must divide {batch}",
                 fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
             )
-        if (self.network.name == "cnn") != (self.env.pixels is not None):
-            raise _pixels_error(self.network.name, self.env.pixels)
         if self.training.total_steps < self.batch_size:
             raise cross_field_error(
                 field="training.total_steps",
@@ -285,7 +341,6 @@ class ExperimentConfig(Section):
                 problem=f"must be at least one iteration, {batch}",
                 fix=f"set it to {self.batch_size} or more, or lower env.num_envs or algorithm.horizon",
             )
-        return self
 
 
 def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
