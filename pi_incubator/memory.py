@@ -14,11 +14,13 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-from envs_gpu.make import choose_backend, make_env
+from envs_gpu.make import choose_backend
+from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import is_zoo_name
+from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
-from pi_incubator.evaluation.worlds import physics_options, pixel_options
 from pi_incubator.networks import make_network
+from pi_incubator.trainers.on_policy import make_training_env
 
 BYTES = 4
 """Of a float32."""
@@ -52,18 +54,9 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     """What `cfg` needs on `device`; builds one world on the C backend to see the sizes.
 
     Raises:
-        EnvError: the task cannot be built.
+        ConfigError: as `make_training_env`.
     """
-    env = make_env(
-        cfg.env.name,
-        backend="mujoco",
-        num_envs=1,
-        device=torch.device("cpu"),
-        options=physics_options(cfg.env, 1),
-        model=cfg.env.model,
-        pixels=pixel_options(cfg),
-        observation_history=cfg.env.observation_history,
-    )
+    env = _one_world(cfg)
     policy = make_network(cfg.network, env.spec)
     num_envs, horizon = cfg.env.num_envs, cfg.algorithm.horizon
     observed = {
@@ -86,6 +79,12 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
         worlds=num_envs * world,
         learner=PARAMETER_COPIES * BYTES * num_parameters + batch * sample,
     )
+
+
+def _one_world(cfg: ExperimentConfig) -> VecEnv:
+    alone = cfg.env.model_copy(update={"num_envs": 1, "backend": "mujoco"})
+    plan = ComputePlan(torch.device("cpu"), "mujoco", 1, 1, compiled=False, reasons=())
+    return make_training_env(cfg.model_copy(update={"env": alone}), plan)
 
 
 def free_bytes(device: torch.device) -> int:
