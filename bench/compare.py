@@ -1,15 +1,16 @@
 """Whether B is slower than A: ratios of two results of one bench, and exit code 1 where a metric is worse.
 
-A ratio is B over A, turned so that more than 1 is better, of medians. Where each median lies within what the
-rounds of the other spread over, the difference is noise and fails nothing; one round has no spread. Metrics
-of peers and the like are told, not judged. Settings must be equal, and so must hardware, unless
---allow-different-hardware says that you know.
+A ratio is B over A, turned so that more than 1 is better, of medians. Where each median lies within the
+middle half of the other's rounds, the difference is noise and fails nothing; one round has no spread. What is
+judged in A and missing in B fails. Metrics of peers and the like are told, not judged. Settings must be equal,
+and so must hardware, unless --allow-different-hardware says that you know.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from statistics import quantiles
 from typing import Any, NamedTuple
 
 from bench._result import Metric, Result, read_result
@@ -36,11 +37,13 @@ class Ratio(NamedTuple):
         """In a word or two, for the table."""
         if not self.a["better"]:
             return "not judged"
+        if self.is_regression:
+            return "REGRESSION"
         if self.ratio is None:
             return "not judged: no ratio of such numbers"
         if self.is_noise:
             return "noise"
-        return "REGRESSION" if self.is_regression else "better" if self.ratio > 1.0 else "worse"
+        return "better" if self.ratio > 1.0 else "worse"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,7 +75,10 @@ def main(arguments: argparse.Namespace) -> int:
     worse = [name for name, ratio in ratios.items() if ratio.is_regression]
     if worse:
         print(f"{len(worse)} of {len(ratios)} below {arguments.fail_below:g}: {', '.join(worse)}")
-    return 1 if worse else 0
+    lost = [name for name, metric in a["metrics"].items() if metric["better"] and name not in b["metrics"]]
+    if lost:
+        print(f"judged in A and not measured in B: {', '.join(lost)}")
+    return 1 if worse or lost else 0
 
 
 def compare(a: Result, b: Result, fail_below: float) -> dict[str, Ratio]:
@@ -109,10 +115,18 @@ def check_comparable(a: Result, b: Result, arguments: argparse.Namespace) -> Non
 def _ratio(a: Metric, b: Metric, fail_below: float) -> Ratio:
     better, worse = (a, b) if a["better"] == "lower" else (b, a)
     ratio = better["median"] / worse["median"] if a["median"] > 0 and b["median"] > 0 else None
-    # Both ways: a single wild round of one result does not excuse the other.
-    is_noise = a["min"] <= b["median"] <= a["max"] and b["min"] <= a["median"] <= b["max"]
-    is_regression = bool(a["better"]) and ratio is not None and ratio < fail_below and not is_noise
-    return Ratio(a, b, ratio, is_noise, is_regression)
+    stopped = a["better"] == "higher" and a["median"] > 0 >= b["median"]
+    # Both ways, and of quartiles: a single wild round excuses neither.
+    is_noise = _is_within(b["median"], a) and _is_within(a["median"], b) and not stopped
+    is_worse = stopped or (ratio is not None and ratio < fail_below)
+    return Ratio(a, b, ratio, is_noise, bool(a["better"]) and is_worse and not is_noise)
+
+
+def _is_within(value: float, metric: Metric) -> bool:
+    """Whether `value` lies in the middle half of what the rounds spread over."""
+    rounds = metric["rounds"]
+    low, _, high = quantiles(rounds, n=4, method="inclusive") if len(rounds) > 1 else rounds * 3
+    return bool(low <= value <= high)
 
 
 def _row(ratio: Ratio) -> dict[str, Cell]:

@@ -186,6 +186,7 @@ def _not_measured(metrics: dict[str, Metric]) -> dict[str, str]:
     reasons = {
         f"{HOST}: growth": f"fewer than {MIN_POINTS} logs after warm-up: more --iterations are needed",
         f"{DEVICE}: peak": "no training on a CUDA device",
+        f"{DEVICE}: growth": f"no training on a CUDA device, or fewer than {MIN_POINTS} looks at it",
     }
     return {name: reason for name, reason in reasons.items() if name not in metrics}
 
@@ -197,7 +198,7 @@ def _iterations_logged(log: Path) -> int:
             file.seek(max(0, file.seek(0, os.SEEK_END) - LAST_LINE_BYTES))
             complete = file.read().rpartition(b"\n")[0]
         return 1 + int(json.loads(complete.rpartition(b"\n")[2])["iteration"])
-    except (OSError, ValueError):  # not there yet, or nothing in it
+    except (OSError, ValueError, KeyError):  # not there yet, or nothing in it
         return 0
 
 

@@ -1,7 +1,7 @@
-"""How much memory a run needs at least, told before any of it is allocated.
+"""How much memory a run needs, about, told before any of it is allocated.
 
-What libraries keep for themselves and allocators round up is not counted, so a run that is refused could not
-have fitted, and one that is not may still run out: that error names the same settings.
+Rather low than high: what libraries keep for themselves and allocators round up is not counted, so a run that
+is not refused may still run out. That error names the same settings.
 
 Letters: N worlds, T horizon, D observation width, A actions, B minibatch size, P parameters.
 """
@@ -125,16 +125,17 @@ def _physics_bytes(physics: object, backend: str) -> int:
     state = model.nq + 2 * model.nv + model.na + model.nu + model.nsensordata + 1
     if backend == "mujoco":
         return 2 * BYTES * WORLD_COPIES * state
-    rows = 4 * (model.npair + model.ngeom) + 2 * model.njnt
+    num_colliding = int(((model.geom_contype | model.geom_conaffinity) != 0).sum())
+    rows = 4 * (model.npair + num_colliding) + 2 * model.njnt
     bodies = 40 * (model.nbody + model.ngeom)
     return BYTES * (WORLD_COPIES * state + MATRIX_COPIES * model.nv * (model.nv + rows) + bodies)
 
 
 def _that_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
-    """At most so many worlds, a power of two."""
+    """At most so many worlds, a power of two; or what else to lower."""
     each = (needed.total - needed.learner) / cfg.env.num_envs
-    most = max(1, int((free - min(needed.learner, free // 2)) / each))
-    return f"at most {2 ** (most.bit_length() - 1)}"
+    most = int((free - min(needed.learner, free // 2)) / each)
+    return f"at most {2 ** (most.bit_length() - 1)}" if most else "a smaller network"
 
 
 def _gb(num_bytes: int) -> str:

@@ -78,7 +78,9 @@ def one_metric(rounds: list[float]) -> Result:
         ([80.0, 100.0, 120.0], [75.0, 90.0, 110.0], True),
         ([99.0, 100.0, 101.0], [89.0, 90.0, 91.0], False),
         ([10.0, 100.0, 101.0], [89.0, 90.0, 91.0], False),  # a wild round of one side excuses nothing
+        ([100.0, 100.0, 40.0], [50.0, 50.0, 105.0], False),  # nor do two, of both sides
         ([100.0], [90.0], False),  # one round has no spread
+        ([100.0, 100.0], [0.0, 100.0, 0.0], False),  # it stopped: there is no ratio, and yet it is worse
     ],
 )
 def test_what_lies_within_the_spread_is_noise(
@@ -96,8 +98,11 @@ def test_numbers_without_a_ratio_are_not_judged(tmp_path: Path) -> None:
 def test_what_only_one_side_measured_is_named(tmp_path: Path, result: Result, capsys: Any) -> None:
     less = copy.deepcopy(result)
     del less["metrics"]["start"]
-    assert exit_code(tmp_path, result, less) == 0
-    assert "only in A: start" in capsys.readouterr().out
+    assert exit_code(tmp_path, result, less) == 1
+    said = capsys.readouterr().out
+    assert "only in A: start" in said
+    assert "judged in A and not measured in B: start" in said
+    assert exit_code(tmp_path, less, result) == 0
 
 
 def changed(result: Result, **entries: Any) -> Result:
