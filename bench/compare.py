@@ -2,8 +2,8 @@
 
 A ratio is B over A, turned so that more than 1 is better, of medians. Where each median lies within the
 middle half of the other's rounds, the difference is noise and fails nothing; one round has no spread. What is
-judged in A and missing in B fails. Metrics of peers and the like are told, not judged. Settings must be equal,
-and so must hardware, unless --allow-different-hardware says that you know.
+judged in A and missing in B fails. Metrics of peers and the like are told, not judged. Settings must be
+equal, and so must hardware, unless --allow-different-hardware says that you know.
 """
 
 from __future__ import annotations
