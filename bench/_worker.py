@@ -16,7 +16,7 @@ from importlib import import_module
 from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
-from bench._loops import Loop
+from bench._loops import Loop, ScoredLoop
 from bench._machine import fresh_environment
 from pi_incubator.errors import UserError
 
@@ -123,6 +123,7 @@ def run_slice(loop: Loop, budget: Budget) -> Slice:
         env_steps += loop.iterate()
         num_iterations += 1
         if budget.until_return is not None:
+            assert isinstance(loop, ScoredLoop)  # others are refused before anything is started
             recent_return = loop.recent_return()
             if recent_return is not None and recent_return >= budget.until_return:
                 break

@@ -30,10 +30,10 @@ class Loop(ABC):
     def synchronize(self) -> None:
         """Wait for work that the device has not finished."""
 
-    def recent_return(self) -> float | None:
-        """Mean return of the last RECENT_EPISODES episodes of training; None while there are fewer.
 
-        Raises:
-            NotImplementedError: this loop does not tell.
-        """
-        raise NotImplementedError(f"{type(self).__name__} does not tell its episodes' returns")
+class ScoredLoop(Loop):
+    """A loop that tells how its training goes."""
+
+    @abstractmethod
+    def recent_return(self) -> float | None:
+        """Mean return of the last RECENT_EPISODES episodes of training; None while there are fewer."""

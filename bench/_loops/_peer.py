@@ -53,7 +53,7 @@ class Peer:
     same_physics: bool = True
     """Whether it simulates the model that we simulate."""
     tells_returns: bool = False
-    """Whether its loop has `recent_return`."""
+    """Whether its loop is a `ScoredLoop`."""
     install: str = INSTALL
 
     def lacks(self, cfg: ExperimentConfig) -> tuple[str, str] | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch._dynamo.utils import counters
 
-from bench._loops import RECENT_EPISODES, Loop
+from bench._loops import RECENT_EPISODES, ScoredLoop
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
@@ -19,7 +19,7 @@ from pi_incubator.trainers.rollout import Rollout
 MAX_TOTAL_STEPS = 2**53
 
 
-class OurLoop(Loop):
+class OurLoop(ScoredLoop):
     """Collect, advantage and update, and reading the metrics as often as training does.
 
     Raises:

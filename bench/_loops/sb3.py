@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bench._loops import RECENT_EPISODES, Loop
+from bench._loops import RECENT_EPISODES, ScoredLoop
 from bench._loops._peer import GYMNASIUM_IDS, Peer, Settings, horizon_for
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ PEER = Peer(
 )
 
 
-class StableBaselinesLoop(Loop):
+class StableBaselinesLoop(ScoredLoop):
     """One iteration is a `learn` call for one rollout: collection and the update on it.
 
     Args:
@@ -131,7 +131,7 @@ class StableBaselinesLoop(Loop):
         return sum(returns) / len(returns) if len(returns) >= RECENT_EPISODES else None
 
 
-def make(settings: Settings) -> Loop:
+def make(settings: Settings) -> ScoredLoop:
     """The loop that one of the settings functions describes."""
     import stable_baselines3
     import torch

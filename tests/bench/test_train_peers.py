@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from bench._lean_ppo import LeanPPO, LeanSettings
-from bench._loops import Loop
+from bench._loops import ScoredLoop
 from bench._loops._peer import GYMNASIUM_IDS
 from bench._loops.pi_incubator import RecentReturns
 from bench._time_to_return import Progress, metrics_of
@@ -67,7 +67,7 @@ def test_peers_are_chosen_by_name() -> None:
 
 
 def test_a_turn_ends_when_the_return_is_there() -> None:
-    class Learning(Loop):
+    class Learning(ScoredLoop):
         iterations = 0
 
         def iterate(self) -> int:
