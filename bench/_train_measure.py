@@ -29,10 +29,10 @@ class Measurement:
         """Environment steps per second, one number a round."""
         return [turns[label].steps_per_s for turns in self.rounds]
 
-    def ratios(self, *others: str) -> list[float]:
+    def ratios(self, *others: str, ours: str = OURS) -> list[float]:
         """Our speed over that of the fastest of `others`, one number a round."""
         fastest = [max(turns[label].steps_per_s for label in others) for turns in self.rounds]
-        return [turns[OURS].steps_per_s / speed for turns, speed in zip(self.rounds, fastest, strict=True)]
+        return [turns[ours].steps_per_s / speed for turns, speed in zip(self.rounds, fastest, strict=True)]
 
     def comparable_peers(self) -> list[str]:
         """The labels of the peers that simulate what we simulate."""
@@ -67,16 +67,19 @@ def measure(comparison: Comparison, num_rounds: int, budget: Budget) -> Measurem
 
 
 def metrics_of(measurement: Measurement) -> dict[str, Metric]:
-    """Every speed, and our speed over every other; theirs is told and not judged."""
-    name, metrics = measurement.comparison.name, {}
-    for label in measurement.comparison.entries:
-        better = "higher" if label == OURS else ""
+    """Every speed, and our speeds over every other; theirs is told and not judged."""
+    comparison, peers = measurement.comparison, measurement.comparable_peers()
+    name, metrics = comparison.name, {}
+    for label in comparison.entries:
+        better = "higher" if label in comparison.ours else ""
         metrics[f"{name}: {label}"] = make_metric(measurement.speeds(label), "steps/s", better)
-    for label in measurement.comparison.entries:
-        if label != OURS:
-            metrics[f"{name}: {OURS}/{label}"] = make_metric(measurement.ratios(label), "ratio")
-    if peers := measurement.comparable_peers():
-        metrics[f"{name}: {OURS}/best peer"] = make_metric(measurement.ratios(*peers), "ratio")
+    others = {label: [label] for label in comparison.entries if label not in comparison.ours}
+    if peers:
+        others["best peer"] = peers
+    for ours in comparison.ours:
+        for other, labels in others.items():
+            ratios = measurement.ratios(*labels, ours=ours)
+            metrics[f"{name}: {ours}/{other}"] = make_metric(ratios, "ratio")
     return metrics
 
 

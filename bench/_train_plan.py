@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bench._loops import brax, envpool, sb3, sbx, torchrl
-from bench._loops._peer import Peer, Settings
+from bench._loops._peer import Peer, Settings, horizon_for
 from bench._worker import Budget, Worker
 from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
 from pi_incubator.config.models import OPEN
@@ -38,6 +38,10 @@ IDENTICAL = (
     "network.normalize_observations=false",
 )
 SWEEP_BUDGET = Budget(seconds=1)
+OUR_SIZES = (64, 256)
+"""Numbers of worlds among which a sweep looks for our fastest."""
+MINIBATCHES = 8
+"""Of a rollout where our batch is sized."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Comparison:
     cfg: ExperimentConfig
     """Of our loop."""
     entries: dict[str, Entry]
-    """Label -> loop, in the order of their turns; ours is first."""
+    """Label -> loop, in the order of their turns; ours is first, at `cfg`."""
     left_out: dict[str, str] = field(default_factory=dict)
     """Peer -> why it is not measured."""
 
@@ -65,6 +69,11 @@ class Comparison:
     def learners(self) -> list[str]:
         """The labels of all that learns."""
         return [label for label in self.entries if label != PHYSICS]
+
+    @property
+    def ours(self) -> list[str]:
+        """The labels of our loops."""
+        return [label for label, entry in self.entries.items() if entry.loop == OURS]
 
 
 def chosen_peers(names: Iterable[str]) -> list[str]:
@@ -128,9 +137,9 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
 
 
 def with_best_sizes(comparison: Comparison) -> Comparison:
-    """`comparison` with every peer once more, at the number of worlds that a short turn found fastest."""
+    """`comparison` with every loop once more, at the number of worlds that a short turn found fastest."""
     entries = {label: comparison.entries[label] for label in comparison.learners}
-    for name in PEERS:
+    for name in (OURS, *PEERS):
         if any(entry.loop == name for entry in entries.values()):
             label, entry = _fastest(name, comparison.cfg)
             entries = {old: kept for old, kept in entries.items() if kept != entry} | {label: entry}
@@ -155,7 +164,7 @@ def lacking(name: str, cfg: ExperimentConfig, lenient: bool) -> str | None:
 
 
 def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool) -> Comparison:
-    entries, left_out = {OURS: Entry(OURS, cfg.model_dump(mode="json"))}, {}
+    entries, left_out = {OURS: _our_entry(cfg)}, {}
     for name in peers:
         if reason := lacking(name, cfg, lenient):
             left_out[name] = reason
@@ -169,7 +178,8 @@ def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool) -> Comparison:
 
 
 def _identical(cfg: ExperimentConfig, peers: list[str], lenient: bool, sb3_vec: str) -> Comparison:
-    entries, left_out = {OURS: Entry(OURS, cfg.model_dump(mode="json"))}, {}
+    overlapping = _with(cfg, training={"overlap": True})
+    entries, left_out = {OURS: _our_entry(cfg), f"{OURS} overlap": _our_entry(overlapping)}, {}
     for name in peers:
         same = PEERS[name].same
         if reason := lacking(name, cfg, lenient):
@@ -185,13 +195,34 @@ def _identical(cfg: ExperimentConfig, peers: list[str], lenient: bool, sb3_vec: 
 
 
 def _fastest(name: str, cfg: ExperimentConfig) -> tuple[str, Entry]:
-    peer, speeds = PEERS[name], {}
-    for num_envs in peer.sizes:
-        with Worker(name, peer.sized(cfg, num_envs)) as worker:
+    sizes = OUR_SIZES if name == OURS else PEERS[name].sizes
+    entries, speeds = {num_envs: _sized(name, cfg, num_envs) for num_envs in sizes}, {}
+    for num_envs, entry in entries.items():
+        with Worker(name, entry.settings) as worker:
             speeds[num_envs] = worker.run(SWEEP_BUDGET).steps_per_s
         print(f"sweep: {name} with {num_envs} envs: {show(speeds[num_envs])} steps/s", file=sys.stderr)
     best = max(speeds, key=lambda num_envs: speeds[num_envs])
-    return _label(name, best), Entry(name, peer.sized(cfg, best))
+    return _label(name, best), entries[best]
+
+
+def _sized(name: str, cfg: ExperimentConfig, num_envs: int) -> Entry:
+    """A loop with so many worlds and a batch to suit them; ours also overlaps."""
+    if name != OURS:
+        return Entry(name, PEERS[name].sized(cfg, num_envs))
+    horizon = horizon_for(num_envs)
+    algorithm = {"horizon": horizon, "minibatch_size": num_envs * horizon // MINIBATCHES}
+    return _our_entry(_with(cfg, env={"num_envs": num_envs}, algorithm=algorithm, training={"overlap": True}))
+
+
+def _our_entry(cfg: ExperimentConfig) -> Entry:
+    return Entry(OURS, cfg.model_dump(mode="json"))
+
+
+def _with(cfg: ExperimentConfig, **changes: dict[str, Any]) -> ExperimentConfig:
+    """`cfg` with some settings of some sections changed."""
+    sections = cfg.model_dump(mode="json")
+    changed = {name: sections[name] | values for name, values in changes.items()}
+    return ExperimentConfig.model_validate(sections | changed)
 
 
 def _label(name: str, num_envs: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from bench._loops._peer import Settings
 from bench._train_measure import Measurement
 from bench._train_plan import OURS, PEERS, PHYSICS
 from pi_incubator.evaluation.table import Cell, print_table, show
@@ -23,8 +24,8 @@ def _rows(measurement: Measurement) -> dict[str, dict[str, Cell]]:
     for label in measurement.comparison.learners:
         speeds = measurement.speeds(label)
         row: dict[str, Cell] = {"steps/s": median(speeds), "min": min(speeds), "max": max(speeds)}
-        if label == OURS:
-            row["of bare physics"] = f"{median(measurement.ratios(PHYSICS)):.0%}"
+        if label in measurement.comparison.ours:
+            row["of bare physics"] = f"{median(measurement.ratios(PHYSICS, ours=label)):.0%}"
         else:
             row["ours is times this"] = median(measurement.ratios(label))
             loop = measurement.comparison.entries[label].loop
@@ -37,15 +38,25 @@ def _rows(measurement: Measurement) -> dict[str, dict[str, Cell]]:
 def _notes(measurements: list[Measurement]) -> Iterator[str]:
     for measurement in measurements:
         name, cfg, facts = measurement.comparison.name, measurement.comparison.cfg, measurement.facts
-        learning = f"{cfg.algorithm.num_epochs} epochs, minibatches of {cfg.algorithm.minibatch_size}"
-        yield f"{name}: {OURS}: {cfg.env.num_envs} worlds x {cfg.algorithm.horizon} steps, {learning}"
-        yield from (f"  {reason}" for reason in facts[OURS]["compute"])
         for label, entry in measurement.comparison.entries.items():
-            if entry.loop in PEERS:
+            if entry.loop == OURS:
+                yield f"{name}: {label}: {_describe(entry.settings)}"
+            elif entry.loop in PEERS:
                 yield f"{name}: {label}: {PEERS[entry.loop].describe(facts[label])}"
+        yield from (f"  {reason}" for reason in facts[OURS]["compute"])
         if peers := measurement.comparable_peers():
-            best = show(median(measurement.ratios(*peers)))
-            yield f"{name}: {OURS} is {best} times the fastest peer of a round"
+            for ours in measurement.comparison.ours:
+                best = show(median(measurement.ratios(*peers, ours=ours)))
+                yield f"{name}: {ours} is {best} times the fastest peer of a round"
         speed = show(median(measurement.speeds(PHYSICS)))
         sizes = f"{cfg.env.num_envs} worlds, {facts[PHYSICS]['threads']} threads"
         yield f"{name}: bare physics: mujoco.rollout, {sizes}: {speed} steps/s"
+
+
+def _describe(settings: Settings) -> str:
+    """What our loop with these `settings` is, in a line."""
+    algorithm = settings["algorithm"]
+    size = f"{settings['env']['num_envs']} worlds x {algorithm['horizon']} steps"
+    learning = f"{algorithm['num_epochs']} epochs, minibatches of {algorithm['minibatch_size']}"
+    overlap = ", learning beside collection" if settings["training"]["overlap"] else ""
+    return f"{size}, {learning}{overlap}"
