@@ -134,7 +134,7 @@ class StatefulActorCritic(ActorCritic):
     def encode_sequence(
         self, normalized: Mapping[str, Tensor], state: Tensor, begins: Tensor
     ) -> dict[str, Tensor]:
-        """Features `[T, N, F]` under the names that the loss reads; as `Memory.sequence`, `state` `[N, S]`."""
+        """Features `[T, N, F]` under the names that the loss reads; arguments as of `Memory.sequence`."""
         actor_state, critic_state = self._split(state)
         return {
             "actor": self.actor_memory.sequence(normalized[self.actor_group], actor_state, begins),

@@ -25,9 +25,7 @@ class Rollout:
         state_width: S, of a policy with a memory.
     """
 
-    def __init__(
-        self, horizon: int, spec: EnvSpec, groups: tuple[str, ...], state_width: int = 0
-    ) -> None:
+    def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...], state_width: int = 0) -> None:
         def buffer(*width: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(horizon, spec.num_envs, *width, dtype=dtype, device=spec.device)
 
