@@ -1,4 +1,4 @@
-"""The recurrent policy: its arithmetic is torch's, its gradient a naive loop's, and its state travels along."""
+"""The recurrent policy: its arithmetic is torch's, its gradient a naive loop's, its state travels along."""
 
 import copy
 from itertools import pairwise
@@ -129,9 +129,8 @@ def test_state_is_carried_and_starts_anew_with_the_episode(setting):
     ended = {"truncated": 0, "terminated": 0}
     with torch.no_grad():
         for t, result in enumerate(results):
-            act = policy.act(
-                {"policy": unnormalized(policy, data["policy"][t])}, torch.zeros(NUM_ENVS, 8), state
-            )
+            act = policy.act({"policy": data["policy"][t]}, rollout.noise[t], state)
+            torch.testing.assert_close(data["action"][t], act.action)
             torch.testing.assert_close(data["state_value"][t, :, 0], act.value)
             final, state = policy.value(result.final_obs, act.state), act.state.clone()
             done = result.truncated | result.terminated
