@@ -10,7 +10,7 @@ import torch
 from tensordict import TensorDict
 
 from envs_gpu.tasks import TASKS
-from envs_gpu.tasks.cartpole_balance import CartpoleBalance
+from envs_gpu.tasks.inverted_pendulum import InvertedPendulum
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.cli.train import main
@@ -197,18 +197,20 @@ def test_the_graph_is_plain_onnx(exported):
     assert not model.functions
 
 
-class BlindCartpole(CartpoleBalance):
+class BlindPendulum(InvertedPendulum):
     """Positions alone: how fast they change is to be remembered."""
 
     def observe(self, state, episode):
-        return {"policy": super().observe(state, episode)["policy"][:, :3]}
+        return {"policy": super().observe(state, episode)["policy"][:, :2]}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["mlp", "gru"])
 def test_a_pole_is_balanced_without_velocities(tmp_path, monkeypatch, name):
-    monkeypatch.setitem(TASKS._entries, "cartpole_blind", BlindCartpole)
-    place = [f"experiment.output_dir={tmp_path}", "experiment.name=blind", "env.name=cartpole_blind"]
-    main(["--config", CONFIG, f"network.name={name}", "deployment.export=none", *BRIEF, *place])
+    """The largest return is 1000."""
+    monkeypatch.setitem(TASKS._entries, "blind_pendulum", BlindPendulum)
+    place = [f"experiment.output_dir={tmp_path}", "experiment.name=blind", "env.name=blind_pendulum"]
+    network = [f"network.name={name}", "training.total_steps=150000", "deployment.export=none"]
+    main(["--config", CONFIG, *network, *BRIEF, *place])
     score = json.loads((tmp_path / "blind" / "evaluation.json").read_text())["return"]["mean"]
-    assert (score > 900) == (name == "gru")
+    assert score > 900 if name == "gru" else score < 500
