@@ -9,6 +9,7 @@ import torch
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.algorithms import make_algorithm
+from pi_incubator.algorithms._captured import NUM_WARM_UP, CapturedStep
 from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.algorithms._minibatches import Sequences
 from pi_incubator.config import ConfigError, ExperimentConfig
@@ -102,7 +103,6 @@ def test_the_scan_and_its_gradient_are_those_of_torchs_gru(share):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
-@pytest.mark.slow
 def test_the_scan_is_a_proper_operator():
     """What torch.compile takes for granted of it: shapes, strides, no hidden aliases, its gradient."""
     random = torch.Generator().manual_seed(0)
@@ -226,6 +226,22 @@ def test_broken_steps_are_lived_through_but_teach_nothing(setting):
         minibatches = Sequences(data, keys, 2 * HORIZON).shuffled(torch.Generator().manual_seed(0))
         gradients.append(learner._gradients(next(minibatches))[0])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_a_captured_step_takes_sequences(setting):
+    """As on CUDA, with a recorder that runs what it was given: replays read every minibatch's parts anew."""
+    cfg, env, policy, rollout = setting
+    collect_with_ends(env, policy, rollout)
+    theirs = copy.deepcopy(policy)
+    learner, reference = make_algorithm(cfg, policy), make_algorithm(cfg, theirs)
+    learner.advantage(rollout.data)
+    captured = CapturedStep(learner._step, capture=lambda function: function)
+    for seed in range(NUM_WARM_UP):
+        for minibatch in learner._cut(rollout.data).shuffled(torch.Generator().manual_seed(seed)):
+            assert torch.equal(captured(minibatch), reference._step(minibatch.clone()))
+            minibatch["samples"].zero_()
+    for ours, weight in zip(policy.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(ours, weight)
 
 
 def test_actor_and_critic_each_remember_their_own_group():
