@@ -3,7 +3,7 @@
 Rather low than high: what libraries keep for themselves and allocators round up is not counted, so a run that
 is not refused may still run out. That error names the same settings.
 
-Letters: N worlds, T horizon, D observation width, A actions, B minibatch size, P parameters.
+Letters: N worlds, T horizon, D observation width, A actions, S state width, B minibatch size, P parameters.
 """
 
 from __future__ import annotations
@@ -73,9 +73,11 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     sample = ACTIVATION_COPIES * (BYTES * units + drawn)
     # Acting keeps no gradients, but sees all worlds at once.
     batch = max(min(cfg.algorithm.minibatch_size, num_envs * horizon), num_envs // ACTIVATION_COPIES)
+    # What a policy remembers of each world now and did at first; a copy of a rollout has it at every step.
+    remembered = BYTES * policy.state_width * (2 + horizon * cfg.training.overlap)
     env.close()
     return MemoryEstimate(
-        rollout=(ROLLOUT_COPIES + cfg.training.overlap) * num_envs * horizon * stored,
+        rollout=num_envs * ((ROLLOUT_COPIES + cfg.training.overlap) * horizon * stored + remembered),
         worlds=num_envs * world,
         learner=PARAMETER_COPIES * BYTES * num_parameters + batch * sample,
     )

@@ -115,7 +115,7 @@ class NetworkSection(Section):
     name: Name = "mlp"
     """Network: the name of a file in pi_incubator/networks."""
     hidden_sizes: Sizes = (64, 64)
-    """Width of each hidden layer, in units."""
+    """Width of each hidden layer, in units; the first one of gru is the recurrent one."""
     channels: Sizes = (16, 32, 32)
     """Channels of each convolution, where there are any."""
     activation: Literal["tanh", "elu", "relu", "silu"] = "tanh"
@@ -138,7 +138,7 @@ class AlgorithmSection(Section):
     num_epochs: Count = 5
     """Passes over the collected batch in one iteration."""
     minibatch_size: Count = 512
-    """Samples of one optimizer step; divides env.num_envs * algorithm.horizon."""
+    """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
     lr: Positive = 3e-4
     """Learning rate of the optimizer, the initial one if it is scheduled."""
     lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"

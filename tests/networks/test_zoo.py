@@ -1,0 +1,88 @@
+"""What holds for every network of the zoo: it acts, learns, and leaves as ONNX."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+import torch
+
+from envs_gpu.make import make_env
+from envs_gpu.pixels import PixelOptions
+from pi_incubator.algorithms import make_algorithm
+from pi_incubator.config import load_config
+from pi_incubator.networks import make_network
+from pi_incubator.registry import networks
+from pi_incubator.trainers.on_policy import collect, make_act
+from pi_incubator.trainers.rollout import Rollout
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+SETTINGS = ["network.hidden_sizes=[16]", "network.channels=[4]", "env.num_envs=4", "algorithm.horizon=16"]
+LEARNING = ["algorithm.minibatch_size=32", "algorithm.num_epochs=2"]
+PIXELS = ["env.pixels={width: 16, height: 16}"]
+
+
+@pytest.fixture(params=networks.names())
+def setting(request):
+    pixels = PIXELS if request.param == "cnn" else []
+    cfg = load_config(CONFIG, [*SETTINGS, *LEARNING, f"network.name={request.param}", *pixels])
+    torch.manual_seed(0)
+    options = PixelOptions(**cfg.env.pixels.model_dump()) if cfg.env.pixels else None
+    env = make_env("cartpole_balance", num_envs=4, device=torch.device("cpu"), pixels=options)
+    policy = make_network(cfg.network, env.spec)
+    rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups, policy.state_width)
+    yield cfg, env, policy, rollout
+    env.close()
+
+
+def test_an_update_moves_every_weight_and_nothing_else(setting):
+    cfg, env, policy, rollout = setting
+    collect(env, policy, make_act(policy, False), rollout)
+    learner = make_algorithm(cfg, policy)
+    learner.advantage(rollout.data)
+    seen = rollout.data.clone()
+    weights = {name: value.clone() for name, value in policy.named_parameters()}
+    metrics = learner.update(rollout.data)
+    assert all(value.isfinite() for value in metrics.values())
+    assert all(torch.equal(value, seen[key]) for key, value in rollout.data.items(True, True))
+    for name, value in policy.named_parameters():
+        assert value.isfinite().all()
+        assert not torch.equal(value, weights[name]), name
+
+
+def test_the_first_step_of_an_update_is_with_the_policy_that_acted(setting):
+    """No ratio is clipped and no KL divergence seen before a weight has moved."""
+    cfg, env, policy, rollout = setting
+    collect(env, policy, make_act(policy, False), rollout)
+    learner = make_algorithm(cfg, policy)
+    learner.advantage(rollout.data)
+    for minibatch in learner._cut(rollout.data).shuffled(torch.Generator().manual_seed(0)):
+        *_, kl, clip_fraction = learner._gradients(minibatch)[1].tolist()
+        assert abs(kl) < 1e-5
+        assert clip_fraction == 0.0
+
+
+def test_its_onnx_form_acts_like_it(setting, tmp_path):
+    _, env, policy, _ = setting
+    batch, width, path = torch.export.Dim("batch"), policy.actor_state_width, tmp_path / "policy.onnx"
+    observation = env.obs[policy.actor_group].clone()
+    state = torch.randn(env.num_envs, width).tanh()
+    inputs = {"observation": observation, "hidden": state} if width else {"observation": observation}
+    outputs = ["action", "hidden_out"] if width else ["action"]
+    torch.onnx.export(
+        policy.as_onnx().eval(),
+        tuple(inputs.values()),
+        path,
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=({0: batch},) * len(inputs),
+        opset_version=18,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        expected = policy.mean_step(env.obs, state) if width else (policy.mean_action(env.obs),)
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=0, atol=1e-5)
