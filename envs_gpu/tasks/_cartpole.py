@@ -7,6 +7,7 @@ are those of its `balance` and `swingup` tasks.
 from __future__ import annotations
 
 from dataclasses import replace
+
 import mujoco
 import torch
 from torch import Tensor

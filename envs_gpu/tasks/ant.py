@@ -10,6 +10,7 @@ left them, which belongs to none of the states that the agent sees. Here they be
 from __future__ import annotations
 
 from dataclasses import replace
+
 import mujoco
 import torch
 from torch import Tensor

@@ -10,8 +10,8 @@ anything, not with the floor alone.
 
 from __future__ import annotations
 
-from dataclasses import replace
 import itertools
+from dataclasses import replace
 
 import mujoco
 import torch

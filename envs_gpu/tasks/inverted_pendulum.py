@@ -7,6 +7,7 @@ Control Problems".
 from __future__ import annotations
 
 from dataclasses import replace
+
 import torch
 from torch import Tensor
 
