@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["pi_incubator*", "kernels*", "envs_gpu*", "bench*"]),
-    package_data={"pi_incubator": ["py.typed"], "envs_gpu": ["assets/*.xml"]},
+    package_data={"pi_incubator": ["py.typed", "deploy/templates/*"], "envs_gpu": ["assets/*.xml"]},
     install_requires=[
         "torch>=2.11,<2.14",
         "torchrl==0.14.1",

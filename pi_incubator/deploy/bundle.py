@@ -16,7 +16,7 @@ from pathlib import Path
 from pi_incubator.errors import UserError
 
 ONNX, CONTRACT, SUMS = "policy.onnx", "contract.json", "SHA256SUMS"
-EXECUTABLE = ("build_engine.py",)
+BUILD_ENGINE = "build_engine.py"
 Files = Mapping[str, bytes]
 
 
@@ -42,7 +42,7 @@ def write_folder(files: Files, folder: Path) -> Path:
             path = partial / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
-            path.chmod(0o755 if name in EXECUTABLE else 0o644)
+            path.chmod(0o755 if name == BUILD_ENGINE else 0o644)
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
     except OSError as error:
@@ -73,7 +73,7 @@ def archive_bytes(files: Files, top: str) -> bytes:
     ):
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(f"{top}/{name}")
-            entry.size, entry.mode = len(content), 0o755 if name in EXECUTABLE else 0o644
+            entry.size, entry.mode = len(content), 0o755 if name == BUILD_ENGINE else 0o644
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
 

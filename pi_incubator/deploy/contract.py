@@ -134,7 +134,7 @@ def _joint_entries(interface: PolicyInterface) -> list[Contract]:
             "name": servo.joint,
             "stiffness": None if servo.stiffness is None else short(servo.stiffness),
             "damping": None if servo.damping is None else short(servo.damping),
-            "default_position_rad": offset,
+            "default_position_rad": offset if servo.stiffness is not None else None,
             "action_scale": scale,
             "target_low": low,
             "target_high": high,
