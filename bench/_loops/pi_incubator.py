@@ -36,7 +36,8 @@ class OurLoop(ScoredLoop):
         self.actor = self.policy
         if cfg.training.overlap:
             self.learner, self.actor = overlap(self.learner, self.policy)
-        self.rollout = Rollout(cfg.algorithm.horizon, self.env.spec, self.policy.groups)
+        policy = self.policy
+        self.rollout = Rollout(cfg.algorithm.horizon, self.env.spec, policy.groups, policy.state_width)
         self.act = make_act(self.actor, plan.compiled)
         self.iteration = 0
         self.recent = RecentReturns()

@@ -13,9 +13,11 @@ from pi_incubator.algorithms._adam import Adam, clip_by_norm
 from pi_incubator.algorithms._captured import CapturedStep
 from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.algorithms._learner import Learner
+from pi_incubator.algorithms._minibatches import Minibatches, Samples, Sequences
 from pi_incubator.algorithms.advantage import KernelGAE
-from pi_incubator.config import ExperimentConfig
+from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.networks._stateful import StatefulActorCritic
 from pi_incubator.registry import algorithm
 
 # Adaptive learning rate: how much to change it by, how far the KL divergence may be from the desired one
@@ -28,13 +30,21 @@ LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
 class PPO(Learner):
     """Clipped PPO with minibatches, gradient clipping, entropy bonus and a scheduled learning rate.
 
+    The minibatches of a policy with a memory are whole sequences of some worlds, and the gradient goes back
+    through all of their steps.
+
     Args:
         cfg: reads the `algorithm` section and the number of iterations.
         policy: optimized in place.
         compiled: run a minibatch's step, from the loss to the new weights, as one compiled function.
+
+    Raises:
+        ConfigError: the policy has a memory, and the minibatches hold no whole sequences.
     """
 
     def __init__(self, cfg: ExperimentConfig, policy: ActorCritic, compiled: bool = False) -> None:
+        if isinstance(policy, StatefulActorCritic):
+            _check_sequences(cfg)
         self.cfg = cfg.algorithm
         self.num_iterations = cfg.num_iterations
         self.autocast = cfg.compute.autocast == "bfloat16"
@@ -64,15 +74,12 @@ class PPO(Learner):
     def update(self, data: TensorDict) -> dict[str, Tensor]:
         if self.cfg.lr_schedule == "linear":
             self.lr.fill_(self.cfg.lr * (1.0 - self.iteration.item() / self.num_iterations))
-        keys = [*self.policy.groups, "action", "action_log_prob", "advantage", "value_target", "state_value"]
-        flat = data.select(*keys).flatten()  # [T * N]
+        minibatches = self._cut(data)
         totals = torch.zeros(5, device=self.device)
-        valid = data["valid"].flatten()  # [T * N]
-        num_minibatches = len(flat) // self.cfg.minibatch_size
+        num_minibatches = data.numel() // self.cfg.minibatch_size
         for _ in range(self.cfg.num_epochs):
-            order = only(valid, torch.randperm(len(flat), generator=self.generator, device=self.device))
             epoch = torch.zeros(5, device=self.device)
-            for minibatch in flat[order].split(self.cfg.minibatch_size):
+            for minibatch in minibatches.shuffled(self.generator):
                 epoch += self._learn(minibatch)
             totals += epoch
             self._adapt_lr(epoch[3] / num_minibatches)
@@ -99,6 +106,11 @@ class PPO(Learner):
             {key.removeprefix("optimizer."): value for key, value in optimizer.items()}
         )
 
+    def _cut(self, data: TensorDict) -> Minibatches:
+        keys = [*self.policy.groups, "action", "action_log_prob", "advantage", "value_target", "state_value"]
+        kind = Sequences if isinstance(self.policy, StatefulActorCritic) else Samples
+        return kind(data, keys, self.cfg.minibatch_size)
+
     def _step(self, minibatch: TensorDict) -> Tensor:
         """One optimizer step; gives `[5]`: both losses, entropy, KL divergence, clip fraction."""
         gradients, report = self._gradients(minibatch)
@@ -110,9 +122,8 @@ class PPO(Learner):
         return torch.autograd.grad(loss, self.parameters), report
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
-        observations = {group: minibatch[group] for group in self.policy.groups}
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            losses = self.loss(minibatch.replace(self.policy.encode(observations)))
+            losses = self.loss(self._encoded(minibatch))
         loss = sum(losses[name] for name in LOSSES)
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
@@ -125,6 +136,16 @@ class PPO(Learner):
         )
         return loss, torch.stack([value.detach() for value in report])
 
+    def _encoded(self, minibatch: TensorDict) -> TensorDict:
+        """The minibatch's samples `[B]`, with the features that actor and critic read."""
+        policy = self.policy
+        if isinstance(policy, StatefulActorCritic):
+            samples = minibatch["samples"]
+            observations = {group: samples[group] for group in policy.groups}
+            features = policy.encode_sequence(observations, minibatch["state"], minibatch["begins"])
+            return samples.replace(features).flatten()[minibatch["order"]]
+        return minibatch.replace(policy.encode({group: minibatch[group] for group in policy.groups}))
+
     def _adapt_lr(self, kl: Tensor) -> None:
         if self.cfg.lr_schedule != "adaptive":
             return
@@ -134,27 +155,23 @@ class PPO(Learner):
         self.lr.mul_(factor).clamp_(*LR_RANGE)
 
 
-def only(valid: Tensor, order: Tensor) -> Tensor:
-    """`order` `[B]` without the samples that are not `valid` `[B]`; the first of those left fill up the end.
+def _check_sequences(cfg: ExperimentConfig) -> None:
+    """Refuse minibatches that would cut sequences into pieces.
 
-    Broken samples are few, and so they cost nothing: no minibatch has another size, no loss needs a mask, and
-    where there are none `order` is as it was. Where no sample is valid, one is repeated.
+    Raises:
+        ConfigError: algorithm.minibatch_size is no multiple of algorithm.horizon.
     """
-    # Looking is free on the CPU; on a GPU it would stall the stream.
-    if valid.device.type == "cpu" and valid.all():
-        return order
-    kept = valid[order]
-    rank = kept.cumsum(0) - 1
-    num_kept = rank[-1:] + 1
-    place = torch.where(kept, rank, num_kept + (~kept).cumsum(0) - 1)
-    compact = torch.empty_like(order).scatter_(0, place, order)
-    return compact[torch.arange(len(order), device=order.device) % num_kept.clamp(min=1)]
+    size, horizon = cfg.algorithm.minibatch_size, cfg.algorithm.horizon
+    if size % horizon:
+        problem = f"network {cfg.network.name} learns from whole sequences of algorithm.horizon = {horizon}"
+        fix = f"set it to {-(-size // horizon) * horizon} or another multiple of that"
+        raise ConfigError("config", "algorithm.minibatch_size", size, problem=problem, fix=fix)
 
 
 def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
-    """The loss on features, found under their groups' names."""
+    """The loss on features, found under the policy's names for them."""
     actor = ProbabilisticTensorDictSequential(
-        TensorDictModule(_Distribution(policy), in_keys=[policy.actor_group], out_keys=["loc", "scale"]),
+        TensorDictModule(_Distribution(policy), in_keys=[policy.actor_features], out_keys=["loc", "scale"]),
         ProbabilisticTensorDictModule(
             in_keys=["loc", "scale"],
             out_keys=["action"],
@@ -162,7 +179,7 @@ def _make_loss(cfg: ExperimentConfig, policy: ActorCritic) -> ClipPPOLoss:
             return_log_prob=True,
         ),
     )
-    critic = TensorDictModule(policy.critic, in_keys=[policy.critic_group], out_keys=["state_value"])
+    critic = TensorDictModule(policy.critic, in_keys=[policy.critic_features], out_keys=["state_value"])
     settings = cfg.algorithm
     loss = ClipPPOLoss(
         actor,

@@ -18,7 +18,8 @@ def main(argv: list[str]) -> None:
     if arguments.onnx and not folder.onnx.is_file():
         raise UserError(f"{folder.onnx}: file not found; write it with pi-export {arguments.run}")
     # Slow imports come after every check that does not need them.
-    from pi_incubator.evaluation.evaluate import Act, evaluate
+    from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy
+    from pi_incubator.evaluation.evaluate import evaluate
     from pi_incubator.evaluation.table import print_table, write_json
     from pi_incubator.evaluation.worlds import evaluation_seed
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     video_worlds = arguments.video_worlds or cfg.evaluation.video_worlds
     num_envs = arguments.num_envs or max(num_episodes, video_worlds if arguments.video else 1)
     env, policy = load_trained(cfg, folder, num_envs)
-    act: Act = policy.mean_action
+    act: Policy | StatefulPolicy | Act = policy
     if arguments.onnx:
         from pi_incubator.deploy.onnx import load_onnx
 

@@ -5,31 +5,21 @@ Letters: N worlds, A actions, D observation width, K episodes of the busiest wor
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from tensordict import TensorDict
+from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy, as_actor
 
+if TYPE_CHECKING:
     from envs_gpu.vec_env import StepResult, VecEnv
 
 # Asking a GPU whether everybody is done stalls it, so it is asked once in so many steps.
 STEPS_BETWEEN_CHECKS_CUDA = 64
 
-Act = Callable[["TensorDict"], Tensor]
 Summary = dict[str, dict[str, float]]
-
-
-@runtime_checkable
-class Policy(Protocol):
-    """What a policy must offer to be judged."""
-
-    def mean_action(self, obs: TensorDict) -> Tensor:
-        """Raw observation groups `[N, D]` -> the deterministic action `[N, A]`."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +40,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) -> Evaluation:
+def evaluate(env: VecEnv, policy: Policy | StatefulPolicy | Act, num_episodes: int, seed: int) -> Evaluation:
     """Run the deterministic policy for exactly `num_episodes` complete episodes of freshly reset worlds.
 
     Every world contributes its first `num_episodes / N` episodes (where that is not whole, the first worlds
@@ -58,7 +48,8 @@ def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) ->
 
     Args:
         env: is reset, and left in the middle of something.
-        policy: an object with `mean_action`, or a function from observation groups to actions `[N, A]`.
+        policy: an object with `mean_action`, or with `initial_state` and `mean_step`, or a function from
+            observation groups to actions `[N, A]`.
         num_episodes: at least 1.
         seed: of the worlds.
 
@@ -69,12 +60,13 @@ def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) ->
     """
     if num_episodes < 1:
         raise ValueError(f"num_episodes = {num_episodes}: must be at least 1")
-    act = as_function(policy)
+    actor = as_actor(policy, env.num_envs)
     obs = env.reset(seed)
     ledger = _Ledger(env.num_envs, num_episodes, env.device)
     check_every = STEPS_BETWEEN_CHECKS_CUDA if env.device.type == "cuda" else 1
     for step in range(1, ledger.max_episodes * env.spec.max_episode_steps + 1):
-        result = env.step(act(obs))
+        result = env.step(actor.act(obs))
+        actor.observe(result)
         obs = result.obs
         ledger.add(result)
         if step % check_every == 0 and ledger.complete:
@@ -86,25 +78,22 @@ def evaluate(env: VecEnv, policy: Policy | Act, num_episodes: int, seed: int) ->
 
 @torch.no_grad()
 def record_observations(
-    env: VecEnv, policy: Policy | Act, count: int, seed: int, group: str = "policy"
+    env: VecEnv, policy: Policy | StatefulPolicy | Act, count: int, seed: int, group: str = "policy"
 ) -> Tensor:
     """What the deterministic policy sees in `group` on its way, `[count, D]` (or pixels) on the CPU.
 
     Few worlds and many steps, so that the whole of an episode is there and not only its beginning.
     """
-    act = as_function(policy)
+    actor = as_actor(policy, env.num_envs)
     obs = env.reset(seed)
     num_worlds = min(env.num_envs, max(1, count // 100))
     rows = []
     for _ in range(-(-count // num_worlds)):
         rows.append(obs[group][:num_worlds].clone())
-        obs = env.step(act(obs)).obs
+        result = env.step(actor.act(obs))
+        actor.observe(result)
+        obs = result.obs
     return torch.cat(rows)[:count].cpu()
-
-
-def as_function(policy: Policy | Act) -> Act:
-    """The function from observation groups to deterministic actions."""
-    return policy.mean_action if isinstance(policy, Policy) else policy
 
 
 class _Ledger:

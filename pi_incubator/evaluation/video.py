@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from envs_gpu.render import Renderer, RenderError
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.evaluate import Act, Policy, as_function
+from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy, as_actor
 
 if TYPE_CHECKING:
     from envs_gpu.vec_env import VecEnv
@@ -27,7 +27,7 @@ MAX_WIDTH = 1280  # of all tiles together
 
 def record_video(
     env: VecEnv,
-    policy: Policy | Act,
+    policy: Policy | StatefulPolicy | Act,
     path: Path,
     *,
     length_s: float,
@@ -88,15 +88,17 @@ def num_columns(num_worlds: int) -> int:
 
 @torch.no_grad()
 def _roll_out(
-    env: VecEnv, policy: Policy | Act, seed: int, num_steps: int, num_worlds: int
+    env: VecEnv, policy: Policy | StatefulPolicy | Act, seed: int, num_steps: int, num_worlds: int
 ) -> NDArray[np.floating]:
     """Positions of the first worlds before every step, `[num_steps, num_worlds, nq]`, in one transfer."""
-    act = as_function(policy)
+    actor = as_actor(policy, env.num_envs)
     obs = env.reset(seed)
     positions = []
     for _ in range(num_steps):
         positions.append(env.positions()[:num_worlds].clone())
-        obs = env.step(act(obs)).obs
+        result = env.step(actor.act(obs))
+        actor.observe(result)
+        obs = result.obs
     return torch.stack(positions).cpu().numpy()
 
 

@@ -28,6 +28,8 @@ class Act(NamedTuple):
     """`[N]`."""
     value: Tensor
     """`[N]`."""
+    state: Tensor | None = None
+    """`[N, S]` after it, of a policy with a memory."""
 
 
 class ActorCritic(nn.Module):
@@ -45,6 +47,13 @@ class ActorCritic(nn.Module):
 
     action_low: Tensor
     action_high: Tensor
+    state_width: int = 0
+    """S, of the state that acting carries from step to step; 0 where an observation is all it takes."""
+    actor_state_width: int = 0
+    """How much of the state is the actor's: what the robot needs."""
+    actor_features: str
+    critic_features: str
+    """Under which names the loss finds what actor and critic read; here the groups' own."""
 
     def __init__(
         self,
@@ -57,6 +66,7 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.actor_group, self.critic_group = groups or observation_groups(spec)
+        self.actor_features, self.critic_features = self.actor_group, self.critic_group
         self.groups = tuple(dict.fromkeys((self.actor_group, self.critic_group)))
         self.normalizer = nn.ModuleDict({group: _make_normalizer(cfg, spec, group) for group in self.groups})
         encoders = encoders or {}

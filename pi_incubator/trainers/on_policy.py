@@ -24,13 +24,15 @@ from pi_incubator.errors import DivergedError
 from pi_incubator.evaluation.worlds import physics_options, pixel_options
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import Act, ActorCritic
+from pi_incubator.networks._stateful import StatefulActorCritic
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
 from pi_incubator.trainers.overlap import OverlappedLearner
 from pi_incubator.trainers.randomization import describe
 from pi_incubator.trainers.rollout import Rollout
+from pi_incubator.trainers.stateful import collect_stateful, make_stateful_act
 
-ActFunction = Callable[[dict[str, Tensor], Tensor], Act]
+ActFunction = Callable[..., Act]
 
 
 def train(
@@ -42,9 +44,11 @@ def train(
     policy = make_network(cfg.network, env.spec)
     learner = make_algorithm(cfg, policy, plan.compiled)
     learner, actor = overlap(learner, policy) if cfg.training.overlap else (learner, policy)
-    rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups)
+    rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups, policy.state_width)
     act = make_act(actor, plan.compiled)
     parts: dict[str, checkpoint.HasState] = {"env": env, "policy": policy, "learner": learner}
+    if policy.state_width:
+        parts["rollout"] = rollout
     for iteration in range(checkpoint.restore(folder, parts), cfg.num_iterations):
         with tracker.span("collect"):
             collect(env, actor, act, rollout)
@@ -78,6 +82,9 @@ def overlap(learner: Learner, policy: ActorCritic) -> tuple[Learner, ActorCritic
 @torch.no_grad()
 def collect(env: VecEnv, policy: ActorCritic, act: ActFunction, rollout: Rollout) -> None:
     """Fill `rollout` with T steps of every world, from where the env stands."""
+    if isinstance(policy, StatefulActorCritic):
+        collect_stateful(env, policy, act, rollout)
+        return
     rollout.noise.normal_()
     for t in range(rollout.horizon):
         decision = act(dict(env.obs.items()), rollout.noise[t])
@@ -134,6 +141,8 @@ def make_training_env(cfg: ExperimentConfig, plan: ComputePlan, folder: RunFolde
 
 def make_act(policy: ActorCritic, compiled: bool) -> ActFunction:
     """The function that acts and lets the normalizer see, in one piece."""
+    if isinstance(policy, StatefulActorCritic):
+        return make_stateful_act(policy, compiled)
 
     def act(obs: dict[str, Tensor], noise: Tensor) -> Act:
         policy.gather(obs)

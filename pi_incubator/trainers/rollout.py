@@ -1,6 +1,6 @@
 """What one iteration of on-policy collection remembers, allocated once.
 
-Letters: T horizon (steps per world), N worlds, A actions, D observation width.
+Letters: T horizon (steps per world), N worlds, A actions, D observation width, S state width of the policy.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class Rollout:
         horizon: T.
         spec: the env's.
         groups: the observation groups to store (normalized).
+        state_width: S, of a policy with a memory.
     """
 
-    def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...]) -> None:
+    def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...], state_width: int = 0) -> None:
         def buffer(*width: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(horizon, spec.num_envs, *width, dtype=dtype, device=spec.device)
 
@@ -50,6 +51,11 @@ class Rollout:
             device=spec.device,
         )
         self.noise = buffer(spec.action_dim)
+        # What the policy remembers of every world now, and did at the first step: [N, S].
+        self.state, self.first_state = torch.zeros(2, spec.num_envs, state_width, device=spec.device)
+        if state_width:
+            # Beside the samples, and so as long as they are: every step shows the one row that is stored.
+            self.data["state"] = self.first_state.expand(horizon, -1, -1)
         # Indexing a TensorDict costs more than the write: the rows' views are made once.
         self._rows = [dict(row.items(True, True)) for row in self.data.unbind(0)]
 
@@ -83,3 +89,11 @@ class Rollout:
         following = torch.cat((value[1:], last_value[None, :, None]))
         next_value = self.data["next", "state_value"]
         next_value.copy_(torch.where(done, next_value, following))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What the next rollout begins with, beside the env: the state of a policy with a memory."""
+        return {"state": self.state.clone()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state_dict` gave."""
+        self.state.copy_(state["state"])

@@ -9,7 +9,7 @@ from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.make import make_env
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_algorithm
-from pi_incubator.algorithms.ppo import only
+from pi_incubator.algorithms._minibatches import only
 from pi_incubator.cli._main import run
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
