@@ -21,6 +21,18 @@ NUM_WARM_UP_RUNS = 20
 ALIGNMENT = 16  # float32 values, 64 bytes: a cache line, and the widest vector
 
 
+class FiniteCheck:
+    """Whether `size` values hold neither NaN nor infinity, in half a microsecond."""
+
+    def __init__(self, size: int) -> None:
+        self._is_finite = np.empty(size, bool)
+        self._all = b"\1" * size
+
+    def __call__(self, values: Array) -> bool:
+        np.isfinite(values, out=self._is_finite)
+        return self._is_finite.tobytes() == self._all  # a tenth of the time of all()
+
+
 class Network(ABC):
     """One batch of one. Each side of `states` is read while the other is written.
 
@@ -40,7 +52,7 @@ class Network(ABC):
             size += -(-state.width // ALIGNMENT) * ALIGNMENT
         self._sides = (allocate(size), allocate(size))  # 2 of [S]
         self._states = tuple({name: side[span] for name, span in spans.items()} for side in self._sides)
-        self._zeros = np.zeros(size, np.float32)
+        self._finite = FiniteCheck(size)
         self._side = 0
 
     @abstractmethod
@@ -57,8 +69,7 @@ class Network(ABC):
 
     def next_states_are_finite(self) -> bool:
         """Whether the states that `run` wrote hold neither NaN nor infinity."""
-        # 0 times either of them is NaN, and a dot product is one call where isfinite().all() is two.
-        return bool(self._sides[self._side ^ 1].dot(self._zeros) == 0.0)
+        return self._finite(self._sides[self._side ^ 1])
 
     def states(self) -> dict[str, Array]:
         """Views `[S]` of the states by name; valid until the next `commit`."""

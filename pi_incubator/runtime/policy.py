@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ._network import Array, Network
+from ._network import Array, FiniteCheck, Network
 from .bundle import read_bundle
 from .contract import Contract
 from .errors import ObservationError, RuntimeBundleError
@@ -39,7 +39,7 @@ class Policy:
         self._safe = np.array(contract.safe_target, np.float32)
         self._out_low = _limits([joint.target_low for joint in contract.joints], -np.inf)
         self._out_high = _limits([joint.target_high for joint in contract.joints], np.inf)
-        self._zeros = np.zeros(contract.num_targets, np.float32)
+        self._finite = FiniteCheck(contract.num_targets)
         self._max_change = _max_change(contract, max_rate)  # [U] or None
         self._lowest, self._highest = np.empty_like(self._safe), np.empty_like(self._safe)
         self._wanted = np.empty_like(self._safe)
@@ -126,8 +126,7 @@ class Policy:
         network = self._network
         network.run()
         target = network.target
-        # As in Network.next_states_are_finite: 0 times NaN or infinity is NaN.
-        if target.dot(self._zeros) != 0.0 or not network.next_states_are_finite():
+        if not self._finite(target) or not network.next_states_are_finite():
             return self.step_to_safe(Flags.NAN_TARGET)
         network.commit()
         self._flags = 0
@@ -155,7 +154,10 @@ class Policy:
                     f"observation: shape {observation.shape} is not the contract's "
                     f"({self._observation.size},); see its observation terms"
                 )
-            np.copyto(self._observation, observation, casting="same_kind")
+            if observation.dtype == np.float32:
+                self._observation[:] = observation
+            else:
+                _convert(observation, self._observation)
             return
         if observation.keys() != self._terms.keys():
             missing = ", ".join(self._terms.keys() - observation.keys()) or "no term"
@@ -167,7 +169,7 @@ class Policy:
             values = np.asarray(observation[name])
             if values.size != view.size:
                 raise ObservationError(f"observation: {name} has {values.size} values, not {view.size}")
-            np.copyto(view, values.reshape(-1), casting="same_kind")
+            _convert(values.reshape(-1), view)
 
     def _move(self, wanted: Array) -> Array:
         """Set the targets to `wanted`, within their limits and not faster than allowed."""
@@ -184,6 +186,17 @@ class Policy:
         if target.tobytes() != self._wanted.tobytes():
             self._flags |= Flags.RATE_LIMITED.value
         return target
+
+
+def _convert(values: np.ndarray, view: Array) -> None:
+    # What is too large for float32 becomes infinite, and the range check sees that.
+    with np.errstate(over="ignore"):
+        try:
+            np.copyto(view, values, casting="same_kind")
+        except TypeError:
+            raise ObservationError(
+                f"observation: {values.dtype} is not a kind of number; give float32"
+            ) from None
 
 
 def _term_views(contract: Contract, observation: Array) -> dict[str, Array]:

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -56,12 +57,12 @@ def term(name, width, unit, kind, low, high):
 
 
 def mlp_onnx(width=WIDTH, num_joints=12, hidden=256, activation="Tanh", *, memory=True, opset=18, seed=0):
-    """observation (and last action) -> 3 hidden layers -> clipped targets (and the action, to be remembered)."""
+    """observation (and last action) -> 3 hidden layers -> clipped targets (and the last action)."""
     rng = np.random.default_rng(seed)
     graph = Graph()
     widths = [width + num_joints * memory, hidden, hidden, hidden, num_joints]
     value = graph.add("Concat", "observation", "last_action_in", axis=1) if memory else "observation"
-    for i, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (fan_in, fan_out) in enumerate(pairwise(widths)):
         weight = graph.constant(rng.normal(size=(fan_in, fan_out)) / fan_in**0.5)
         value = graph.add("Gemm", value, weight, graph.constant(rng.normal(size=fan_out) * 0.1))
         value = graph.add(activation, value) if i < 3 else value
