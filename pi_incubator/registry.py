@@ -7,7 +7,17 @@ networks = Registry("network", "pi_incubator.networks")
 exporters = Registry(
     "exporter",
     "pi_incubator.deploy",
-    exclude=("artifact", "bundle", "contract", "graph", "pixels", "precision", "program", "record", "session"),
+    exclude=(
+        "artifact",
+        "bundle",
+        "contract",
+        "graph",
+        "pixels",
+        "precision",
+        "program",
+        "record",
+        "session",
+    ),
 )
 trackers = Registry("tracker", "pi_incubator.tracking")
 

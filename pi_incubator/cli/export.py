@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained, open_run
+from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.registry import exporters
+from pi_incubator.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pi_incubator.deploy.artifact import Artifact, Source
@@ -42,3 +44,63 @@ def main(argv: list[str]) -> None:
     if arguments.json:
         write_json(result, arguments.json)
     env.close()
+
+
+def _describe(artifact: Artifact, path: Path, source: Source, num_episodes: int) -> dict[str, Any]:
+    """What was written, and how well it does in simulation beside the policy in float32."""
+    kept = source.simulated_return(artifact, num_episodes)
+    is_exact = artifact.contract["precision"] == "fp32"
+    exact = kept if is_exact else source.simulated_return(source.artifact(), num_episodes)
+    return {
+        "path": str(path),
+        "precision": artifact.contract["precision"],
+        "onnx_bytes": len(artifact.model),
+        "opset": artifact.contract["onnx"]["opset"],
+        "observations": source.recording.count,
+        "max_action_error": artifact.action_error,
+        "return": kept,
+        "return_fp32": exact,
+        "episodes": num_episodes,
+    }
+
+
+def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder: RunFolder) -> None:
+    """Pictures come from a camera, and no contract says which: one file, without a bundle."""
+    if arguments.target != "onnx" or arguments.precision != "fp32":
+        problem = "a policy that sees pixels is exported to onnx in fp32 alone"
+        raise UserError(f"--target {arguments.target} --precision {arguments.precision}: {problem}")
+    from pi_incubator.deploy.artifact import origin_of
+    from pi_incubator.deploy.pixels import export_pixels
+    from pi_incubator.evaluation.evaluate import record_observations
+    from pi_incubator.evaluation.worlds import evaluation_seed
+
+    env, policy = load_trained(cfg, folder, 1)
+    number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
+    pixels = record_observations(env, policy, number, seed, policy.actor_group)
+    out = arguments.out or folder.path / "export"
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / folder.onnx.name
+    difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(folder), path)
+    print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")
+    env.close()
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    parser = Parser(prog="pi-export", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="folder of a trained run")
+    parser.add_argument("--target", choices=exporters.names(), default="onnx", help="what to write")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network")
+    parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")
+    parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU when there is one")
+    parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result as JSON")
+    return parser.parse_args(argv)
+
+
+def cli() -> None:
+    """Entry point of the console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()

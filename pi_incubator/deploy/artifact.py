@@ -102,8 +102,8 @@ def origin_of(folder: RunFolder, training_return: float | None = None) -> Origin
     manifest = json.loads((found.path / checkpoint.MANIFEST).read_text(encoding="utf-8"))
     if training_return is None:
         training_return = _written_return(folder.evaluation)
-    keys = ("config_sha256", "git_commit", "git_dirty")
-    return Origin(*(manifest.get(key) for key in keys), training_return)
+    git = (manifest["git_commit"], manifest["git_dirty"])
+    return Origin(manifest["config_sha256"], *git, training_return)
 
 
 def _written_return(path: Path) -> float | None:

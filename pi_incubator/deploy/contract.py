@@ -1,6 +1,6 @@
 """The contract: what a robot must send and will be sent, beside the file that computes it.
 
-It is a plain dict of JSON types, so that whoever reads it needs nothing of ours; `docs/deploy.md` describes it.
+It is a plain dict of JSON types, which `docs/deploy.md` describes: whoever reads it needs nothing of ours.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from pi_incubator.errors import UserError
 class Exportable(Protocol):
     """What a policy must offer to be exported.
 
-    One that is recurrent also has `state_width`, S, and its module takes and gives the hidden state.
+    One with a memory also has `actor_state_width`, S, and its module takes and gives the hidden state.
     """
 
     actor_group: str
@@ -54,6 +54,9 @@ class DeployablePolicy(nn.Module):
         UserError: the policy acts on something else than what a robot measures.
     """
 
+    offset: Tensor
+    clip: Tensor
+
     def __init__(self, policy: Exportable, interface: PolicyInterface) -> None:
         super().__init__()
         if policy.actor_group != "policy":
@@ -72,9 +75,6 @@ class DeployablePolicy(nn.Module):
         self.register_buffer("clip", torch.cat(clips))
         self._shifts = bool(self.offset.any())
         self._clips = bool(self.clip.isfinite().any())
-
-    offset: Tensor
-    clip: Tensor
 
     def forward(self, observation: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         memory = dict(zip((state.name for state in self.states), states, strict=True))
@@ -119,6 +119,12 @@ class DeployablePolicy(nn.Module):
 class _TargetModule(nn.Module):
     """`Targets.control` in a graph; targets that are the actions cost their limits alone."""
 
+    offset: Tensor
+    scale: Tensor
+    low: Tensor
+    high: Tensor
+    scale_below: Tensor | None
+
     def __init__(self, targets: Targets) -> None:
         super().__init__()
         for name in ("offset", "scale", "low", "high", "scale_below"):
@@ -138,7 +144,7 @@ def states_of(policy: Exportable, interface: PolicyInterface) -> tuple[State, ..
     states = [State("last_action", term.width) for term in interface.terms if term.kind == "last_action"]
     if interface.history > 1:
         states += [State("history", interface.history * interface.width), State("seen", 1)]
-    if state_width := getattr(policy, "state_width", 0):
+    if state_width := getattr(policy, "actor_state_width", 0):
         states.append(State("hidden", state_width))
     return tuple(states)
 

@@ -102,9 +102,12 @@ def _quantized(model: onnx.ModelProto, recording: Recording) -> onnx.ModelProto:
     logging.getLogger().setLevel(logging.ERROR)  # its advice to preprocess for convolutions goes to the root
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "int8.onnx"
+            exact, path = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+            onnx.save(
+                model, exact
+            )  # given a model, the quantizer writes its weights into the working directory
             quantize_static(
-                model,
+                exact,
                 path,
                 _Calibration(model, recording),
                 quant_format=QuantFormat.QDQ,

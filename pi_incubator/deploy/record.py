@@ -1,11 +1,10 @@
 """What a policy met in simulation, as a robot would have measured it: to check and to calibrate exports on.
 
-Letters: T steps, N worlds, D width of the readings, A actions, S width of a hidden state.
+Letters: T steps, N worlds, D width of the readings, A actions.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,9 +15,11 @@ from torch import Tensor
 
 from envs_gpu.interface import Targets
 from envs_gpu.vec_env import VecEnv
-from pi_incubator.deploy.graph import Exportable, sensor_readings
+from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.deploy.session import Array, Session, action_behind
 from pi_incubator.errors import UserError
+from pi_incubator.evaluation.acting import as_actor
+from pi_incubator.networks._actor_critic import ActorCritic
 
 STEPS_PER_WORLD = 100
 """Few worlds and many steps, so that more of an episode is there than its beginning."""
@@ -52,38 +53,21 @@ class Recording:
             yield session.step(readings), action
 
 
-class Reference:
-    """The policy in torch on what its env shows: what an exported file is held to."""
-
-    def __init__(self, policy: Exportable) -> None:
-        self._module = copy.deepcopy(policy.as_onnx()).cpu().eval()
-        self._state_width = getattr(policy, "state_width", 0)
-        self._hidden: Tensor | None = None
-
-    @torch.no_grad()
-    def act(self, observation: Tensor, begins: Tensor) -> Tensor:
-        """Observation of the actor's group `[N, ...]` -> action `[N, A]`; `begins` `[N]` forget the past."""
-        if not self._state_width:
-            return self._module(observation)
-        if self._hidden is None:
-            self._hidden = torch.zeros(len(observation), self._state_width)
-        action, self._hidden = self._module(observation, self._hidden.masked_fill(begins[:, None], 0.0))
-        return action
-
-
-def record(env: VecEnv, policy: Exportable, count: int, seed: int) -> Recording:
+@torch.no_grad()
+def record(env: VecEnv, policy: ActorCritic, count: int, seed: int) -> Recording:
     """Run the deterministic `policy` until there are `count` observations or a few more."""
-    interface, reference = env.interface(), Reference(policy)
+    interface, actor = env.interface(), as_actor(policy, env.num_envs)
     num_worlds = min(env.num_envs, max(1, count // STEPS_PER_WORLD))
     obs, begins = env.reset(seed), torch.ones(env.num_envs, dtype=torch.bool)
     rows: list[tuple[Tensor, Tensor, Tensor]] = []
     for _ in range(-(-count // num_worlds)):
-        seen = obs[policy.actor_group].cpu()
-        action = reference.act(seen, begins)
-        rows.append((sensor_readings(seen, interface), begins, action))
-        result = env.step(action.to(env.device))
+        action = actor.act(obs)
+        rows.append((sensor_readings(obs[policy.actor_group], interface).cpu(), begins, action.cpu()))
+        result = env.step(action)
+        actor.observe(result)
         obs, begins = result.obs, (result.terminated | result.truncated).cpu()
-    readings, begun, actions = (torch.stack(column)[:, :num_worlds].numpy() for column in zip(*rows, strict=True))
+    columns = zip(*rows, strict=True)
+    readings, begun, actions = (torch.stack(column)[:, :num_worlds].numpy() for column in columns)
     return Recording(readings, begun, actions)
 
 
@@ -97,12 +81,16 @@ def action_error(session: Session, recording: Recording, targets: Targets) -> fl
         expected, got = torch.from_numpy(action), torch.from_numpy(target)
         remembered = session.last_action
         acted = action_behind(got, targets) if remembered is None else torch.from_numpy(remembered)
-        difference = torch.stack(((got - targets.control(expected)).abs().max(), (acted - expected).abs().max()))
+        difference = torch.stack(
+            ((got - targets.control(expected)).abs().max(), (acted - expected).abs().max())
+        )
         worst.append(difference.max().item())
     return float(np.max(worst))  # a NaN in any stays one
 
 
-def check_parity(model: bytes, source: str, recording: Recording, targets: Targets, tolerance: float) -> float:
+def check_parity(
+    model: bytes, source: str, recording: Recording, targets: Targets, tolerance: float
+) -> float:
     """Step the file through `recording`, all worlds at once and the first alone.
 
     Returns:

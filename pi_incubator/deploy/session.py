@@ -35,25 +35,22 @@ class Session:
 
     def __init__(self, model: bytes, source: str = "policy.onnx") -> None:
         self._session = open_session(model, source)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        self._widths = {node.name: node.shape[-1] for node in inputs[1:]}
-        self._outputs = [node.name for node in outputs]
+        self.widths: dict[str, int] = {node.name: node.shape[-1] for node in self._session.get_inputs()[1:]}
+        """Name of the input -> S, of every state."""
         self.states: dict[str, Array] = {}
         """Name of the input -> what was remembered last `[B, S]`."""
 
     def feeds(self, observation: Array) -> dict[str, Array]:
         """The file's inputs for readings `[B, D]`."""
         batch = len(observation)
-        if self.states.keys() != self._widths.keys() or any(len(s) != batch for s in self.states.values()):
-            self.states = {
-                name: np.zeros((batch, width), np.float32) for name, width in self._widths.items()
-            }
+        if self.states.keys() != self.widths.keys() or any(len(s) != batch for s in self.states.values()):
+            self.states = {name: np.zeros((batch, width), np.float32) for name, width in self.widths.items()}
         return {"observation": np.ascontiguousarray(observation), **self.states}
 
     def step(self, observation: Array) -> Array:
         """Readings `[B, D]` -> targets `[B, U]`; remembers."""
         target, *states = self._session.run(None, self.feeds(observation))
-        self.states = dict(zip(self._widths, states, strict=True))
+        self.states = dict(zip(self.widths, states, strict=True))
         return target
 
     def restart(self, mask: NDArray[np.bool_]) -> None:
@@ -68,25 +65,25 @@ class Session:
 
 
 class ExportedPolicy:
-    """An exported file as a function from observation groups to actions, for `evaluate`.
-
-    It is given what a robot would have measured, and keeps its own memory: `restart` must be told which worlds
-    began anew.
-    """
+    """An exported file as a policy with a memory, for `evaluate`; sees what a robot would have measured."""
 
     def __init__(self, session: Session, interface: PolicyInterface) -> None:
         self.session, self.interface = session, interface
 
-    def __call__(self, obs: TensorDict) -> Tensor:
-        observation = obs["policy"]
-        target = self.session.step(sensor_readings(observation, self.interface).cpu().numpy())
-        action = self.session.last_action
-        actions = action_behind(torch.from_numpy(target), self.interface.targets) if action is None else action
-        return torch.as_tensor(actions).to(observation.device)
+    def initial_state(self, num_worlds: int) -> Tensor:
+        """All states of the file side by side, `[num_worlds, S]` zeros."""
+        return torch.zeros(num_worlds, sum(self.session.widths.values()))
 
-    def restart(self, mask: Tensor) -> None:
-        """Forget what was remembered of the worlds where `mask` `[N]` is true."""
-        self.session.restart(mask.cpu().numpy())
+    def mean_step(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
+        """Raw observation groups and state `[N, S]` -> action `[N, A]` and the next state."""
+        session, observation = self.session, obs["policy"]
+        parts = state.cpu().split(list(session.widths.values()), -1)
+        session.states = {name: part.numpy() for name, part in zip(session.widths, parts, strict=True)}
+        target = session.step(sensor_readings(observation, self.interface).cpu().numpy())
+        after = [torch.from_numpy(value) for value in session.states.values()]
+        action = session.last_action
+        acted = action_behind(torch.from_numpy(target), self.interface.targets) if action is None else action
+        return torch.as_tensor(acted).to(observation.device), torch.cat(after, -1) if after else state
 
 
 def action_behind(target: Tensor, targets: Targets) -> Tensor:

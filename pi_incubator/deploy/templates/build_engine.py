@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Build the TensorRT engine of this bundle on the machine that will run it: `python3 build_engine.py`.
 
-An engine belongs to one GPU, one version of TensorRT and one ONNX file, so it is never shipped: this builds it
-into `engines/`, under a name that tells all three, and does nothing where it is there already.
+An engine belongs to one GPU, one version of TensorRT and one ONNX file, so it is never shipped: this builds
+it into `engines/`, under a name that tells all three, and does nothing where it is there already.
 
 TensorRT 10 takes the precision as flags. TensorRT 11 types networks strongly and has no such flags: there the
 precision is what the graph says, which the export has put into it (float16 weights, or Q/DQ nodes for int8).
@@ -11,15 +11,18 @@ It needs Python 3.10, the standard library and TensorRT; of the latter the comma
 package (`--builder python`).
 """
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack does not put it on the path
@@ -33,8 +36,8 @@ class BuildError(Exception):
     """One clear line: what is wrong and what to do."""
 
 
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--builder", choices=("auto", "trtexec", "python"), default="auto")
     parser.add_argument("--dry-run", action="store_true", help="say what would be done")
     arguments = parser.parse_args(argv)
@@ -46,7 +49,7 @@ def main(argv=None):
     return 0
 
 
-def build(folder, builder="auto", dry_run=False):
+def build(folder: Path, builder: str = "auto", dry_run: bool = False) -> str:
     """Build the engine of the bundle in `folder`, unless it is there; returns what was done, in a line."""
     contract = json.loads((folder / "contract.json").read_text(encoding="utf-8"))
     onnx = folder / contract["onnx"]["file"]
@@ -54,7 +57,7 @@ def build(folder, builder="auto", dry_run=False):
     if sha256 != contract["onnx"]["sha256"]:
         raise BuildError(f"{onnx}: its SHA-256 is not the contract's; copy the bundle again")
     gpu, (builder, version) = find_gpu(), find_builder(builder)
-    if int(version.split(".")[0]) not in MAJORS:
+    if major(version) not in MAJORS:
         known = " and ".join(map(str, MAJORS))
         raise BuildError(f"TensorRT {version}: this script knows {known}; install one of them")
     engine = folder / "engines" / f"{engine_key(gpu, version, sha256)}.plan"
@@ -75,7 +78,7 @@ def build(folder, builder="auto", dry_run=False):
     return f"{engine}: built for {gpu} by TensorRT {version}"
 
 
-def find_gpu():
+def find_gpu() -> str:
     """The name of the GPU of this machine."""
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
@@ -85,10 +88,12 @@ def find_gpu():
             return names.stdout.splitlines()[0].strip()
     if DEVICE_MODEL.is_file() and "NVIDIA" in (model := DEVICE_MODEL.read_text(errors="replace")):
         return model.strip("\0 \n")
-    raise BuildError("no NVIDIA GPU here: an engine is built on the machine that runs it; until then run the ONNX file")
+    raise BuildError(
+        "no NVIDIA GPU here: an engine is built on the machine that runs it; until then run the ONNX file"
+    )
 
 
-def find_builder(wanted):
+def find_builder(wanted: str) -> tuple[str, str]:
     """What builds, `python` or the path of trtexec, and the version of TensorRT, such as 10.3.0."""
     trtexec = next((path for path in map(shutil.which, TRTEXEC) if path), None)
     if wanted in ("auto", "trtexec") and trtexec:
@@ -98,49 +103,60 @@ def find_builder(wanted):
             return trtexec, version_of(match[1])
         raise BuildError(f"{trtexec}: does not tell its version; use --builder python")
     if wanted == "trtexec":
-        raise BuildError(f"no trtexec on the path or at {TRTEXEC[1]}; install TensorRT, or use --builder python")
+        raise BuildError(
+            f"no trtexec on the path or at {TRTEXEC[1]}; install TensorRT, or use --builder python"
+        )
     try:
         import tensorrt
     except ImportError:
-        raise BuildError("neither trtexec nor the Python package tensorrt is here; install TensorRT") from None
+        raise BuildError(
+            "neither trtexec nor the Python package tensorrt is here; install TensorRT"
+        ) from None
     return "python", tensorrt.__version__
 
 
-def version_of(number):
+def version_of(number: str) -> str:
     """trtexec's v100300 as 10.3.0; TensorRT 8 wrote v8601."""
     if len(number) < 6:
         return ".".join((number[:-3], number[-3], number[-2:].lstrip("0") or "0"))
     return ".".join(str(int(part)) for part in (number[:-4], number[-4:-2], number[-2:]))
 
 
-def engine_key(gpu, version, sha256):
+def major(version: str) -> int:
+    """10 of 10.3.0."""
+    return int(version.split(".")[0])
+
+
+def engine_key(gpu: str, version: str, sha256: str) -> str:
     """GPU, TensorRT and ONNX file as one file name."""
     name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
     return f"{name}_trt{version}_{sha256[:16]}"
 
 
-def inputs_of(contract):
+def inputs_of(contract: dict[str, Any]) -> list[tuple[str, int]]:
     """Name and width of every input of the graph, in its order."""
     states = [(f"{state['name']}_in", state["width"]) for state in contract["states"]]
     return [("observation", contract["observation"]["width"]), *states]
 
 
-def trtexec_command(trtexec, version, contract, onnx, engine):
+def trtexec_command(
+    trtexec: str, version: str, contract: dict[str, Any], onnx: Path, engine: Path
+) -> list[str]:
     """The command that builds for one robot: batch 1."""
     shapes = ",".join(f"{name}:1x{width}" for name, width in inputs_of(contract))
-    flags = FLAGS[contract["precision"]] if int(version.split(".")[0]) < 11 else ()
+    flags = FLAGS[contract["precision"]] if major(version) < 11 else ()
     sizes = [f"--{bound}Shapes={shapes}" for bound in ("min", "opt", "max")]
     return [trtexec, f"--onnx={onnx}", f"--saveEngine={engine}", *sizes, *flags, "--skipInference"]
 
 
-def run(command):
+def run(command: Sequence[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         last = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()][-1:]
         raise BuildError(f"{command[0]} failed: {' '.join(last)}; run it by hand: {' '.join(command)}")
 
 
-def build_by_python(version, contract, onnx, engine):
+def build_by_python(version: str, contract: dict[str, Any], onnx: Path, engine: Path) -> None:
     """The same through the Python package."""
     import tensorrt as trt
 
@@ -152,7 +168,7 @@ def build_by_python(version, contract, onnx, engine):
         problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise BuildError(f"{onnx}: TensorRT cannot read it: {problems}")
     config = builder.create_builder_config()
-    if int(version.split(".")[0]) < 11:
+    if major(version) < 11:
         for flag in FLAGS[contract["precision"]]:
             config.set_flag(getattr(trt.BuilderFlag, flag.strip("-").upper()))
     profile = builder.create_optimization_profile()
