@@ -90,7 +90,9 @@ def _cast(value: str, result: str, to: int) -> onnx.NodeProto:
 def _quantized(model: onnx.ModelProto, recording: Recording) -> onnx.ModelProto:
     """Weights a channel and activations a tensor in int8, symmetric, as TensorRT wants its Q/DQ nodes.
 
-    Outputs of the products stay float32: they are what the next activation, or the action, is made of.
+    Outputs of the products stay float32: they are what the next activation, or the action, is made of. The
+    first product stays too: normalized readings reach up to ten standard deviations, and eight bits for that
+    range leave a step of 0.08 where most of them are. On Ant it would make 2.6 times the error.
     """
     options = {
         "ActivationSymmetric": True,
@@ -112,6 +114,7 @@ def _quantized(model: onnx.ModelProto, recording: Recording) -> onnx.ModelProto:
                 _Calibration(model, recording),
                 quant_format=QuantFormat.QDQ,
                 op_types_to_quantize=list(PRODUCTS),
+                nodes_to_exclude=[next(node.name for node in model.graph.node if node.op_type in PRODUCTS)],
                 per_channel=True,
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
