@@ -74,8 +74,8 @@ def _set_fifo(priority: int) -> None:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(priority))
     except PermissionError:
         raise ScheduleError(
-            f"realtime: priority {priority} is not permitted; give CAP_SYS_NICE, or LimitRTPRIO={priority} in "
-            "the service (ulimit -r in a shell), or leave the option out"
+            f"realtime: priority {priority} is not permitted; give CAP_SYS_NICE, or LimitRTPRIO={priority} in"
+            " the service (ulimit -r in a shell), or leave the option out"
         ) from None
     except (OSError, ValueError, OverflowError) as error:
         low, high = (os.sched_get_priority_min(os.SCHED_FIFO), os.sched_get_priority_max(os.SCHED_FIFO))

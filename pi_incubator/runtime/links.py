@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from ._network import Array
 from .contract import Contract
@@ -31,14 +30,6 @@ class _Link:
         """Close the link."""
         self._transport.close()
 
-    def __enter__(self) -> _Link:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
 
 class PolicyLink(_Link):
     """The policy's end; it opens the link.
@@ -59,7 +50,8 @@ class PolicyLink(_Link):
     def receive(self, timeout_s: float) -> Array | None:
         """The newest observation `[D]` that has come since the last call, or None.
 
-        `began_episode` tells whether a packet since the last call began an episode. Once it has begun,
+        `began_episode` tells whether a packet since the last call began an episode: the first of all, or
+        one whose sequence number is 0. Once it has begun,
         packets of other senders are stale.
 
         Args:
@@ -80,7 +72,7 @@ class PolicyLink(_Link):
         sequence, last = self._decoder.sequence_of(packet), self._decoder.sequence
         if sequence is None:
             return False
-        begins = sequence == 0 and last != 0
+        begins = last < 0 or (sequence == 0 and last > 0)
         if not begins and (sequence <= last or sender != self._sender):
             self.counts.stale += 1
             return False

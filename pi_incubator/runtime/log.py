@@ -21,7 +21,12 @@ FORMATS = {"npz": write_npz, "parquet": write_parquet}
 class NullLog:
     """Keeps nothing."""
 
+    dropped = 0
+
     def add(self, observation: Array, target: Array, flags: int) -> None:
+        """Do nothing."""
+
+    def close(self) -> None:
         """Do nothing."""
 
 
@@ -91,7 +96,7 @@ class StepLog:
             raise LogError(f"{self._folder}: {problem}; log to another disk")
 
     def _turn_over(self) -> None:
-        """Give the full chunk to the thread and take an empty one; without one, this chunk's steps are lost."""
+        """Give the full chunk to the thread and take an empty one; without one, its steps are lost."""
         try:
             empty = self._free.get_nowait()
         except queue.Empty:

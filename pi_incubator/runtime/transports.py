@@ -11,7 +11,7 @@ import socket
 import struct
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from .errors import LinkError
@@ -46,7 +46,7 @@ class Udp:
     def __init__(self, host: str, port: int, *, listens: bool, max_bytes: int) -> None:
         self._max_bytes = max_bytes + 1  # so that what is too long does not look as if it fitted
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._peer: object = None if listens else (host, port)
+        self._peer: Any = None
         try:
             if listens:
                 self._socket.bind((host, port))
@@ -66,7 +66,7 @@ class Udp:
             if not self._listens:
                 self._socket.send(packet)
             elif self._peer is not None:
-                self._socket.sendto(packet, self._peer)  # type: ignore[arg-type]
+                self._socket.sendto(packet, self._peer)
         except OSError:
             pass  # nobody listens, or the buffer is full: a lost packet, which the other end notices
 
@@ -154,7 +154,11 @@ class SharedMemory:
         except OSError as error:
             if descriptor >= 0:
                 os.close(descriptor)
-            fix = "another policy may have it; name another" if self._owns else "start the policy's end first"
+            fix = (
+                "another policy may have it: name a free one"
+                if self._owns
+                else "start the policy's end first"
+            )
             raise LinkError(f"{self._path}: {error.strerror}; {fix}") from None
         return descriptor
 
