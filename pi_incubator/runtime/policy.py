@@ -143,7 +143,16 @@ class Policy:
         self._flags = int(flag)
         return self._move(self._safe)
 
-    def flag(self, flag: Flags) -> None:
+    def hold(self, flag: Flags) -> Array:
+        """A step without an observation: the last target again.
+
+        Args:
+            flag: why.
+        """
+        self._flags = int(flag)
+        return self._target
+
+    def add_flag(self, flag: Flags) -> None:
         """Add a flag to those of the last step."""
         self._flags |= int(flag)
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+
 from ._network import Network
+from ._onnxruntime import OnnxRuntimeNetwork
+from ._tensorrt import TensorRTNetwork
 from .bundle import Bundle
 from .errors import RuntimeBundleError
+
+logger = logging.getLogger(__name__)
 
 PROVIDERS = ("auto", "onnxruntime", "tensorrt")
 
@@ -21,7 +27,11 @@ def make_network(bundle: Bundle, provider: str) -> Network:
     """
     if provider not in PROVIDERS:
         raise RuntimeBundleError(f"provider: {provider!r} is not one of {', '.join(PROVIDERS)}")
-    # The libraries are large: only the one that is used is imported.
-    from . import _onnxruntime
-
-    return _onnxruntime.OnnxRuntimeNetwork(bundle)
+    if provider == "tensorrt":
+        return TensorRTNetwork(bundle)
+    if provider == "auto" and bundle.engines:
+        try:
+            return TensorRTNetwork(bundle)
+        except RuntimeBundleError as error:
+            logger.warning("onnxruntime is used: %s", error)
+    return OnnxRuntimeNetwork(bundle)
