@@ -1,4 +1,4 @@
-"""What every target writes: whole, checkable by others' tools, the same bytes again, and it acts like the policy."""
+"""What every target writes: whole, checked by others' tools, the same bytes again, acting like the policy."""
 
 import gzip
 import hashlib

@@ -14,6 +14,7 @@ package (`--builder python`).
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import re
@@ -29,7 +30,7 @@ TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack does not put i
 MAJORS = (10, 11)
 FLAGS = {"fp32": (), "fp16": ("--fp16",), "int8": ("--fp16", "--int8")}
 """trtexec's of TensorRT 10. What int8's Q/DQ nodes leave out may run in float16."""
-DEVICE_MODEL = Path("/proc/device-tree/model")  # a Jetson's name
+CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
 
 
 class BuildError(Exception):
@@ -56,81 +57,99 @@ def build(folder: Path, builder: str = "auto", dry_run: bool = False) -> str:
     sha256 = hashlib.sha256(onnx.read_bytes()).hexdigest()
     if sha256 != contract["onnx"]["sha256"]:
         raise BuildError(f"{onnx}: its SHA-256 is not the contract's; copy the bundle again")
-    gpu, (builder, version) = find_gpu(), find_builder(builder)
+    gpu, capability = find_gpu()
+    builder, version = find_builder(builder)
     if major(version) not in MAJORS:
         known = " and ".join(map(str, MAJORS))
         raise BuildError(f"TensorRT {version}: this script knows {known}; install one of them")
-    engine = folder / "engines" / f"{engine_key(gpu, version, sha256)}.plan"
+    engine = folder / "engines" / engine_name(gpu, capability, version, sha256)
     if engine.exists():
         return f"{engine}: is there already"
-    if dry_run:
-        return " ".join(trtexec_command(builder, version, contract, onnx, engine))
-    engine.parent.mkdir(exist_ok=True)
     partial = engine.with_suffix(".partial")
+    command = trtexec_command(builder, version, contract, onnx, partial)
+    if dry_run:
+        by = "the Python package" if builder == "python" else " ".join(command)
+        return f"{engine}: would be built by {by}"
+    engine.parent.mkdir(exist_ok=True)
     if builder == "python":
         build_by_python(version, contract, onnx, partial)
     else:
-        run(trtexec_command(builder, version, contract, onnx, partial))
-    written = {"gpu": gpu, "tensorrt": version, "onnx_sha256": sha256, "precision": contract["precision"]}
-    written["sha256"] = hashlib.sha256(partial.read_bytes()).hexdigest()
-    engine.with_suffix(".json").write_text(json.dumps(written, indent=2, sort_keys=True) + "\n")
+        run(command)
     partial.rename(engine)
     return f"{engine}: built for {gpu} by TensorRT {version}"
 
 
-def find_gpu() -> str:
-    """The name of the GPU of this machine."""
-    if shutil.which("nvidia-smi"):
-        query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
-        names = subprocess.run(query, capture_output=True, text=True, check=False)
-        # On a Jetson it may be there and know no name.
-        if names.returncode == 0 and names.stdout.strip() and "N/A" not in names.stdout:
-            return names.stdout.splitlines()[0].strip()
-    if DEVICE_MODEL.is_file() and "NVIDIA" in (model := DEVICE_MODEL.read_text(errors="replace")):
-        return model.strip("\0 \n")
-    raise BuildError(
-        "no NVIDIA GPU here: an engine is built on the machine that runs it; until then run the ONNX file"
+def find_gpu() -> tuple[str, int]:
+    """The name of the first GPU as its driver tells it, and its compute capability, 87 for 8.7."""
+    nothing = "an engine is built on the machine that runs it, until then run the ONNX file"
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        raise BuildError(f"no NVIDIA GPU here (no driver); {nothing}") from None
+    device, major, minor = ctypes.c_int(), ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    failed = (
+        cuda.cuInit(0)
+        or cuda.cuDeviceGet(ctypes.byref(device), 0)
+        or cuda.cuDeviceGetName(name, len(name), device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(major), CAPABILITY_MAJOR, device)
+        or cuda.cuDeviceGetAttribute(ctypes.byref(minor), CAPABILITY_MINOR, device)
     )
+    if failed:
+        raise BuildError(f"no NVIDIA GPU here (the driver gave error {failed}); {nothing}")
+    return name.value.decode(), 10 * major.value + minor.value
 
 
 def find_builder(wanted: str) -> tuple[str, str]:
     """What builds, `python` or the path of trtexec, and the version of TensorRT, such as 10.3.0."""
+    package = python_version()
     trtexec = next((path for path in map(shutil.which, TRTEXEC) if path), None)
-    if wanted in ("auto", "trtexec") and trtexec:
-        told = subprocess.run([trtexec, "--help"], capture_output=True, text=True, check=False)
-        match = re.search(r"TensorRT v(\d+)", told.stdout + told.stderr)
-        if match:
-            return trtexec, version_of(match[1])
-        raise BuildError(f"{trtexec}: does not tell its version; use --builder python")
+    if trtexec and wanted != "python":
+        version = trtexec_version(trtexec)
+        if package and not package.startswith(version):
+            problem = f"{trtexec} is TensorRT {version} and the Python package {package}"
+            raise BuildError(f"{problem}; use --builder python, whose engines the runtime can load")
+        return trtexec, package or version
     if wanted == "trtexec":
-        raise BuildError(
-            f"no trtexec on the path or at {TRTEXEC[1]}; install TensorRT, or use --builder python"
-        )
+        raise BuildError(f"no trtexec on the path or at {TRTEXEC[1]}; install it, or use --builder python")
+    if package is None:
+        raise BuildError("neither trtexec nor the Python package tensorrt is here; install TensorRT")
+    return "python", package
+
+
+def python_version() -> str | None:
+    """The version of the Python package, which the runtime uses; None where it is not installed."""
     try:
         import tensorrt
     except ImportError:
-        raise BuildError(
-            "neither trtexec nor the Python package tensorrt is here; install TensorRT"
-        ) from None
-    return "python", tensorrt.__version__
+        return None
+    return str(tensorrt.__version__)
+
+
+def trtexec_version(trtexec: str) -> str:
+    told = subprocess.run([trtexec, "--help"], capture_output=True, text=True, check=False)
+    match = re.search(r"TensorRT v(\d+)", told.stdout + told.stderr)
+    if not match:
+        raise BuildError(f"{trtexec}: does not tell its version; use --builder python")
+    return version_of(match[1])
 
 
 def version_of(number: str) -> str:
-    """trtexec's v100300 as 10.3.0; TensorRT 8 wrote v8601."""
+    """What trtexec calls v100300 as 10.3.0; TensorRT 8 wrote v8601."""
     if len(number) < 6:
-        return ".".join((number[:-3], number[-3], number[-2:].lstrip("0") or "0"))
+        return ".".join((number[:-3], number[-3], str(int(number[-2:]))))
     return ".".join(str(int(part)) for part in (number[:-4], number[-4:-2], number[-2:]))
 
 
 def major(version: str) -> int:
-    """10 of 10.3.0."""
+    """The 10 of 10.3.0."""
     return int(version.split(".")[0])
 
 
-def engine_key(gpu: str, version: str, sha256: str) -> str:
-    """GPU, TensorRT and ONNX file as one file name."""
-    name = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
-    return f"{name}_trt{version}_{sha256[:16]}"
+def engine_name(gpu: str, capability: int, version: str, sha256: str) -> str:
+    """The file's name, by which the runtime finds it."""
+    slug = re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
+    return f"{sha256[:16]}-{slug}-sm{capability}-trt{version}.plan"
 
 
 def inputs_of(contract: dict[str, Any]) -> list[tuple[str, int]]:
