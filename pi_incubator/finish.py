@@ -10,6 +10,8 @@ from pathlib import Path
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.artifact import Source, origin_of
+from pi_incubator.deploy.bundle import write_file
+from pi_incubator.deploy.graph import MEASURED
 from pi_incubator.deploy.pixels import export_pixels
 from pi_incubator.deploy.record import record
 from pi_incubator.errors import UserError
@@ -71,7 +73,11 @@ def _write_files(
             yield folder.video
         except UserError as error:
             log.warning("no video: %s", error)  # a trained policy is worth more than its film
-    if cfg.deployment.export == "onnx":
+    if cfg.deployment.export == "onnx" and policy.actor_group not in MEASURED:
+        log.warning(
+            "no policy.onnx: the policy acts on the group %r, which no robot measures", policy.actor_group
+        )
+    elif cfg.deployment.export == "onnx":
         difference = _export(cfg, folder, worlds, policy, evaluation)
         where = f"{cfg.deployment.num_check_observations:,} recorded observations"
         print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
@@ -88,7 +94,7 @@ def _export(
         pixels = record_observations(worlds, policy, count, seed, policy.actor_group)
         return export_pixels(cfg, policy, worlds.spec, pixels, origin, folder.onnx)
     artifact = Source(cfg, worlds, policy, origin, record(worlds, policy, count, seed)).artifact()
-    folder.onnx.write_bytes(artifact.model)
+    write_file(folder.onnx, artifact.model)
     return artifact.action_error
 
 

@@ -77,9 +77,7 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
     env, policy = load_trained(cfg, folder, 1)
     number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     pixels = record_observations(env, policy, number, seed, policy.actor_group)
-    out = arguments.out or folder.path / "export"
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / folder.onnx.name
+    path = (arguments.out or folder.path / "export") / folder.onnx.name
     difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(folder), path)
     print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")
     env.close()

@@ -56,9 +56,18 @@ def write_archive(files: Files, path: Path, top: str) -> Path:
     Raises:
         UserError: it cannot be written.
     """
+    return write_file(path, archive_bytes(with_sums(files), top))
+
+
+def write_file(path: Path, content: bytes) -> Path:
+    """Write one file, and the folder that it is in.
+
+    Raises:
+        UserError: it cannot be written.
+    """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(archive_bytes(with_sums(files), top))
+        path.write_bytes(content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror}); name another folder") from None
     return path

@@ -18,6 +18,9 @@ from torch import Tensor, nn
 from envs_gpu.interface import PolicyInterface, Targets
 from pi_incubator.errors import UserError
 
+MEASURED = ("policy", "pixels")
+"""The observation groups that a robot can give."""
+
 
 class Exportable(Protocol):
     """What a policy must offer to be exported.

@@ -15,12 +15,12 @@ from torch import Tensor
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator import __version__
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy.bundle import write_file
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.graph import Exportable
 from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import require_within
 from pi_incubator.deploy.session import open_session, run_pixels
-from pi_incubator.errors import UserError
 
 
 def export_pixels(
@@ -50,10 +50,7 @@ def export_pixels(
         differences = [(run_pixels(session, batch) - module(batch)).abs().max() for batch in batches]
     difference = torch.stack(differences).max().item()  # a NaN in either stays one
     require_within(difference, cfg.deployment.tolerance, str(path))
-    try:
-        path.write_bytes(content)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror}); name another file") from None
+    write_file(path, content)
     return difference
 
 

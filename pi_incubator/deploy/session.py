@@ -30,11 +30,16 @@ class Session:
         source: what it is called in errors.
 
     Raises:
-        UserError: onnxruntime cannot run it.
+        UserError: onnxruntime cannot run it, or it is no file of a bundle.
     """
 
     def __init__(self, model: bytes, source: str = "policy.onnx") -> None:
         self._session = open_session(model, source)
+        self.width = self._session.get_inputs()[0].shape[-1]
+        """D."""
+        if (first := self._session.get_outputs()[0].name) != "target":
+            fix = "export the run again with pi-export"
+            raise UserError(f"{source}: gives {first!r} where a bundle's file gives 'target'; {fix}")
         self.widths: dict[str, int] = {node.name: node.shape[-1] for node in self._session.get_inputs()[1:]}
         """Name of the input -> S, of every state."""
         self.states: dict[str, Array] = {}
@@ -83,7 +88,8 @@ class ExportedPolicy:
         after = [torch.from_numpy(value) for value in session.states.values()]
         action = session.last_action
         acted = action_behind(torch.from_numpy(target), self.interface.targets) if action is None else action
-        return torch.as_tensor(acted).to(observation.device), torch.cat(after, -1) if after else state
+        state = torch.cat(after, -1) if after else state
+        return torch.as_tensor(acted).to(observation.device), state.to(observation.device)
 
 
 def action_behind(target: Tensor, targets: Targets) -> Tensor:
@@ -104,6 +110,10 @@ def load_exported(path: Path, interface: PolicyInterface) -> ExportedPolicy:
         session = Session(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); name an exported file") from None
+    width = sum(term.width for term in interface.terms if term.kind != "last_action")
+    if session.width != width:
+        problem = f"takes observations of {session.width} values, the run's robot gives {width}"
+        raise UserError(f"{path}: {problem}; name a file that was exported from this run")
     return ExportedPolicy(session, interface)
 
 

@@ -9,8 +9,9 @@ import torch
 
 from pi_incubator.deploy.artifact import Source
 from pi_incubator.deploy.graph import sensor_readings
+from pi_incubator.deploy.program import to_onnx
 from pi_incubator.deploy.record import action_error, check_parity
-from pi_incubator.deploy.session import ExportedPolicy, Session, action_behind, open_session
+from pi_incubator.deploy.session import ExportedPolicy, Session, action_behind, load_exported, open_session
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.evaluate import evaluate
 
@@ -155,6 +156,18 @@ def test_a_policy_of_what_no_robot_measures_is_refused(source_of, monkeypatch):
     monkeypatch.setattr(source.policy, "actor_group", "critic")
     with pytest.raises(UserError, match="'critic', which no robot measures; distil it"):
         Source.artifact(source)
+
+
+def test_a_file_of_another_robot_or_none_is_one_line(source_of, tmp_path):
+    source, file = source_of("ant", 1, "mlp"), tmp_path / "policy.onnx"
+    file.write_bytes(source.artifact().model)
+    with pytest.raises(UserError, match="takes observations of 105 values, the run's robot gives 33"):
+        load_exported(file, source_of("go1_velocity", 1, "mlp").env.interface())
+    with pytest.raises(UserError, match="cannot be read"):
+        load_exported(tmp_path / "missing.onnx", source.env.interface())
+    other = to_onnx(torch.nn.Linear(3, 2), (torch.zeros(2, 3),), ("observation",), ("action",), 18)
+    with pytest.raises(UserError, match="gives 'action' where a bundle's file gives 'target'"):
+        Session(other.SerializeToString())
 
 
 def test_a_file_that_cannot_be_run_is_one_line():

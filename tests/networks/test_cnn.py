@@ -139,7 +139,7 @@ def test_export_takes_whole_numbers_and_acts_alike(policy, cfg, tmp_path):
     path, origin = tmp_path / "policy.onnx", Origin("c" * 64, None, None, None)
     assert export_pixels(cfg, network, spec, some_pixels(64), origin, path) <= 1e-5
     with pytest.raises(UserError, match="cannot be written"):
-        export_pixels(cfg, network, spec, some_pixels(4), origin, tmp_path / "missing" / "policy.onnx")
+        export_pixels(cfg, network, spec, some_pixels(4), origin, path / "below.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (signature,) = session.get_inputs()
     assert (signature.type, signature.shape[1:]) == ("tensor(uint8)", list(SHAPE))
