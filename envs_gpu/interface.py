@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.errors import EnvError
 from envs_gpu.models import driven_joints
 
 
@@ -122,3 +123,35 @@ def servos_of(model: mujoco.MjModel) -> tuple[Servo, ...]:
         for spring, gain, bias in zip(affine, model.actuator_gainprm, model.actuator_biasprm, strict=True)
     ]
     return tuple(Servo(joint, *pair) for joint, pair in zip(driven_joints(model), gains, strict=True))
+
+
+class Controlled(Protocol):
+    """The part of a task that its interface speaks of."""
+
+    action_low: Tensor
+    action_high: Tensor
+
+    def control(self, action: Tensor) -> Tensor: ...
+
+
+def check_interface(name: str, interface: PolicyInterface, width: int, task: Controlled) -> None:
+    """Check that a task's interface says what its `observe` and `control` do.
+
+    Args:
+        name: the task's.
+        interface: what it says.
+        width: of one observation of its group `policy`.
+        task: what it does.
+
+    Raises:
+        EnvError: the two differ.
+    """
+    if interface.width != width:
+        problem = f"the terms of its interface are {interface.width} wide, its observation {width}"
+        raise EnvError(f"task {name}: {problem}; name every part of the group `policy` in interface()")
+    share = torch.linspace(0, 1, 11).unsqueeze(-1)
+    action = torch.lerp(task.action_low.cpu(), task.action_high.cpu(), share)  # [11, A]
+    control = task.control(action.to(task.action_low.device)).cpu().float()
+    if not torch.allclose(interface.targets.control(action), control, rtol=1e-5, atol=1e-6):
+        problem = "the targets of its interface are not what its control() gives"
+        raise EnvError(f"task {name}: {problem}; override interface() beside control()")

@@ -16,7 +16,7 @@ from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.models import compile_model, driven_joints, naming
 from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
@@ -239,7 +239,7 @@ class SimEnv(VecEnv):
         width = self.spec.obs_dims["policy"] // interface.history
         if not interface.terms:
             interface = replace(interface, terms=(Term("observation", width),))
-        _check_interface(self.spec.name, self.task, interface, width)
+        check_interface(self.spec.name, interface, width, self.task)
         return interface
 
     def positions(self) -> Tensor:
@@ -406,23 +406,6 @@ def _check_memory(task: str, begun: dict[str, Tensor], remembered: dict[str, Ten
                 f"task {task}: memory {name!r} is {_say(first)} after begin and {_say(later)} after "
                 "remember; give both the same shape and dtype"
             )
-
-
-def _check_interface(name: str, task: Task, interface: PolicyInterface, width: int) -> None:
-    """Check that a task's interface says what its `observe` and `control` do.
-
-    Raises:
-        EnvError: it does not.
-    """
-    if interface.width != width:
-        problem = f"the terms of its interface are {interface.width} wide, its observation {width}"
-        raise EnvError(f"task {name}: {problem}; name every part of the group `policy` in interface()")
-    share = torch.linspace(0, 1, 11).unsqueeze(-1)
-    action = torch.lerp(task.action_low.cpu(), task.action_high.cpu(), share)  # [11, A]
-    control = task.control(action.to(task.action_low.device)).cpu().float()
-    if not torch.allclose(interface.targets.control(action), control, rtol=1e-5, atol=1e-6):
-        problem = "the targets of its interface are not what its control() gives"
-        raise EnvError(f"task {name}: {problem}; override interface() beside control()")
 
 
 def _say(kind: tuple[list[int], torch.dtype] | None) -> str:

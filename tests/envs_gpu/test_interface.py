@@ -67,13 +67,44 @@ def test_readings_of_a_motion_are_within_the_terms_limits(env):
             assert term.high is None or (reading <= term.high).all(), term.name
 
 
-def test_legged_robots_send_joint_positions_and_servo_gains():
+def parts(env):
+    """Term -> what the env shows of it, as a robot would have measured it."""
+    terms = env.interface().terms
+    values = env.obs["policy"].split([term.width for term in terms], -1)
+    shown = zip(terms, values, strict=True)
+    return {term.name: value if term.offset is None else value + term.offset for term, value in shown}
+
+
+def test_legged_robots_send_what_their_sensors_read():
     env = make_env("go1_velocity", num_envs=2, device=CPU)
+    env.step(torch.ones(2, 12))
+    seen, state, sensor = parts(env), env.physics.state, env.task.sensor
+    expected = {
+        "projected_gravity": -state.sensordata[:, sensor["up"]],
+        "angular_velocity": state.sensordata[:, sensor["gyro"]],
+        "joint_position": state.qpos[:, 7:],
+        "joint_velocity": state.qvel[:, 6:],
+    }
+    for name, value in expected.items():
+        torch.testing.assert_close(seen[name], value.float(), msg=name)
+    env.close()
+
+
+def test_floating_bodies_of_gymnasium_say_where_they_are():
+    env = make_env("ant", num_envs=2, device=CPU)
+    env.step(torch.ones(2, 8))
+    seen, state = parts(env), env.physics.state
+    torch.testing.assert_close(seen["torso_height"], state.qpos[:, 2:3].float())
+    torch.testing.assert_close(seen["torso_orientation"], state.qpos[:, 3:7].float())
+    torch.testing.assert_close(seen["joint_position"], state.qpos[:, 7:].float())
+    torch.testing.assert_close(seen["torso_velocity"], state.qvel[:, :3].float())
+    torch.testing.assert_close(seen["joint_velocity"], state.qvel[:, 6:].float())
+    env.close()
+
+
+def test_servos_have_the_gains_of_the_robots_motors():
+    env = make_env("go1_velocity", num_envs=1, device=CPU)
     interface = env.interface()
-    joints = next(term for term in interface.terms if term.name == "joint_position")
-    place = sum(term.width for term in interface.terms[: interface.terms.index(joints)])
-    seen = env.obs["policy"][:, place : place + joints.width]
-    torch.testing.assert_close(seen + joints.offset, env.positions()[:, 7:].float())
     assert [servo.joint for servo in interface.servos] == list(env.spec.joint_names)
     for servo in interface.servos:
         motor = get_robot("go1").motor(servo.joint)
