@@ -68,7 +68,7 @@ def bench(
 
 
 def random_observations(contract: Contract, count: int) -> Array:
-    """Observations `[count, D]`, uniform within -1 and 1 and within the contract's limits; always the same."""
+    """Observations `[count, D]`, uniform within -1 and 1 and the contract's limits; always the same."""
     values = np.random.default_rng(0).uniform(-1, 1, (count, contract.observation_width)).astype(np.float32)
     start = 0
     for term in contract.terms:
