@@ -73,7 +73,9 @@ def random_observations(contract: Contract, count: int) -> Array:
     start = 0
     for term in contract.terms:
         part = values[:, start : start + term.width]
-        np.clip(part, term.low, term.high, out=part)
+        low = -1.0 if term.low is None else term.low
+        high = 1.0 if term.high is None else term.high
+        np.clip(part, low, high, out=part)
         start += term.width
     return values
 

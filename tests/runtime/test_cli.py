@@ -118,6 +118,11 @@ def test_check(bundle, capsys):
     assert "runs on       onnxruntime" in lines
 
 
+def test_the_projects_own_entry_is_the_same(bundle):
+    command = [sys.executable, "-m", "pi_incubator.cli.runtime", "check", str(bundle)]
+    assert "runs on       onnxruntime" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
 def test_random_observations_are_within_the_limits():
     raw = bundles.contract_dict()
     raw["observation"]["terms"][0] |= {"low": 0.5, "high": 0.6}

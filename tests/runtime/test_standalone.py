@@ -1,4 +1,4 @@
-"""The runtime is a package by itself: vendored into a bundle, it needs numpy, onnxruntime and nothing else."""
+"""The runtime is a package by itself: vendored into a bundle, it needs numpy, onnxruntime and no more."""
 
 import ast
 import json
