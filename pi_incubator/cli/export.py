@@ -10,14 +10,13 @@ from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained, open_run
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy import PRECISIONS
 from pi_incubator.errors import UserError
 from pi_incubator.registry import exporters
 from pi_incubator.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from pi_incubator.deploy.artifact import Artifact, Source
-
-PRECISIONS = ("fp32", "fp16", "int8")  # as in deploy.precision, which is slow to import
 
 
 def main(argv: list[str]) -> None:

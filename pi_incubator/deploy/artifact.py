@@ -56,7 +56,7 @@ class Source:
     recording: Recording
 
     def artifact(self, precision: str = "fp32") -> Artifact:
-        """The policy in `precision`, one of `deploy.precision.PRECISIONS`.
+        """The policy in `precision`, one of `deploy.PRECISIONS`.
 
         The float32 file that every other one is made from is checked against the policy.
 

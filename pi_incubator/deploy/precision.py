@@ -19,7 +19,6 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from pi_incubator.deploy.record import Recording
 from pi_incubator.deploy.session import Session
 
-PRECISIONS = ("fp32", "fp16", "int8")
 PRODUCTS = ("Gemm", "MatMul")
 
 
@@ -28,7 +27,7 @@ def convert(model: onnx.ModelProto, precision: str, recording: Recording) -> onn
 
     Args:
         model: in float32; is not changed.
-        precision: one of `PRECISIONS`.
+        precision: one of `deploy.PRECISIONS`.
         recording: what the ranges of int8 are taken from.
     """
     own = onnx.ModelProto()
@@ -105,9 +104,8 @@ def _quantized(model: onnx.ModelProto, recording: Recording) -> onnx.ModelProto:
     try:
         with tempfile.TemporaryDirectory() as folder:
             exact, path = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
-            onnx.save(
-                model, exact
-            )  # given a model, the quantizer writes its weights into the working directory
+            # Given a model instead of a file, the quantizer writes its weights into the working directory.
+            onnx.save(model, exact)
             quantize_static(
                 exact,
                 path,

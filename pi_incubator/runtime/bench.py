@@ -68,12 +68,14 @@ def bench(
 
 
 def random_observations(contract: Contract, count: int) -> Array:
-    """Observations `[count, D]`, uniform within -1 and 1 and within the contract's limits; always the same."""
+    """Observations `[count, D]`, uniform within -1 and 1 and the contract's limits; always the same."""
     values = np.random.default_rng(0).uniform(-1, 1, (count, contract.observation_width)).astype(np.float32)
     start = 0
     for term in contract.terms:
         part = values[:, start : start + term.width]
-        np.clip(part, term.low, term.high, out=part)
+        low = -1.0 if term.low is None else term.low
+        high = 1.0 if term.high is None else term.high
+        np.clip(part, low, high, out=part)
         start += term.width
     return values
 

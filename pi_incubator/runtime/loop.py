@@ -74,6 +74,7 @@ class Loop:
         self._log = NullLog() if log is None else log
         self._max_misses = max_misses
         self._misses = 0
+        self._overran = False
         self._period_s = 1.0 / policy.contract.control_hz
 
     def run(
@@ -137,11 +138,15 @@ class Loop:
             self._misses += 1
             self._miss(None)
             return
-        self._misses = 0
         start_ns = time.monotonic_ns()
-        self._step(observation)
-        if time.monotonic_ns() - start_ns > self._period_s * 1e9:
-            self.report.late += 1
+        if self._overran:
+            self._misses += 1
+            self._miss(observation)
+        else:
+            self._misses = 0
+            self._step(observation)
+        self._overran = time.monotonic_ns() - start_ns > self._period_s * 1e9
+        self.report.late += self._overran
 
     def _step(self, observation: Array) -> None:
         policy = self._policy

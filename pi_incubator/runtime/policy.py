@@ -168,6 +168,10 @@ class Policy:
             else:
                 _convert(observation, self._observation)
             return
+        if not isinstance(observation, Mapping):
+            raise ObservationError(
+                f"observation: {type(observation).__name__} is neither an array nor terms by name"
+            )
         if observation.keys() != self._terms.keys():
             missing = ", ".join(self._terms.keys() - observation.keys()) or "no term"
             extra = ", ".join(observation.keys() - self._terms.keys()) or "none"

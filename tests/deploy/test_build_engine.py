@@ -64,7 +64,7 @@ def set_precision(bundle, precision):
     [
         ("100300", "fp32", []),
         ("100300", "fp16", ["--fp16"]),
-        ("101600", "int8", ["--fp16", "--int8"]),
+        ("101600", "int8", ["--int8"]),
         ("110401", "fp16", []),
         ("110401", "int8", []),
     ],
@@ -147,7 +147,7 @@ class FakeTensorRT(types.ModuleType):
 
 @pytest.mark.parametrize(
     ("version", "precision", "flags"),
-    [("10.3.0", "int8", ["FP16", "INT8"]), ("10.3.0", "fp32", []), ("11.4.1", "fp16", [])],
+    [("10.3.0", "int8", ["INT8"]), ("10.3.0", "fp16", ["FP16"]), ("11.4.1", "fp16", [])],
 )
 def test_the_python_package_is_told_the_same(script, bundle, monkeypatch, version, precision, flags):
     set_precision(bundle, precision)

@@ -102,6 +102,22 @@ def test_late_periods_are_counted_and_stop_the_robot(bundle):
     assert link.sent[8][1] == 0
 
 
+def test_answers_that_take_too_long_stop_the_robot_too(bundle):
+    link = Script([OBSERVATION] * 8)
+    slow_steps, send = range(1, 5), link.send
+
+    def slow_send(target, flags):
+        send(target, flags)
+        time.sleep(1.2 * link.period_s if len(link.sent) - 1 in slow_steps else 0)
+
+    link.send = slow_send
+    report = Loop(Policy.load(bundle), link, max_misses=3).run(follow_link=True, max_steps=8)
+    assert report.late >= 4
+    assert np.array_equal(link.sent[4][0], SAFE)
+    assert link.sent[4][1] == Flags.DEADLINE_MISSED
+    assert link.sent[7][1] == 0
+
+
 def test_an_episode_begins_with_empty_memory(bundle):
     policy = Policy.load(bundle)
     link = Script([OBSERVATION] * 3)

@@ -166,6 +166,7 @@ def test_named_terms(bundle, observations):
         ({"sensors": np.zeros(30)}, "lacks command"),
         ({"sensors": np.zeros(30), "command": np.zeros(3), "height": 1.0}, "unknown height"),
         ({"sensors": np.zeros(30), "command": 1.0}, "command has 1 values, not 3"),
+        ([0.0] * 33, "list is neither an array nor terms by name"),
         (np.zeros(33, complex), "complex128 is not a kind of number"),
         ({"sensors": np.zeros(30), "command": ["a", "b", "c"]}, "is not a kind of number"),
     ],

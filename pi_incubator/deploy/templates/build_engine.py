@@ -28,8 +28,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack does not put it on the path
 MAJORS = (10, 11)
-FLAGS = {"fp32": (), "fp16": ("--fp16",), "int8": ("--fp16", "--int8")}
-"""trtexec's of TensorRT 10. What int8's Q/DQ nodes leave out may run in float16."""
+FLAGS = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8",)}
+"""trtexec's of TensorRT 10, which may then run in float16 what the graph leaves in float32, too; int8 it runs
+where the graph has Q/DQ nodes alone."""
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
 
 
