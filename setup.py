@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["pi_incubator*", "kernels*", "envs_gpu*", "bench*"]),
-    package_data={"pi_incubator": ["py.typed"], "envs_gpu": ["assets/*.xml"]},
+    package_data={"pi_incubator": ["py.typed", "deploy/templates/*"], "envs_gpu": ["assets/*.xml"]},
     install_requires=[
         "torch>=2.11,<2.14",
         "torchrl==0.14.1",
@@ -63,6 +63,7 @@ setup(
             "pi-train=pi_incubator.cli.train:cli",
             "pi-eval=pi_incubator.cli.eval:cli",
             "pi-export=pi_incubator.cli.export:cli",
+            "pi-runtime=pi_incubator.cli.runtime:cli",
             "pi-bench=bench.cli:cli",
             "pi-envs=pi_incubator.cli.envs:cli",
             "pi-doctor=pi_incubator.cli.doctor:cli",

@@ -26,18 +26,18 @@ class Perception:
     """
 
     def __init__(self, noise: Draw | None, scale: Tensor | None, history: int) -> None:
-        self._noise, self._scale, self._history = noise, scale, history
+        self._noise, self._scale, self.history = noise, scale, history
 
     def first(self, groups: dict[str, Tensor], draws: Draws) -> dict[str, Tensor]:
         """The first observation of an episode, which fills the history."""
-        return self._replace(groups, self._sense(groups, draws).repeat(1, self._history))
+        return self._replace(groups, self._sense(groups, draws).repeat(1, self.history))
 
     def next(self, groups: dict[str, Tensor], before: Tensor, draws: Draws) -> dict[str, Tensor]:
         """A later one; `before` `[N, H D]` is what the policy saw last, oldest first."""
-        if self._noise is None and self._history == 1:
+        if self._noise is None and self.history == 1:
             return groups
         seen = self._sense(groups, draws)
-        if self._history > 1:
+        if self.history > 1:
             seen = torch.cat((before[:, seen.shape[-1] :], seen), -1)
         return self._replace(groups, seen)
 

@@ -16,6 +16,7 @@ from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
+from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.models import compile_model, driven_joints, naming
 from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
@@ -232,6 +233,14 @@ class SimEnv(VecEnv):
     @property
     def drawn_model(self) -> mujoco.MjModel:
         return self.physics.model
+
+    def interface(self) -> PolicyInterface:
+        interface = replace(self.task.interface(), history=self._perception.history)
+        width = self.spec.obs_dims["policy"] // interface.history
+        if not interface.terms:
+            interface = replace(interface, terms=(Term("observation", width),))
+        check_interface(self.spec.name, interface, width, self.task)
+        return interface
 
     def positions(self) -> Tensor:
         return self.physics.state.qpos

@@ -36,6 +36,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -129,6 +131,19 @@ class VecEnv(ABC):
     def drawn_model(self) -> Any:
         """The MuJoCo model (`mujoco.MjModel`) by which a world is drawn; None where there is none."""
         return None
+
+    def interface(self) -> PolicyInterface:
+        """What a robot that runs a policy of this env measures, and how it is told what to do.
+
+        Raises:
+            EnvError: what the task says of it is not what the task does.
+        """
+        low, high = torch.tensor(self.spec.action_low), torch.tensor(self.spec.action_high)
+        return PolicyInterface(
+            identity_targets(low, high),
+            tuple(Servo(joint) for joint in self.spec.joint_names),
+            (Term("observation", self.spec.obs_dims["policy"]),),
+        )
 
     def positions(self) -> Tensor:
         """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory.

@@ -9,7 +9,11 @@ from pathlib import Path
 
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.deploy.onnx import export_checked
+from pi_incubator.deploy.artifact import Source, origin_of
+from pi_incubator.deploy.bundle import write_file
+from pi_incubator.deploy.graph import MEASURED
+from pi_incubator.deploy.pixels import export_pixels
+from pi_incubator.deploy.record import record
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.curve import draw_curve
 from pi_incubator.evaluation.evaluate import Evaluation, evaluate, record_observations
@@ -69,13 +73,29 @@ def _write_files(
             yield folder.video
         except UserError as error:
             log.warning("no video: %s", error)  # a trained policy is worth more than its film
-    if cfg.deployment.export == "onnx":
-        count = cfg.deployment.num_check_observations
-        observations = record_observations(worlds, policy, count, seed, policy.actor_group)
-        difference = export_checked(cfg, policy, worlds.spec, observations, folder.onnx)
-        where = f"{len(observations):,} recorded observations"
+    if cfg.deployment.export == "onnx" and policy.actor_group not in MEASURED:
+        log.warning(
+            "no policy.onnx: the policy acts on the group %r, which no robot measures", policy.actor_group
+        )
+    elif cfg.deployment.export == "onnx":
+        difference = _export(cfg, folder, worlds, policy, evaluation)
+        where = f"{cfg.deployment.num_check_observations:,} recorded observations"
         print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
         yield folder.onnx
+
+
+def _export(
+    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: ActorCritic, evaluation: Evaluation
+) -> float:
+    """Write `policy.onnx`, as it goes into a bundle; gives its largest difference from the policy."""
+    origin = origin_of(folder, evaluation.summary()["return"]["mean"])
+    count, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
+    if cfg.env.pixels:
+        pixels = record_observations(worlds, policy, count, seed, policy.actor_group)
+        return export_pixels(cfg, policy, worlds.spec, pixels, origin, folder.onnx)
+    artifact = Source(cfg, worlds, policy, origin, record(worlds, policy, count, seed)).artifact()
+    write_file(folder.onnx, artifact.model)
+    return artifact.action_error
 
 
 def _print_summary(folder: RunFolder, evaluation: Evaluation) -> None:

@@ -6,6 +6,7 @@ table, and what it is to grasp; the links do not touch one another.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -13,6 +14,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Targets, Term, joint_position_term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import Robot, robot_model
 from envs_gpu.tasks.base import Task
@@ -32,6 +34,8 @@ PAD_DEPTH_M = -0.0038
 """Of the spheres' centres: their surface is where menagerie's own spheres of 0.6 mm have theirs."""
 FINGERS = {"lf_down": 1.0, "rf_down": -1.0}
 """The fingers' bodies, mirror images of each other."""
+JOINT_LIMIT_RAD_S = 100.0
+"""What an encoder reads beyond it is no motion of the arm."""
 CAMERA_M, CAMERA_QUAT = (0.85, -0.85, 0.6), (0.7856, 0.5334, 0.1761, 0.2594)
 PALM_CAPSULES = ("link6_1_collision", "link6_3_collision")
 
@@ -89,6 +93,8 @@ class Arm(Task):
         self._default_pose = self._default_qpos.float()
         self._neutral_target = self._default_pose[model.actuator_trnid[:, 0].tolist()]
         self._action_scale = torch.full_like(self._neutral_target, self.robot.action_scale)
+        slide = mujoco.mjtJoint.mjJNT_SLIDE
+        self._joint_units = ["m" if kind == slide else "rad" for kind in model.jnt_type[: self._num_joints]]
         limits = torch.tensor(model.jnt_range[: self._num_joints], device=device, dtype=torch.float32)
         self._joint_low, self._joint_high = limits.T
         self._torque = self.sensor_block("torque_")
@@ -96,6 +102,28 @@ class Arm(Task):
     def control(self, action: Tensor) -> Tensor:
         target = self._neutral_target + self._action_scale * action
         return target.clamp(self._target_low, self._target_high)
+
+    def interface(self) -> PolicyInterface:
+        count, units, limit = self._num_joints, self._joint_units, JOINT_LIMIT_RAD_S
+        targets = Targets(
+            self._neutral_target.cpu(),
+            self._action_scale.cpu(),
+            self._target_low.cpu(),
+            self._target_high.cpu(),
+        )
+        terms = (
+            joint_position_term(
+                self._default_pose.cpu(), self._joint_low.cpu(), self._joint_high.cpu(), ", ".join(units)
+            ),
+            Term("joint_velocity", count, ", ".join(f"{unit}/s" for unit in units), low=-limit, high=limit),
+            *self._seen_terms(),
+            Term("last_action", len(self.action_low), kind="last_action"),
+        )
+        return PolicyInterface(targets, self.servos, terms)
+
+    @abstractmethod
+    def _seen_terms(self) -> tuple[Term, ...]:
+        """The observation's terms between the joints and the last action."""
 
     def joints(self, state: PhysicsState) -> tuple[Tensor, Tensor]:
         """Positions relative to the default pose `[N, J]`, rad and m, and velocities `[N, J]`."""

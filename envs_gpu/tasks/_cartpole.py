@@ -6,10 +6,13 @@ are those of its `balance` and `swingup` tasks.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.stage import add_stage
@@ -72,6 +75,16 @@ class Cartpole(Task):
         motor.gear[0] = 10
         motor.ctrllimited, motor.ctrlrange = True, (-1, 1)
         return spec
+
+    def interface(self) -> PolicyInterface:
+        terms = (
+            Term("cart_position", 1, "m"),
+            Term("pole_cosine", 1, low=-1.1, high=1.1),
+            Term("pole_sine", 1, low=-1.1, high=1.1),
+            Term("cart_velocity", 1, "m/s"),
+            Term("pole_velocity", 1, "rad/s"),
+        )
+        return replace(super().interface(), terms=terms)
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         position, angle = state.qpos.split(1, dim=-1)

@@ -11,6 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Targets, Term, joint_position_term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import Robot, robot_model
 from envs_gpu.tasks.base import Task
@@ -18,6 +19,8 @@ from envs_gpu.terms.contact import add_normal_force_sensor, normal_force
 from envs_gpu.terms.stage import add_stage
 
 _OBJECT, _SENSOR = mujoco.mjtObj, mujoco.mjtSensor
+TURN_LIMIT_RAD_S, JOINT_LIMIT_RAD_S = 50.0, 100.0
+"""What a sensor reads beyond these is no motion of a robot: a gyro's range is 35 rad/s."""
 GROUND = "floor"
 """The geom that the robot stands on."""
 
@@ -75,6 +78,24 @@ class Legged(Task):
     def control(self, action: Tensor) -> Tensor:
         target = self._default_pose + self.robot.action_scale * action
         return target.clamp(self._target_low, self._target_high)
+
+    def interface(self) -> PolicyInterface:
+        count, pose = self._num_joints, self._default_pose.cpu()
+        low, high = self._target_low.cpu(), self._target_high.cpu()
+        terms = (  # in the order of `_proprioception`
+            Term("projected_gravity", 3, low=-1.5, high=1.5),
+            Term("angular_velocity", 3, "rad/s", low=-TURN_LIMIT_RAD_S, high=TURN_LIMIT_RAD_S),
+            *self._asked_terms(),
+            joint_position_term(pose, low, high),
+            Term("joint_velocity", count, "rad/s", low=-JOINT_LIMIT_RAD_S, high=JOINT_LIMIT_RAD_S),
+            Term("last_action", count, kind="last_action"),
+        )
+        targets = Targets(pose, torch.full_like(pose, self.robot.action_scale), low, high)
+        return PolicyInterface(targets, self.servos, terms)
+
+    def _asked_terms(self) -> tuple[Term, ...]:
+        """The terms of what is `asked` of the robot in `_proprioception`."""
+        return ()
 
     def _proprioception(self, state: PhysicsState, last_action: Tensor, *asked: Tensor) -> tuple[Tensor, ...]:
         """What the robot measures, and what is `asked` of it: see the tasks' observations."""

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks._gymnasium import GymnasiumTask
 from envs_gpu.tasks.base import Episode, Outcome
 
 
 class PlanarRunner(GymnasiumTask):
-    """Observation `policy`: qpos without x, then qvel within `max_observed_velocity`."""
+    """Observation `policy`: qpos without the root's first, then qvel within `max_observed_velocity`."""
 
     control_cost_weight: float
+    unobserved_positions = 1
+    """Of the root, from the first: where the runner is must not matter."""
     max_observed_velocity = float("inf")
     """Of the observation alone, m/s and rad/s."""
+
+    def interface(self) -> PolicyInterface:
+        limit, skipped = self.max_observed_velocity, self.unobserved_positions
+        slides = ["m"] * (2 - skipped)
+        hinges = ["rad"] * (self.num_velocities - 2)
+        speeds = ", ".join(f"{unit}/s" for unit in ("m", "m", *hinges))
+        terms = (
+            Term("positions", self.num_velocities - skipped, ", ".join((*slides, *hinges))),
+            Term("velocities", self.num_velocities, speeds, clip=limit),
+        )
+        return replace(super().interface(), terms=terms)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         return {"x_m": state.qpos[:, 0].clone()}
@@ -25,7 +41,8 @@ class PlanarRunner(GymnasiumTask):
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         limit = self.max_observed_velocity
-        return {"policy": torch.cat((state.qpos[:, 1:], state.qvel.clamp(-limit, limit)), dim=-1)}
+        positions = state.qpos[:, self.unobserved_positions :]
+        return {"policy": torch.cat((positions, state.qvel.clamp(-limit, limit)), dim=-1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt

@@ -8,12 +8,13 @@ sees more than a robot can measure.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks._legged import Legged
 from envs_gpu.tasks.base import Episode, Outcome
@@ -92,6 +93,12 @@ class Velocity(Legged):
         base = torch.cat([torch.full((width,), scale, device=device) for scale, width in blocks])
         pose = (noise.joint_rad * joints, noise.joint_rad_s * joints, 0.0 * joints)
         self.observation_noise_scale = torch.cat((base, *pose))
+
+    def interface(self) -> PolicyInterface:
+        return replace(super().interface(), commands=("forward_m_s", "sideways_m_s", "turn_rad_s"))
+
+    def _asked_terms(self) -> tuple[Term, ...]:
+        return (Term("command", 3, "m/s, m/s, rad/s", "command", low=-10.0, high=10.0),)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random

@@ -9,10 +9,13 @@ left them, which belongs to none of the states that the agent sees. Here they be
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import gymnasium_model
 from envs_gpu.tasks import task
@@ -60,6 +63,18 @@ class Ant(Task):
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return self.begin(state, episode)
+
+    def interface(self) -> PolicyInterface:
+        terms = (
+            Term("torso_height", 1, "m"),
+            Term("torso_orientation", 4, low=-2.0, high=2.0),
+            Term("joint_position", 8, "rad"),
+            Term("torso_velocity", 3, "m/s"),
+            Term("torso_turn", 3, "rad/s"),
+            Term("joint_velocity", 8, "rad/s"),
+            Term("contact_wrench", 6 * NUM_BODIES, "Nm, N", clip=CONTACT_FORCE_RANGE[1]),
+        )
+        return replace(super().interface(), terms=terms)
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         forces = self._contact_forces(state).flatten(1)

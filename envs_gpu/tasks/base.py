@@ -12,6 +12,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, identity_targets, servos_of
 from envs_gpu.models import Sensors
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.random import Draws, WorldRandom
@@ -87,6 +88,7 @@ class Task(ABC):
             for i, (adr, dim) in enumerate(zip(model.sensor_adr, model.sensor_dim, strict=True))
         )
         self.control_dt = model.opt.timestep * self.substeps
+        self.servos = servos_of(model)
 
     def sensor_block(self, prefix: str, first: int = 0, stop: int | None = None) -> slice:
         """Where the sensors called `prefix...` lie, one behind the other; from number `first` to `stop`."""
@@ -96,6 +98,13 @@ class Task(ABC):
     def control(self, action: Tensor) -> Tensor:
         """Clipped `action` `[N, A]` -> simulator controls `[N, nu]`."""
         return action
+
+    def interface(self) -> PolicyInterface:
+        """What `observe` and `control` say about a robot that runs a policy of this task; after `bind`.
+
+        A task that overrides `control` must override this too: an export checks one against the other.
+        """
+        return PolicyInterface(identity_targets(self.action_low, self.action_high), self.servos)
 
     @abstractmethod
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ Letters: N worlds, A actions, B lying states.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
@@ -88,6 +89,12 @@ class Go1Getup(Legged):
         """Zero is the default pose and ±1 are the joints' limits: legs that push a robot over reach far."""
         up, down = self._target_high - self._default_pose, self._default_pose - self._target_low
         return self._default_pose + action * torch.where(action > 0, up, down)
+
+    def interface(self) -> PolicyInterface:
+        interface = super().interface()
+        targets = interface.targets
+        up, down = targets.high - targets.offset, targets.offset - targets.low
+        return replace(interface, targets=replace(targets, scale=up, scale_below=down))
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Targets, Term
 from envs_gpu.models import load_model
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
@@ -80,6 +81,19 @@ class HoldPose(Task):
     def control(self, action: Tensor) -> Tensor:
         reach = torch.where(action > 0, self._high - self._hold, self._hold - self._low)
         return self._hold + action * reach
+
+    def interface(self) -> PolicyInterface:
+        hold, low, high = self._hold.cpu(), self._low.cpu(), self._high.cpu()
+        num_positions = self._target.shape[-1]
+        terms = (
+            Term("positions", num_positions, "rad, or m on slides and of a floating base"),
+            Term("velocities", self._pose.num_velocities, "rad/s, or m/s"),
+            Term("last_action", len(hold), kind="last_action"),
+            Term("held_pose", num_positions, "as the positions", "command"),
+        )
+        targets = Targets(hold, high - hold, low, high, scale_below=hold - low)
+        commands = tuple(f"held_position_{i}" for i in range(num_positions))
+        return PolicyInterface(targets, self.servos, terms, commands)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         unit = episode.random.uniform(0, self._pose.num_velocities)

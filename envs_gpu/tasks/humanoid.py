@@ -11,11 +11,13 @@ anything, not with the floor alone.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask, strictly_between
@@ -81,6 +83,21 @@ class Humanoid(GymnasiumTask):
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return self.begin(state, episode)
+
+    def interface(self) -> PolicyInterface:
+        terms = (
+            Term("torso_height", 1, "m"),
+            Term("torso_orientation", 4, low=-2.0, high=2.0),
+            Term("joint_position", 17, "rad"),
+            Term("torso_velocity", 3, "m/s"),
+            Term("torso_turn", 3, "rad/s"),
+            Term("joint_velocity", 17, "rad/s"),
+            Term("inertia", 130, "kg m², kg m, kg"),
+            Term("body_velocity", 78, "rad/s, m/s"),
+            Term("joint_torque", 17, "Nm"),
+            Term("contact_wrench", 78, "Nm, N"),
+        )
+        return replace(super().interface(), terms=terms)
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         com, body = self._com(state), self._body_frames(state)

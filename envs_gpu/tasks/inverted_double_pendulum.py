@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import ClassVar
 
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
@@ -44,6 +46,16 @@ class InvertedDoublePendulum(GymnasiumTask):
             objname="slider",
         )
         return spec
+
+    def interface(self) -> PolicyInterface:
+        terms = (
+            Term("cart_position", 1, "m"),
+            Term("pole_sines", 2, low=-1.1, high=1.1),
+            Term("pole_cosines", 2, low=-1.1, high=1.1),
+            Term("velocity", 3, "m/s, rad/s, rad/s", clip=OBSERVED_LIMIT),
+            Term("rail_end_force", 1, "N", clip=OBSERVED_LIMIT),
+        )
+        return replace(super().interface(), terms=terms)
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         angles = state.qpos[:, 1:]

@@ -6,9 +6,12 @@ Control Problems".
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
@@ -24,6 +27,15 @@ class InvertedPendulum(GymnasiumTask):
     model_name = "inverted_pendulum"
     substeps = 2
     reset_noise_scale = 0.01
+
+    def interface(self) -> PolicyInterface:
+        terms = (
+            Term("cart_position", 1, "m"),
+            Term("pole_angle", 1, "rad"),
+            Term("cart_velocity", 1, "m/s"),
+            Term("pole_velocity", 1, "rad/s"),
+        )
+        return replace(super().interface(), terms=terms)
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         return {"policy": torch.cat((state.qpos, state.qvel), dim=-1)}

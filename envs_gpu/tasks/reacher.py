@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
@@ -36,6 +38,16 @@ class Reacher(GymnasiumTask):
                 objname=body,
             )
         return spec
+
+    def interface(self) -> PolicyInterface:
+        terms = (
+            Term("joint_cosines", 2, low=-1.1, high=1.1),
+            Term("joint_sines", 2, low=-1.1, high=1.1),
+            Term("target", 2, "m", "command"),
+            Term("joint_velocity", 2, "rad/s"),
+            Term("target_to_tip", 2, "m"),
+        )
+        return replace(super().interface(), terms=terms, commands=("target_x_m", "target_y_m"))
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         angle, target = state.qpos.split(2, dim=-1)

@@ -3,14 +3,8 @@
 Source: Coulom 2002, "Reinforcement Learning Using Neural Networks, with Applications to Motor Control".
 """
 
-from __future__ import annotations
-
-from torch import Tensor, cat
-
-from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._planar_runner import PlanarRunner
-from envs_gpu.tasks.base import Episode
 
 
 @task("swimmer")
@@ -18,9 +12,7 @@ class Swimmer(PlanarRunner):
     """Observation `policy` `[N, 8]`: qpos without x and y (3), qvel (5). It never terminates."""
 
     model_name = "swimmer"
+    unobserved_positions = 2
     substeps = 4
     reset_noise_scale = 0.1
     control_cost_weight = 1e-4
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        return {"policy": cat((state.qpos[:, 2:], state.qvel), dim=-1)}

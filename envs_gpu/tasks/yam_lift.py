@@ -8,6 +8,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
@@ -109,6 +110,18 @@ class YamLift(Arm):
         self._start_m, self._table_m, self._goal_m = (
             torch.tensor(box, device=device, dtype=torch.float64).T
             for box in (self.cube.start_m, self.cube.table_m, self.cube.goal_m)
+        )
+
+    def interface(self) -> PolicyInterface:
+        return replace(super().interface(), commands=("goal_x_m", "goal_y_m", "goal_z_m"))
+
+    def _seen_terms(self) -> tuple[Term, ...]:
+        return (
+            Term("cube_position", 3, "m"),
+            Term("cube_axes", 6, low=-1.1, high=1.1),
+            Term("tool_to_cube", 3, "m"),
+            Term("goal", 3, "m", "command", low=-2.0, high=2.0),
+            Term("cube_to_goal", 3, "m"),
         )
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:

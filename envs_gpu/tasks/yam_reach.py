@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
@@ -75,6 +76,12 @@ class YamReach(Arm):
             model, self.robot.end_effectors[0], self._default_qpos.cpu().numpy(), self.targets
         )
         self._reachable_m = torch.tensor(tool, dtype=torch.float32, device=device)
+
+    def interface(self) -> PolicyInterface:
+        return replace(super().interface(), commands=("target_x_m", "target_y_m", "target_z_m"))
+
+    def _seen_terms(self) -> tuple[Term, ...]:
+        return (Term("target", 3, "m", "command", low=-2.0, high=2.0),)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.initial_noise_rad

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained, open_run
 from pi_incubator.errors import UserError
+
+RUNS_OWN = Path()
+"""What `--onnx` is without a file's name."""
 
 
 def main(argv: list[str]) -> None:
@@ -15,8 +19,10 @@ def main(argv: list[str]) -> None:
     arguments = _parse(argv)
     overrides = [f"env.backend={arguments.backend}"] if arguments.backend else []
     cfg, folder = open_run(arguments.run, arguments.device, overrides)
-    if arguments.onnx and not folder.onnx.is_file():
-        raise UserError(f"{folder.onnx}: file not found; write it with pi-export {arguments.run}")
+    onnx = folder.onnx if arguments.onnx is RUNS_OWN else arguments.onnx
+    if onnx and not onnx.is_file():
+        fix = f"write it with pi-export {arguments.run} and name it: --onnx {folder.path}/export/policy.onnx"
+        raise UserError(f"{onnx}: file not found; {fix}")
     # Slow imports come after every check that does not need them.
     from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy
     from pi_incubator.evaluation.evaluate import evaluate
@@ -29,10 +35,10 @@ def main(argv: list[str]) -> None:
     num_envs = arguments.num_envs or max(num_episodes, video_worlds if arguments.video else 1)
     env, policy = load_trained(cfg, folder, num_envs)
     act: Policy | StatefulPolicy | Act = policy
-    if arguments.onnx:
-        from pi_incubator.deploy.onnx import load_onnx
+    if onnx:
+        from pi_incubator.deploy.session import load_exported, load_pixels
 
-        act = load_onnx(folder.onnx, policy.actor_group)
+        act = load_pixels(onnx) if cfg.env.pixels else load_exported(onnx, env.interface())
     summary = evaluate(env, act, num_episodes, seed).summary()
     print_table(summary, title=f"{folder.path.name}: {num_episodes} episodes of {cfg.env.name}")
     if arguments.json:
@@ -55,7 +61,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--backend", metavar="NAME", help="physics backend; mujoco runs on the CPU")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU when there is one")
     parser.add_argument("--seed", type=int, help="of the worlds; default: the one after training")
-    parser.add_argument("--onnx", action="store_true", help="judge the exported policy.onnx instead")
+    parser.add_argument(
+        "--onnx",
+        type=Path,
+        nargs="?",
+        const=RUNS_OWN,
+        metavar="FILE",
+        help="judge an exported file instead; default: RUN/policy.onnx",
+    )
     parser.add_argument("--video", type=output_file, metavar="FILE", help="film the policy as an mp4")
     parser.add_argument("--video-worlds", type=count, metavar="N", help="worlds to show, as tiles")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's numbers as JSON")

@@ -3,49 +3,92 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pi_incubator.cli._main import run
-from pi_incubator.cli._parser import Parser, output_file
+from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained, open_run
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy import PRECISIONS
+from pi_incubator.errors import UserError
+from pi_incubator.registry import exporters
+from pi_incubator.run_folder import RunFolder
 
-MAX_WORLDS = 32  # that the policy is checked in
+if TYPE_CHECKING:
+    from pi_incubator.deploy.artifact import Artifact, Source
 
 
 def main(argv: list[str]) -> None:
     """Parse the command line and export; see `pi-export --help`."""
     arguments = _parse(argv)
     cfg, folder = open_run(arguments.run, arguments.device)
-    path = arguments.out or folder.onnx
+    if cfg.env.pixels is not None:
+        _export_pixels(arguments, cfg, folder)
+        return
     # Slow imports come after every check that does not need them.
-    from pi_incubator.deploy.onnx import export_checked
-    from pi_incubator.evaluation.evaluate import record_observations
+    from pi_incubator.deploy.artifact import Source, origin_of
+    from pi_incubator.deploy.record import record
     from pi_incubator.evaluation.table import print_table, write_json
     from pi_incubator.evaluation.worlds import evaluation_seed
 
-    env, policy = load_trained(cfg, folder, MAX_WORLDS)
-    num_observations = cfg.deployment.num_check_observations
-    seed = evaluation_seed(cfg)
-    observations = record_observations(env, policy, num_observations, seed, policy.actor_group)
-    difference = export_checked(cfg, policy, env.spec, observations, path)
-    result = {
-        "file": str(path),
-        "size_bytes": path.stat().st_size,
-        "opset": cfg.deployment.opset,
-        "observations": num_observations,
-        "max_abs_difference": difference,
-        "tolerance": cfg.deployment.tolerance,
-    }
-    print_table({name: {"": value} for name, value in result.items()}, title=f"{folder.path.name}: ONNX")
+    num_episodes = arguments.episodes or cfg.evaluation.num_episodes
+    env, policy = load_trained(cfg, folder, num_episodes)
+    recording = record(env, policy, cfg.deployment.num_check_observations, evaluation_seed(cfg))
+    source = Source(cfg, env, policy, origin_of(folder), recording)
+    artifact = source.artifact(arguments.precision)
+    path = exporters.get(arguments.target)(artifact, arguments.out or folder.path / "export")
+    result = _describe(artifact, path, source, num_episodes)
+    print_table({name: {"": value} for name, value in result.items()}, title=f"{folder.path.name}: {path}")
     if arguments.json:
         write_json(result, arguments.json)
+    env.close()
+
+
+def _describe(artifact: Artifact, path: Path, source: Source, num_episodes: int) -> dict[str, Any]:
+    """What was written, and how well it does in simulation beside the policy in float32."""
+    kept = source.simulated_return(artifact, num_episodes)
+    is_exact = artifact.contract["precision"] == "fp32"
+    exact = kept if is_exact else source.simulated_return(source.artifact(), num_episodes)
+    return {
+        "path": str(path),
+        "precision": artifact.contract["precision"],
+        "onnx_bytes": len(artifact.model),
+        "opset": artifact.contract["onnx"]["opset"],
+        "observations": source.recording.count,
+        "max_action_error": artifact.action_error,
+        "return": kept,
+        "return_fp32": exact,
+        "episodes": num_episodes,
+    }
+
+
+def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder: RunFolder) -> None:
+    """Pictures come from a camera, and no contract says which: one file, without a bundle."""
+    if arguments.target != "onnx" or arguments.precision != "fp32":
+        problem = "a policy that sees pixels is exported to onnx in fp32 alone"
+        raise UserError(f"--target {arguments.target} --precision {arguments.precision}: {problem}")
+    from pi_incubator.deploy.artifact import origin_of
+    from pi_incubator.deploy.pixels import export_pixels
+    from pi_incubator.evaluation.evaluate import record_observations
+    from pi_incubator.evaluation.worlds import evaluation_seed
+
+    env, policy = load_trained(cfg, folder, 1)
+    number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
+    pixels = record_observations(env, policy, number, seed, policy.actor_group)
+    path = (arguments.out or folder.path / "export") / folder.onnx.name
+    difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(folder), path)
+    print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")
     env.close()
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="pi-export", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="folder of a trained run")
-    parser.add_argument("--target", choices=["onnx"], default="onnx", help="what to write")
-    parser.add_argument("--out", type=output_file, metavar="FILE", help="default: RUN/policy.onnx")
+    parser.add_argument("--target", choices=exporters.names(), default="onnx", help="what to write")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network")
+    parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU when there is one")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result as JSON")
     return parser.parse_args(argv)

@@ -1,5 +1,6 @@
 """`pi-eval` and `pi-export` on a small run, and what they say about bad input."""
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pi_incubator import checkpoint
 from pi_incubator.cli import eval as eval_command
@@ -19,6 +21,7 @@ from pi_incubator.evaluation.worlds import evaluation_env
 from pi_incubator.finish import finish_run
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder, begin
+from pi_incubator.runtime import read_bundle
 from pi_incubator.tracking import Tracker
 
 ROOT = Path(__file__).parents[2]
@@ -116,15 +119,52 @@ def test_a_device_that_is_not_here_is_named(finished):
             command.main([str(finished[0].path), "--device", "cuda"])
 
 
-def test_export_writes_a_file_and_its_check(finished, tmp_path, capsys):
+def test_export_writes_a_bundle_and_its_check(finished, tmp_path, capsys):
     folder, _ = finished
-    out, report = tmp_path / "out.onnx", tmp_path / "report.json"
+    out, report = tmp_path / "out", tmp_path / "report.json"
     export_command.main([str(folder.path), "--out", str(out), "--json", str(report)])
     result = json.loads(report.read_text())
-    assert result["size_bytes"] == out.stat().st_size
+    assert {path.name for path in out.iterdir()} == {"policy.onnx", "contract.json", "SHA256SUMS"}
+    assert (out / "policy.onnx").read_bytes() == folder.onnx.read_bytes()
+    assert result["onnx_bytes"] == folder.onnx.stat().st_size
     assert result["observations"] == 100
-    assert result["max_abs_difference"] <= result["tolerance"]
-    assert "max_abs_difference" in capsys.readouterr().out
+    assert result["max_action_error"] <= 1e-5
+    summary = json.loads(folder.evaluation.read_text())
+    assert result["return"] == result["return_fp32"] == pytest.approx(summary["return"]["mean"], rel=1e-2)
+    assert read_bundle(out).contract.raw["training_return"] == pytest.approx(summary["return"]["mean"])
+    assert "max_action_error" in capsys.readouterr().out
+
+
+def test_eval_judges_the_file_it_is_given(finished, tmp_path):
+    folder, _ = finished
+    arguments = ["--precision", "int8", "--episodes", "1", "--out", str(tmp_path / "out")]
+    export_command.main([str(folder.path), *arguments])
+    report, file = tmp_path / "report.json", tmp_path / "out" / "policy.onnx"
+    eval_command.main([str(folder.path), "--episodes", "1", "--onnx", str(file), "--json", str(report)])
+    assert json.loads(report.read_text())["return"]["mean"] > 0
+
+
+def test_export_overwrites_bundles_and_nothing_else(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "thesis.tex").touch()
+    with pytest.raises(UserError, match="exists and is no bundle; name a new folder"):
+        export_command.main([str(folder.path), "--episodes", "1", "--out", str(tmp_path)])
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_a_checkpoint_without_a_normalizer_is_refused(finished, tmp_path):
+    folder, _ = finished
+    other = tmp_path / folder.path.name
+    shutil.copytree(folder.path, other)
+    file = next(other.glob("checkpoints/*/policy.safetensors"))
+    state = {name: value for name, value in load_file(file).items() if "normalizer" not in name}
+    save_file(state, file)
+    manifest = file.parent / checkpoint.MANIFEST
+    written = json.loads(manifest.read_text())
+    written["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(written))
+    with pytest.raises(UserError, match=r"has nothing for 'normalizer\.policy\.mean'"):
+        export_command.main([str(other)])
 
 
 @pytest.mark.parametrize(

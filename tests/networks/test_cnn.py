@@ -15,7 +15,9 @@ from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli.train import main
 from pi_incubator.config import ConfigError, load_config
-from pi_incubator.deploy.onnx import check_onnx, export_onnx
+from pi_incubator.deploy.contract import Origin
+from pi_incubator.deploy.pixels import export_pixels
+from pi_incubator.errors import UserError
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.trainers.on_policy import collect, make_act
@@ -132,11 +134,12 @@ def test_the_ratio_is_one_before_the_first_step(cfg, policy):
     torch.testing.assert_close(log_prob, act.log_prob)
 
 
-def test_export_takes_whole_numbers_and_acts_alike(policy, tmp_path):
+def test_export_takes_whole_numbers_and_acts_alike(policy, cfg, tmp_path):
     network, spec = policy
-    path = tmp_path / "policy.onnx"
-    export_onnx(network, spec, path, opset=18, metadata={})
-    assert check_onnx(path, network, some_pixels(64), 1e-5) <= 1e-5
+    path, origin = tmp_path / "policy.onnx", Origin("c" * 64, None, None, None)
+    assert export_pixels(cfg, network, spec, some_pixels(64), origin, path) <= 1e-5
+    with pytest.raises(UserError, match="cannot be written"):
+        export_pixels(cfg, network, spec, some_pixels(4), origin, path / "below.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (signature,) = session.get_inputs()
     assert (signature.type, signature.shape[1:]) == ("tensor(uint8)", list(SHAPE))

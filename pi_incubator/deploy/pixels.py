@@ -1,0 +1,68 @@
+"""Export of a policy that sees pixels: pictures in, actions out, one file and no bundle.
+
+Letters: B batch, A actions.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import onnx
+import torch
+from torch import Tensor
+
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator import __version__
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy.bundle import write_file
+from pi_incubator.deploy.contract import Origin
+from pi_incubator.deploy.graph import Exportable
+from pi_incubator.deploy.program import to_bytes, to_onnx
+from pi_incubator.deploy.record import require_within
+from pi_incubator.deploy.session import open_session, run_pixels
+
+
+def export_pixels(
+    cfg: ExperimentConfig, policy: Exportable, spec: EnvSpec, pixels: Tensor, origin: Origin, path: Path
+) -> float:
+    """Write `observation` `[B, C, H, W]` uint8 -> `action` `[B, A]`, any B; returns the difference found.
+
+    Args:
+        cfg: reads `deployment`.
+        policy: is not changed; it may live on any device.
+        spec: of the env that it was trained in.
+        pixels: recorded pictures that the file is checked on.
+        origin: goes into the file's metadata.
+        path: the file.
+
+    Raises:
+        UserError: the file cannot be written, or does not act like the policy.
+    """
+    module = copy.deepcopy(policy.as_onnx()).cpu().eval()
+    example = torch.zeros(2, *spec.obs_shape("pixels"), dtype=torch.uint8)
+    model = to_onnx(module, (example,), ("observation",), ("action",), cfg.deployment.opset)
+    content = to_bytes(model, _properties(spec, origin))
+    onnx.checker.check_model(content)
+    session = open_session(content, str(path))
+    with torch.no_grad():
+        batches = (pixels.cpu(), pixels[:1].cpu())
+        differences = [(run_pixels(session, batch) - module(batch)).abs().max() for batch in batches]
+    difference = torch.stack(differences).max().item()  # a NaN in either stays one
+    require_within(difference, cfg.deployment.tolerance, str(path))
+    write_file(path, content)
+    return difference
+
+
+def _properties(spec: EnvSpec, origin: Origin) -> dict[str, str]:
+    return {
+        "task": spec.name,
+        "observation": "pixels",
+        "joint_names": ",".join(spec.joint_names),
+        "action_low": ",".join(f"{value:g}" for value in spec.action_low),
+        "action_high": ",".join(f"{value:g}" for value in spec.action_high),
+        "control_hz": f"{spec.control_hz:g}",
+        "config_sha256": origin.config_sha256,
+        "git_commit": origin.git_commit or "",
+        "pi_incubator_version": __version__,
+    }

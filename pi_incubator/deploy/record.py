@@ -1,0 +1,117 @@
+"""What a policy met in simulation, as a robot would have measured it: to check and to calibrate exports on.
+
+Letters: T steps, N worlds, D width of the readings, A actions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from envs_gpu.interface import Targets
+from envs_gpu.vec_env import VecEnv
+from pi_incubator.deploy.graph import sensor_readings
+from pi_incubator.deploy.session import Array, Session, action_behind
+from pi_incubator.errors import UserError
+from pi_incubator.evaluation.acting import as_actor
+from pi_incubator.networks._actor_critic import ActorCritic
+
+STEPS_PER_WORLD = 100
+"""Few worlds and many steps, so that more of an episode is there than its beginning."""
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Readings, and what the policy in torch made of what the env showed it."""
+
+    readings: Array
+    """`[T, N, D]`."""
+    begins: NDArray[np.bool_]
+    """`[T, N]` whether an episode begins with this row."""
+    action: Array
+    """`[T, N, A]`, within the env's limits."""
+
+    @property
+    def count(self) -> int:
+        """Observations in it."""
+        return self.begins.size
+
+    def first_world(self) -> Recording:
+        """What one robot alone has met."""
+        return Recording(self.readings[:, :1], self.begins[:, :1], self.action[:, :1])
+
+    def play(self, session: Session) -> Iterator[tuple[Array, Array]]:
+        """Give the readings to `session` step by step, and yield its targets beside the actions `[N, A]`."""
+        for readings, begins, action in zip(self.readings, self.begins, self.action, strict=True):
+            session.feeds(readings)  # makes room for as many robots
+            session.restart(begins)
+            yield session.step(readings), action
+
+
+@torch.no_grad()
+def record(env: VecEnv, policy: ActorCritic, count: int, seed: int) -> Recording:
+    """Run the deterministic `policy` until there are `count` observations or a few more."""
+    interface, actor = env.interface(), as_actor(policy, env.num_envs)
+    num_worlds = min(env.num_envs, max(1, count // STEPS_PER_WORLD))
+    obs, begins = env.reset(seed), torch.ones(env.num_envs, dtype=torch.bool)
+    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    for _ in range(-(-count // num_worlds)):
+        action = actor.act(obs)
+        rows.append((sensor_readings(obs[policy.actor_group], interface).cpu(), begins, action.cpu()))
+        result = env.step(action)
+        actor.observe(result)
+        obs, begins = result.obs, (result.terminated | result.truncated).cpu()
+    columns = zip(*rows, strict=True)
+    readings, begun, actions = (torch.stack(column)[:, :num_worlds].numpy() for column in columns)
+    return Recording(readings, begun, actions)
+
+
+def action_error(session: Session, recording: Recording, targets: Targets) -> float:
+    """The largest difference between the file's actions and the policy's, and between their targets.
+
+    NaN where the file's are not finite.
+    """
+    worst: list[float] = []
+    for target, action in recording.play(session):
+        expected, got = torch.from_numpy(action), torch.from_numpy(target)
+        remembered = session.last_action
+        acted = action_behind(got, targets) if remembered is None else torch.from_numpy(remembered)
+        difference = torch.stack(
+            ((got - targets.control(expected)).abs().max(), (acted - expected).abs().max())
+        )
+        worst.append(difference.max().item())
+    return float(np.max(worst))  # a NaN in any stays one
+
+
+def check_parity(
+    model: bytes, source: str, recording: Recording, targets: Targets, tolerance: float
+) -> float:
+    """Step the file through `recording`, all worlds at once and the first alone.
+
+    Returns:
+        What `action_error` found.
+
+    Raises:
+        UserError: it is above `tolerance`, or not a number.
+    """
+    played = (recording, recording.first_world())
+    difference = float(np.max([action_error(Session(model, source), part, targets) for part in played]))
+    require_within(difference, tolerance, source)
+    return difference
+
+
+def require_within(difference: float, tolerance: float, source: str) -> None:
+    """Refuse a file whose actions differ from the policy's by more than `tolerance`, or are not numbers.
+
+    Raises:
+        UserError: they do.
+    """
+    if not difference <= tolerance:
+        fix = "do not deploy this file; set deployment.tolerance higher only if you know why they differ"
+        problem = f"its actions differ from the policy's by {difference:.3g}, more than {tolerance:.3g}"
+        raise UserError(f"{source}: {problem}; {fix}")

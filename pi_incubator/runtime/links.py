@@ -1,0 +1,134 @@
+"""Both ends of the link between a policy and a robot or a simulator in another process."""
+
+from __future__ import annotations
+
+import time
+
+from ._network import Array
+from .contract import Contract
+from .packets import OBSERVATION, TARGET, Counts, Decoder, encode, packet_size
+from .transports import open_transport
+
+
+class _Link:
+    """What both ends share: sending one kind of packet, and taking the other."""
+
+    def __init__(self, url: str, contract: Contract, *, is_policy: bool) -> None:
+        observation, target = contract.observation_width, contract.num_targets
+        sends, receives = (target, observation) if is_policy else (observation, target)
+        self._decoder = Decoder(OBSERVATION if is_policy else TARGET, receives)
+        self._transport = open_transport(
+            url, is_policy=is_policy, sends_bytes=packet_size(sends), receives_bytes=packet_size(receives)
+        )
+
+    @property
+    def counts(self) -> Counts:
+        """Packets that came, by what became of them."""
+        return self._decoder.counts
+
+    def close(self) -> None:
+        """Close the link."""
+        self._transport.close()
+
+
+class PolicyLink(_Link):
+    """The policy's end; it opens the link.
+
+    Args:
+        url: udp://HOST:PORT to listen at, or shm:///NAME to make.
+        contract: gives the widths.
+
+    Raises:
+        LinkError: the URL is of another form, or the system refuses.
+    """
+
+    def __init__(self, url: str, contract: Contract) -> None:
+        super().__init__(url, contract, is_policy=True)
+        self._sender: object = None
+        self.began_episode = False
+
+    def receive(self, timeout_s: float) -> Array | None:
+        """The newest observation `[D]` that has come since the last call, or None.
+
+        `began_episode` tells whether a packet since the last call began an episode: the first of all, or
+        one whose sequence number is 0. Once it has begun,
+        packets of other senders are stale.
+
+        Args:
+            timeout_s: how long to wait where none has come yet.
+        """
+        self.began_episode = False
+        deadline = time.monotonic() + timeout_s
+        found = False
+        while True:
+            # What has come is read to its end: only the newest observation matters.
+            wait_s = 0.0 if found else max(0.0, deadline - time.monotonic())
+            entry = self._transport.receive(wait_s)
+            if entry is None:
+                return self._decoder.values if found else None
+            found |= self._take(*entry)
+
+    def _take(self, packet: bytes, sender: object) -> bool:
+        sequence, last = self._decoder.sequence_of(packet), self._decoder.sequence
+        if sequence is None:
+            return False
+        begins = last < 0 or (sequence == 0 and last > 0)
+        if not begins and (sequence <= last or sender != self._sender):
+            self.counts.stale += 1
+            return False
+        self._decoder.accept(packet)
+        self.began_episode |= begins
+        self._sender = sender
+        self._transport.answer(sender)
+        return True
+
+    def send(self, target: Array, flags: int) -> None:
+        """Send targets `[U]` as the answer to the last observation."""
+        self._transport.send(encode(TARGET, max(self._decoder.sequence, 0), target, flags))
+
+
+class RobotLink(_Link):
+    """The robot's or the simulator's end; open it after the policy's.
+
+    Args:
+        url: of the policy's end.
+        contract: gives the widths.
+
+    Raises:
+        LinkError: the URL is of another form, or the policy's end is not there (shared memory).
+    """
+
+    def __init__(self, url: str, contract: Contract) -> None:
+        super().__init__(url, contract, is_policy=False)
+        self._sequence = -1
+
+    @property
+    def flags(self) -> int:
+        """Flags of the last target."""
+        return self._decoder.flags
+
+    def begin_episode(self) -> None:
+        """Let the next observation begin an episode: the policy forgets what it remembers."""
+        self._sequence = -1
+
+    def send(self, observation: Array) -> None:
+        """Send an observation `[D]`, in the contract's order and units."""
+        self._sequence += 1
+        self._transport.send(encode(OBSERVATION, self._sequence, observation))
+
+    def receive(self, timeout_s: float) -> Array | None:
+        """The targets `[U]` that answer the last observation sent, or None after `timeout_s`.
+
+        Answers to older observations are passed over.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            entry = self._transport.receive(max(0.0, deadline - time.monotonic()))
+            if entry is None:
+                return None
+            sequence = self._decoder.sequence_of(entry[0])
+            if sequence == self._sequence:
+                self._decoder.accept(entry[0])
+                return self._decoder.values
+            if sequence is not None:
+                self.counts.stale += 1

@@ -1,0 +1,158 @@
+"""`pi-runtime` as a user runs it: in a process of its own, against a robot in this one."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from contextlib import closing
+
+import bundles
+import numpy as np
+import pyarrow.compute
+import pyarrow.parquet
+import pytest
+
+from pi_incubator.runtime import Policy, PolicyRuntimeError
+from pi_incubator.runtime.bench import random_observations
+from pi_incubator.runtime.cli import main
+from pi_incubator.runtime.contract import check_contract, read_contract
+from pi_incubator.runtime.links import RobotLink
+
+COMMAND = [sys.executable, "-m", "pi_incubator.runtime"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return bundles.mlp_bundle(tmp_path_factory.mktemp("cli") / "bundle")
+
+
+@pytest.fixture
+def running(bundle):
+    """Starts `pi-runtime run`; gives the process and the robot's end when it is ready."""
+    processes = []
+
+    def start(*options, path=bundle):
+        url = f"shm:///test-{uuid.uuid4().hex}"
+        process = subprocess.Popen(
+            [*COMMAND, "run", str(path), "--link", url, *options],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        processes.append(process)
+        assert process.stdout.readline() == f"ready: test_policy at {url}\n"
+        return process, RobotLink(url, read_contract(path / "contract.json"))
+
+    yield start
+    for process in processes:
+        process.kill()
+        process.communicate()
+
+
+def report_of(process):
+    stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 0, stderr
+    return dict(line.split(None, 1) for line in stdout.splitlines())
+
+
+def test_run_answers_like_the_policy_and_keeps_a_log(bundle, running, tmp_path):
+    process, link = running("--follow", "--log", str(tmp_path / "log"))
+    policy = Policy.load(bundle)
+    observations = random_observations(policy.contract, 250)
+    with closing(link) as robot:
+        for observation in observations:
+            robot.send(observation)
+            np.testing.assert_array_equal(robot.receive(5.0), policy.step(observation))
+    process.send_signal(signal.SIGTERM)
+    report = report_of(process)
+    assert report["accepted"] == "250"
+    table = pyarrow.parquet.read_table(tmp_path / "log" / "000000.parquet")
+    answered = table.filter(pyarrow.compute.equal(table["flags"], 0))
+    np.testing.assert_array_equal(np.stack(answered["observation"].to_pylist()), observations)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_ends_on_a_signal_with_the_safe_target(running, number):
+    process, link = running()
+    with closing(link) as robot:
+        robot.send(np.zeros(bundles.WIDTH, np.float32))
+        assert robot.receive(5.0) is not None
+        process.send_signal(number)
+        report = report_of(process)
+        last = None
+        while (target := robot.receive(0.0)) is not None:
+            last = target.copy()
+    np.testing.assert_array_equal(last, np.full(12, 0.1, np.float32))
+    assert int(report["steps"]) >= 1
+
+
+def test_the_watchdog_answers_a_robot_that_falls_silent(running):
+    process, link = running("--max-misses", "2")
+    with closing(link) as robot:
+        robot.send(np.zeros(bundles.WIDTH, np.float32))
+        deadline = time.monotonic() + 5
+        target = robot.receive(5.0)
+        while not np.array_equal(target, np.full(12, 0.1, np.float32)):
+            assert time.monotonic() < deadline
+            target = robot.receive(1.0)
+    process.send_signal(signal.SIGTERM)
+    assert int(report_of(process)["stopped"]) >= 1
+
+
+def test_bench(bundle, tmp_path, capsys):
+    main(["bench", str(bundle), "--steps", "300", "--seconds", "0.2", "--json", str(tmp_path / "x.json")])
+    result = json.loads((tmp_path / "x.json").read_text())
+    assert (result["num_steps"], result["num_paced_steps"], result["num_flagged"]) == (300, 10, 0)
+    for name in ("step_us", "paced_us", "wake_us"):
+        assert result[name] == sorted(result[name])
+    assert 1 < result["step_us"][0] < 1000
+    assert "deadline misses: " in capsys.readouterr().out
+
+
+def test_check(bundle, capsys):
+    main(["check", str(bundle)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "observation   33 values: sensors 30, command 3" in lines
+    assert "runs on       onnxruntime" in lines
+
+
+def test_the_projects_own_entry_is_the_same(bundle):
+    command = [sys.executable, "-m", "pi_incubator.cli.runtime", "check", str(bundle)]
+    assert "runs on       onnxruntime" in subprocess.run(command, capture_output=True, text=True).stdout
+
+
+def test_random_observations_are_within_the_limits():
+    raw = bundles.contract_dict()
+    raw["observation"]["terms"][0] |= {"low": 0.5, "high": 0.6}
+    values = random_observations(check_contract(raw), 100)
+    assert (values[:, :30] >= np.float32(0.5)).all()
+    assert (values[:, :30] <= np.float32(0.6)).all()
+
+
+def test_what_failed_its_gates_does_not_run(running, tmp_path):
+    path = bundles.mlp_bundle(tmp_path / "failed")
+    (path / "FAILED_GATES").write_text("latency\n")
+    with pytest.raises(PolicyRuntimeError, match="failed its gates and is not for a robot"):
+        main(["run", str(path), "--link", "udp://127.0.0.1:9"])
+    running("--allow-failed-gates", path=path)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["bench"], "error: the following arguments are required: BUNDLE; see pi-runtime bench --help"),
+        (["bench", "none"], "error: none: cannot be read (No such file or directory)"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["bench", "x", "--steps", "0"], "'0' is not a whole number of at least 1"),
+        (["run", "x", "--link", "y", "--max-rate", "nan"], "'nan' is not a number above 0"),
+        (["log", "to-parquet", "none"], "error: none: holds no .npz chunk"),
+    ],
+)
+def test_a_mistake_is_one_line(argv, message):
+    result = subprocess.run([*COMMAND, *argv], capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1

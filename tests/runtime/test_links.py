@@ -1,0 +1,216 @@
+"""Packets between two processes: the newest that is whole and in order is taken, the others are counted."""
+
+import multiprocessing
+import os
+import socket
+import struct
+import time
+import uuid
+import zlib
+from contextlib import closing
+
+import bundles
+import numpy as np
+import pytest
+
+from pi_incubator.runtime import LinkError
+from pi_incubator.runtime.contract import check_contract
+from pi_incubator.runtime.links import PolicyLink, RobotLink
+
+CONTRACT = check_contract(bundles.contract_dict())
+OBSERVATION = np.arange(bundles.WIDTH, dtype=np.float32)
+TARGET = np.linspace(-0.5, 0.5, 12, dtype=np.float32)
+
+
+def free_url():
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"udp://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(params=["udp", "shm"])
+def url(request):
+    return free_url() if request.param == "udp" else f"shm:///test-{uuid.uuid4().hex}"
+
+
+@pytest.fixture
+def ends(url):
+    with closing(PolicyLink(url, CONTRACT)) as policy, closing(RobotLink(url, CONTRACT)) as robot:
+        yield policy, robot
+
+
+@pytest.fixture
+def wire():
+    """The policy's end, and a bare socket that speaks to it."""
+    url = free_url()
+    with (
+        closing(PolicyLink(url, CONTRACT)) as policy,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare,
+    ):
+        bare.connect(("127.0.0.1", int(url.rpartition(":")[2])))
+        bare.settimeout(5)
+        yield policy, bare
+
+
+def packet(sequence, values=OBSERVATION, *, kind=b"PIOB", version=1, count=None):
+    """Written by hand from the table in docs/runtime.md."""
+    count = len(values) if count is None else count
+    header = struct.pack("<4sHHQqI", kind, version, count, sequence, 123, 0)
+    payload = struct.pack(f"<{len(values)}f", *values)
+    return header + struct.pack("<I", zlib.crc32(header + payload)) + payload
+
+
+def test_there_and_back(ends):
+    policy, robot = ends
+    for i in range(100):
+        robot.send(OBSERVATION + i)
+        np.testing.assert_array_equal(policy.receive(1.0), OBSERVATION + i)
+        assert policy.began_episode == (i == 0)
+        policy.send(TARGET - i, flags=i)
+        np.testing.assert_array_equal(robot.receive(1.0), TARGET - i)
+        assert robot.flags == i
+    assert policy.receive(0.0) is None
+    assert policy.counts.accepted == robot.counts.accepted == 100
+    assert policy.counts.stale == policy.counts.wrong_size == policy.counts.malformed == 0
+
+
+def test_only_the_newest_counts(ends):
+    policy, robot = ends
+    for i in range(5):
+        robot.send(OBSERVATION + i)
+    np.testing.assert_array_equal(policy.receive(1.0), OBSERVATION + 4)
+    assert policy.receive(0.0) is None
+
+
+def test_a_new_episode_begins_at_zero(ends):
+    policy, robot = ends
+    for _ in range(3):
+        robot.send(OBSERVATION)
+        policy.receive(1.0)
+    policy.send(TARGET, 0)  # comes when the next episode has begun
+    robot.begin_episode()
+    robot.send(OBSERVATION)
+    assert policy.receive(1.0) is not None
+    assert policy.began_episode
+    policy.send(TARGET + 1, 0)
+    np.testing.assert_array_equal(robot.receive(1.0), TARGET + 1)
+
+
+def test_nobody_on_the_other_side(url):
+    with closing(PolicyLink(url, CONTRACT)) as policy:
+        start = time.monotonic()
+        assert policy.receive(0.05) is None
+        assert 0.04 < time.monotonic() - start < 1.0
+        policy.send(TARGET, 0)
+    if url.startswith("udp"):
+        with closing(RobotLink(url, CONTRACT)) as robot:
+            robot.send(OBSERVATION)
+            assert robot.receive(0.05) is None
+
+
+def test_the_layout_on_the_wire(wire):
+    policy, bare = wire
+    bare.send(packet(7))
+    np.testing.assert_array_equal(policy.receive(1.0), OBSERVATION)
+    policy.send(TARGET, flags=5)
+    answer = bare.recv(1000)
+    kind, version, count, sequence, _, flags, crc = struct.unpack_from("<4sHHQqII", answer)
+    assert (kind, version, count, sequence, flags) == (b"PITG", 1, 12, 7, 5)
+    assert crc == zlib.crc32(answer[:28] + answer[32:])
+    np.testing.assert_array_equal(np.frombuffer(answer[32:], "<f4"), TARGET)
+
+
+@pytest.mark.parametrize(
+    ("bad", "counter"),
+    [
+        (b"", "wrong_size"),
+        (packet(9)[:-1], "wrong_size"),
+        (packet(9) + b"\0", "wrong_size"),
+        (packet(9, OBSERVATION[:12]), "wrong_size"),
+        (packet(9, kind=b"PITG"), "malformed"),
+        (packet(9, version=2), "malformed"),
+        (packet(9, count=12), "malformed"),
+        (packet(9)[:-1] + b"\1", "malformed"),
+        (packet(5), "stale"),
+        (packet(4), "stale"),
+    ],
+)
+def test_what_is_not_taken_is_counted(wire, bad, counter):
+    policy, bare = wire
+    bare.send(packet(5))
+    assert policy.receive(1.0) is not None
+    bare.send(bad)
+    assert policy.receive(0.05) is None
+    assert getattr(policy.counts, counter) == 1
+    bare.send(packet(6))
+    assert policy.receive(1.0) is not None
+    assert policy.counts.accepted == 2
+
+
+def test_another_sender_does_not_mix_in(wire):
+    policy, bare = wire
+    bare.send(packet(5))
+    policy.receive(1.0)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.settimeout(5)
+        other.connect(bare.getpeername())
+        other.send(packet(6, OBSERVATION + 1))
+        assert policy.receive(0.05) is None
+        assert policy.counts.stale == 1
+        other.send(packet(0, OBSERVATION + 1))  # a robot that was started again
+        assert policy.receive(1.0) is not None
+        policy.send(TARGET, 0)
+        assert other.recv(1000)
+
+
+def _robot_process(url, contract_dict, count, errors):
+    with closing(RobotLink(url, check_contract(contract_dict))) as robot:
+        for i in range(count):
+            robot.send(OBSERVATION + i)
+            target = robot.receive(5.0)
+            if target is None or not np.array_equal(target, OBSERVATION[:12] + i):
+                errors.put(i)
+
+
+def test_between_processes(url):
+    """Each target is part of the observation that it answers: a torn packet would show."""
+    context = multiprocessing.get_context("spawn")
+    errors, count = context.Queue(), 1000
+    with closing(PolicyLink(url, CONTRACT)) as policy:
+        process = context.Process(target=_robot_process, args=(url, CONTRACT.raw, count, errors))
+        process.start()
+        answered = 0
+        while answered < count:
+            observation = policy.receive(20.0)
+            assert observation is not None, f"no observation after {answered}"
+            policy.send(observation[:12], 0)
+            answered += 1
+        process.join(20)
+        assert process.exitcode == 0
+    assert errors.empty()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["", "tcp://127.0.0.1:1", "udp://127.0.0.1", "udp://127.0.0.1:99999", "shm://name", "shm:///a/../b"],
+)
+def test_a_wrong_url(url):
+    with pytest.raises(LinkError, match=r"give udp://HOST:PORT or shm:///NAME"):
+        PolicyLink(url, CONTRACT)
+
+
+def test_a_taken_address(url):
+    with closing(PolicyLink(url, CONTRACT)), pytest.raises(LinkError, match="name a"):
+        PolicyLink(url, CONTRACT)
+
+
+def test_shared_memory_needs_the_policy_first_and_the_same_contract():
+    name = f"test-{uuid.uuid4().hex}"
+    with pytest.raises(LinkError, match="start the policy's end first"):
+        RobotLink(f"shm:///{name}", CONTRACT)
+    with closing(PolicyLink(f"shm:///{name}", CONTRACT)):
+        other = check_contract(bundles.contract_dict(sensors=100))
+        with pytest.raises(LinkError, match="contract of other widths"):
+            RobotLink(f"shm:///{name}", other)
+        assert os.stat(f"/dev/shm/{name}").st_mode & 0o077 == 0
+    assert not os.path.exists(f"/dev/shm/{name}")
