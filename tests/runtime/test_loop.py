@@ -127,6 +127,25 @@ def test_an_episode_begins_with_empty_memory(bundle):
         np.testing.assert_array_equal(target, link.sent[0][0])
 
 
+def test_an_episode_that_begins_late_still_begins(bundle):
+    """The second step would be another one if the policy remembered the first."""
+    link = Script([OBSERVATION, LATE, OBSERVATION, OBSERVATION])
+    receive = link.receive
+
+    def begin_at_the_late_one(timeout_s):
+        link.began_episode = len(link.entries) == 2
+        return receive(timeout_s)
+
+    link.receive = begin_at_the_late_one
+    Loop(Policy.load(bundle), link, max_misses=100).run(max_steps=4)
+    assert link.sent[2][1] == Flags.DEADLINE_MISSED
+    policy = Policy.load(bundle)
+    policy.step(OBSERVATION)
+    np.testing.assert_array_equal(link.sent[1][0], policy.step(OBSERVATION))
+    policy.reset()
+    np.testing.assert_array_equal(link.sent[2][0], policy.step(OBSERVATION))
+
+
 def test_a_nan_in_the_stream(bundle):
     bad = OBSERVATION.copy()
     bad[4] = np.nan
