@@ -63,6 +63,7 @@ setup(
             "pi-train=pi_incubator.cli.train:cli",
             "pi-eval=pi_incubator.cli.eval:cli",
             "pi-export=pi_incubator.cli.export:cli",
+            "pi-distill=pi_incubator.cli.distill:cli",
             "pi-bench=bench.cli:cli",
             "pi-envs=pi_incubator.cli.envs:cli",
             "pi-doctor=pi_incubator.cli.doctor:cli",

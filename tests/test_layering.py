@@ -16,6 +16,7 @@ FLOORS = [
     ["pi_incubator.autosize"],
     ["pi_incubator.memory"],
     ["pi_incubator.deploy"],
+    ["pi_incubator.distillation"],
     ["pi_incubator.trainers"],
     ["pi_incubator.algorithms"],
     ["pi_incubator.networks"],
