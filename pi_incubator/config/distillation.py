@@ -52,12 +52,19 @@ class DistillationSection(Section):
     """The last part of the run that int8 rounds in."""
 
     @model_validator(mode="after")
-    def _one_weight_a_teacher(self) -> DistillationSection:
+    def _fits_the_teachers(self) -> DistillationSection:
         if self.weights and len(self.weights) != len(self.teachers):
             raise cross_field_error(
                 field="distillation.weights",
                 value=list(self.weights),
                 problem=f"{len(self.weights)} weights for {len(self.teachers)} teachers",
                 fix="give one for each --teacher, in their order, or leave it empty",
+            )
+        if self.feature_coef and len(self.teachers) > 1:
+            raise cross_field_error(
+                field="distillation.feature_coef",
+                value=self.feature_coef,
+                problem=f"{len(self.teachers)} teachers share no features",
+                fix="set it to 0, or name one teacher",
             )
         return self

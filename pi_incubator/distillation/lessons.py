@@ -89,7 +89,7 @@ def split_worlds(cfg: ExperimentConfig, num_teachers: int) -> list[int]:
 
 def refuse_recurrent(policy: ActorCritic, who: str) -> None:
     """Raise UserError for a policy with a memory: samples are learned from and labelled one by one."""
-    if getattr(policy, "recurrent", False):
+    if getattr(policy, "state_width", 0):
         raise UserError(f"{who} is recurrent, and distillation knows no memory; use a network such as mlp")
 
 

@@ -1,0 +1,59 @@
+"""Teachers that nobody had to train: linear controllers as networks, in run folders like any other."""
+
+import pytest
+import torch
+
+from pi_incubator import checkpoint
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.evaluation.worlds import evaluation_env
+from pi_incubator.networks import make_network
+from pi_incubator.run_folder import RunFolder, begin
+
+CPU = torch.device("cpu")
+BALANCE_GAINS = [[0.1, 0.0, 3.0, 0.2, 0.8]]
+"""Action for cart position, cos, sin of the pole's angle and both velocities: balances the pole for 1000 steps."""
+
+
+def set_linear(policy, gains, log_std=-1.5):
+    """Make the action of `policy`, with relu and one hidden layer, `gains` `[A, D]` times the observation."""
+    gains = torch.tensor(gains)
+    width = gains.shape[1]
+    first, _, last = policy.actor
+    with torch.no_grad():
+        for weight in policy.actor.parameters():
+            weight.zero_()
+        first.weight[:width], first.weight[width : 2 * width] = torch.eye(width), -torch.eye(width)
+        last.weight[:, :width], last.weight[:, width : 2 * width] = gains, -gains
+        policy.log_std.fill_(log_std)
+
+
+def save_run(folder, gains, env="cartpole_balance", name="teacher", hidden=16, **network):
+    """A run of a linear policy, saved as if it had been trained; returns its folder."""
+    cfg = ExperimentConfig.model_validate(
+        {
+            "experiment": {"name": name, "output_dir": str(folder)},
+            "env": {"name": env, "num_envs": 8},
+            "network": {"hidden_sizes": [hidden], "activation": "relu", "normalize_observations": False}
+            | network,
+            "algorithm": {"horizon": 32, "minibatch_size": 128},
+            "evaluation": {"num_episodes": 8},
+            "tracking": {"backend": "none"},
+            "compute": {"device": "cpu"},
+            "deployment": {"num_check_observations": 50},
+        }
+    )
+    with RunFolder(cfg) as run:
+        begin(cfg, run)
+        env = evaluation_env(cfg, 1, CPU)
+        policy = make_network(cfg.network, env.spec)
+        if gains is not None:
+            set_linear(policy, gains)
+        checkpoint.save(run, 0, cfg.batch_size, {"policy": policy}, cfg, keep=1)
+        env.close()
+    return run.path
+
+
+@pytest.fixture(scope="session")
+def balance(tmp_path_factory):
+    """A run that balances the pole."""
+    return save_run(tmp_path_factory.mktemp("balance"), BALANCE_GAINS)
