@@ -51,7 +51,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--offline", metavar="DATASET", help="learn from a file that --record wrote")
     parser.add_argument("--record", type=output_file, metavar="FILE", help="write what was collected")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     if arguments.offline and arguments.record:
         raise UserError("--record and --offline exclude each other: nothing is collected offline; leave one")
     return arguments

@@ -70,9 +70,13 @@ def read_dataset(path: str | Path, spec: EnvSpec, groups: Iterable[str], feature
     shapes["value"] = ((), torch.float32)
     if features is not None:
         shapes["features"] = ((features,), torch.float32)
-    number = len(tensors["mean"]) if "mean" in tensors and tensors["mean"].dim() else 0
+    if missing := shapes.keys() - tensors.keys():
+        raise UserError(f"{path}: has no {min(missing)!r}, which this student needs; {AGAIN}")
+    number = tensors["mean"].numel() // spec.action_dim
+    if not number:
+        raise UserError(f"{path}: holds no samples; {AGAIN}")
     for name, (shape, dtype) in shapes.items():
-        _check_tensor(path, name, tensors.get(name), (number, *shape), dtype)
+        _check_tensor(path, name, tensors[name], (number, *shape), dtype)
     if not (tensors["std"] > 0).all():
         raise UserError(f"{path}: 'std' holds numbers that are not positive; {AGAIN}")
     samples = Samples(number, spec.device)
@@ -100,13 +104,9 @@ def _check_format(path: str | Path, metadata: dict[str, str]) -> None:
 
 
 def _check_tensor(
-    path: str | Path, name: str, tensor: Tensor | None, shape: tuple[int, ...], dtype: torch.dtype
+    path: str | Path, name: str, tensor: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> None:
-    """Raise UserError unless `tensor` is there, of this form, and finite."""
-    if tensor is None:
-        raise UserError(f"{path}: has no {name!r}, which this student needs; {AGAIN}")
-    if not shape[0]:
-        raise UserError(f"{path}: holds no samples; {AGAIN}")
+    """Raise UserError unless `tensor` is of this form and finite."""
     if tuple(tensor.shape) != shape or tensor.dtype != dtype:
         has = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
         needed = f"{str(dtype).removeprefix('torch.')} {list(shape)}"

@@ -11,10 +11,10 @@ from pi_incubator.run_folder import RunFolder, begin
 
 CPU = torch.device("cpu")
 BALANCE_GAINS = [[0.1, 0.0, 3.0, 0.2, 0.8]]
-"""Action for cart position, cos, sin of the pole's angle and both velocities: balances the pole for 1000 steps."""
+"""Action for the cart's position, cos and sin of the pole's angle, and both velocities: it never falls."""
 
 
-def set_linear(policy, gains, log_std=-1.5):
+def _set_linear(policy, gains, log_std=-1.5):
     """Make the action of `policy`, with relu and one hidden layer, `gains` `[A, D]` times the observation."""
     gains = torch.tensor(gains)
     width = gains.shape[1]
@@ -27,14 +27,19 @@ def set_linear(policy, gains, log_std=-1.5):
         policy.log_std.fill_(log_std)
 
 
-def save_run(folder, gains, env="cartpole_balance", name="teacher", hidden=16, **network):
+def _save_run(folder, gains, env="cartpole_balance", name="teacher", network="mlp", **settings):
     """A run of a linear policy, saved as if it had been trained; returns its folder."""
     cfg = ExperimentConfig.model_validate(
         {
             "experiment": {"name": name, "output_dir": str(folder)},
             "env": {"name": env, "num_envs": 8},
-            "network": {"hidden_sizes": [hidden], "activation": "relu", "normalize_observations": False}
-            | network,
+            "network": {
+                "name": network,
+                "hidden_sizes": [16],
+                "activation": "relu",
+                "normalize_observations": False,
+                **settings,
+            },
             "algorithm": {"horizon": 32, "minibatch_size": 128},
             "evaluation": {"num_episodes": 8},
             "tracking": {"backend": "none"},
@@ -44,16 +49,28 @@ def save_run(folder, gains, env="cartpole_balance", name="teacher", hidden=16, *
     )
     with RunFolder(cfg) as run:
         begin(cfg, run)
-        env = evaluation_env(cfg, 1, CPU)
-        policy = make_network(cfg.network, env.spec)
+        worlds = evaluation_env(cfg, 1, CPU)
+        policy = make_network(cfg.network, worlds.spec)
         if gains is not None:
-            set_linear(policy, gains)
+            _set_linear(policy, gains)
         checkpoint.save(run, 0, cfg.batch_size, {"policy": policy}, cfg, keep=1)
-        env.close()
+        worlds.close()
     return run.path
+
+
+@pytest.fixture(scope="session")
+def set_linear():
+    """Function that makes a policy linear."""
+    return _set_linear
+
+
+@pytest.fixture(scope="session")
+def save_run():
+    """Function that saves a run of a linear policy, or with gains=None of an untrained one."""
+    return _save_run
 
 
 @pytest.fixture(scope="session")
 def balance(tmp_path_factory):
     """A run that balances the pole."""
-    return save_run(tmp_path_factory.mktemp("balance"), BALANCE_GAINS)
+    return _save_run(tmp_path_factory.mktemp("balance"), BALANCE_GAINS)

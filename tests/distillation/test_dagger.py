@@ -14,9 +14,9 @@ from pi_incubator.distillation.lessons import Lesson, split_worlds
 from pi_incubator.distillation.samples import Samples
 from pi_incubator.distillation.teacher import Teacher
 from pi_incubator.networks import make_network
-from tests.distillation.conftest import CPU, set_linear
 
-NUM_ENVS, GROWTH = 16, 1.3
+CPU = torch.device("cpu")
+NUM_ENVS, GROWTH, CLIFF = 16, 2.0, 3.0
 
 
 class Ridge(VecEnv):
@@ -41,7 +41,7 @@ class Ridge(VecEnv):
 
     def step(self, action):
         wind = self.obs["policy"][:, 1]
-        self.off = (GROWTH * self.off + action[:, 0] - wind).clamp(-100, 100)
+        self.off = (GROWTH * self.off + action[:, 0] - wind).clamp(-CLIFF, CLIFF)
         self.time = self.time + 0.3
         no = torch.zeros(NUM_ENVS, dtype=torch.bool)
         obs = self._observe()
@@ -70,7 +70,12 @@ def ridge_config(**distillation):
     )
 
 
-def learn_on_the_ridge(share, **distillation):
+@pytest.fixture
+def learn_on_the_ridge(set_linear):
+    return lambda share, **distillation: _learn_on_the_ridge(set_linear, share, **distillation)
+
+
+def _learn_on_the_ridge(set_linear, share, **distillation):
     """A student after 20 iterations, and what it learned from; `share` says when the teacher leads."""
     torch.manual_seed(0)
     cfg, env = ridge_config(**distillation), Ridge()
@@ -91,32 +96,32 @@ def learn_on_the_ridge(share, **distillation):
 @torch.no_grad()
 def mean_distance(policy):
     env, total = Ridge(), 0.0
-    for _ in range(50):
-        total -= env.step(policy.mean_action(env.obs)).reward.mean().item() / 50
+    for _ in range(100):
+        total -= env.step(policy.mean_action(env.obs)).reward.mean().item() / 100
     return total
 
 
-def test_dagger_stays_where_behaviour_cloning_falls():
+def test_dagger_stays_where_behaviour_cloning_falls(learn_on_the_ridge):
     """Ross et al. 2011: errors that the demonstrations never show how to mend add up."""
     cloned, shown, _ = learn_on_the_ridge(lambda cfg, iteration: 1.0)
     taught, met, _ = learn_on_the_ridge(teacher_share)
     assert len(shown) == len(met)
     assert shown.held()["observation.policy"][:, 0].abs().max() < 1e-5
-    assert mean_distance(cloned) > 10.0
-    assert mean_distance(taught) < 0.5
+    assert mean_distance(cloned) > 1.0
+    assert mean_distance(taught) < 0.05
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-def test_value_and_feature_terms_are_learned_too(loss):
+def test_value_and_feature_terms_are_learned_too(loss, learn_on_the_ridge):
     """Both are the share of a variance that is left over: 1 for a student that says the same always."""
     _, samples, metrics = learn_on_the_ridge(teacher_share, loss=loss, value_coef=1.0, feature_coef=1.0)
     assert {"observation.policy", "mean", "std", "value", "features"} == set(samples.tensors)
-    assert metrics["loss/value"] < 0.1
-    assert metrics["loss/features"] < 0.1
-    assert metrics["policy/kl"] < 1.0
+    assert metrics["loss/value"] < 0.3
+    assert metrics["loss/features"] < 0.3
+    assert metrics["loss/distillation"] < 0.1
 
 
-def test_terms_that_are_off_move_nothing():
+def test_terms_that_are_off_move_nothing(learn_on_the_ridge):
     torch.manual_seed(0)
     fresh = make_network(ridge_config().network, Ridge().spec)
     student, samples, metrics = learn_on_the_ridge(teacher_share, loss="mse")
