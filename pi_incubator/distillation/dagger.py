@@ -78,6 +78,7 @@ def distill(
             check_finite(student)
         if saves:
             checkpoint.save(folder, iteration, env_steps, parts, cfg, cfg.checkpoint.keep)
+    learner.begin(cfg.num_iterations)  # it rounds from here on, also where nothing was left to learn
     return learner, samples
 
 
