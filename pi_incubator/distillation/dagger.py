@@ -78,7 +78,7 @@ def distill(
             check_finite(student)
         if saves:
             checkpoint.save(folder, iteration, env_steps, parts, cfg, cfg.checkpoint.keep)
-    learner.begin(cfg.num_iterations)  # it rounds from here on, also where nothing was left to learn
+    learner.finish()
     return learner, samples
 
 

@@ -44,6 +44,12 @@ class StudentLearner:
         for layer in self.layers:
             layer.rounds = done >= 1.0 - self.cfg.fake_quantize_phase
 
+    def finish(self) -> None:
+        """Leave a student that rounds, if it was to learn that, and keeps nothing for the learner."""
+        for layer in self.layers:
+            layer.rounds = True
+        self._hidden.remove()
+
     def update(self, samples: Samples) -> dict[str, Tensor]:
         """`num_updates` steps on minibatches of `samples`; returns 0-dim metrics that stay on the device."""
         totals = torch.zeros(len(NAMES), device=self.lr.device)

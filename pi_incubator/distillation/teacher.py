@@ -33,9 +33,13 @@ class LastHidden:
     features: Tensor
 
     def __init__(self, actor: nn.Module) -> None:
-        self.layer = [layer for layer in actor.modules() if isinstance(layer, nn.Linear)][-1]
-        self.width = self.layer.in_features
-        self.layer.register_forward_pre_hook(self._keep)
+        layer = [layer for layer in actor.modules() if isinstance(layer, nn.Linear)][-1]
+        self.width = layer.in_features
+        self._hook = layer.register_forward_pre_hook(self._keep)
+
+    def remove(self) -> None:
+        """Keep nothing any more."""
+        self._hook.remove()
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self.features = inputs[0]
