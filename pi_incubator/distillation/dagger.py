@@ -132,7 +132,7 @@ def collect(
     Args:
         cfg: reads `algorithm.horizon` and the section `distillation`.
         lesson: whose env is stepped.
-        student: its normalizer sees every observation.
+        student: its normalizer sees every observation, unless it is the teacher's.
         samples: are added to.
         led_by_teacher: the expected share of the worlds that the teacher leads for these T steps.
     """
@@ -141,7 +141,8 @@ def collect(
     for _ in range(cfg.algorithm.horizon):
         obs = dict(env.obs.items())
         labels = lesson.teacher.label(obs)
-        student.gather(obs)
+        if cfg.distillation.normalizer == "gather":
+            student.gather(obs)
         rows = {OBSERVATION + group: obs[group] for group in student.groups} | labels._asdict()
         if not cfg.distillation.feature_coef:
             del rows["features"]
