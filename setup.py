@@ -64,6 +64,7 @@ setup(
             "pi-eval=pi_incubator.cli.eval:cli",
             "pi-export=pi_incubator.cli.export:cli",
             "pi-runtime=pi_incubator.cli.runtime:cli",
+            "pi-distill=pi_incubator.cli.distill:cli",
             "pi-bench=bench.cli:cli",
             "pi-envs=pi_incubator.cli.envs:cli",
             "pi-doctor=pi_incubator.cli.doctor:cli",

@@ -62,7 +62,7 @@ def _write_files(
     yield folder.config
     write_json(evaluation.summary(), folder.evaluation)
     yield folder.evaluation
-    title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
+    title = f"{cfg.experiment.name}: {cfg.method} on {cfg.env.name}"
     draw_curve(folder.metrics, folder.curve, title)
     yield folder.curve
     seed = evaluation_seed(cfg)

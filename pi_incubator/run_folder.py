@@ -58,6 +58,7 @@ class RunFolder:
         self.video = self.path / "video.mp4"
         self.onnx = self.path / "policy.onnx"
         self.evaluation = self.path / "evaluation.json"
+        self.distillation = self.path / "distillation.json"
         self.mlflow_run_id = self.path / "mlflow_run_id"
         self._lock_path = self.path / ".lock"
         self._lock: int | None = None
@@ -106,7 +107,8 @@ class RunFolder:
         """Delete what an earlier run left here: checkpoints, metrics and all that was made from them."""
         for subfolder in (self.checkpoints, self.broken):
             shutil.rmtree(subfolder, ignore_errors=True)
-        for file in (self.metrics, self.curve, self.video, self.onnx, self.evaluation, self.mlflow_run_id):
+        results = (self.curve, self.video, self.onnx, self.evaluation, self.distillation)
+        for file in (self.metrics, *results, self.mlflow_run_id):
             file.unlink(missing_ok=True)
 
 

@@ -17,6 +17,7 @@ FLOORS = [
     ["pi_incubator.memory"],
     ["pi_incubator.deploy"],
     ["pi_incubator.runtime"],
+    ["pi_incubator.distillation"],
     ["pi_incubator.trainers"],
     ["pi_incubator.algorithms"],
     ["pi_incubator.networks"],

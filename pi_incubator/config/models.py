@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
+from pi_incubator.config.distillation import DistillationSection
 from pi_incubator.config.randomization import RandomizationSection
 from pi_incubator.config.section import Section, cross_field_error
 
@@ -264,6 +265,13 @@ class ExperimentConfig(Section):
     """When the run is saved and whether it continues from what is there."""
     deployment: DeploymentSection = DeploymentSection()
     """What the trained policy is exported to."""
+    distillation: DistillationSection = DistillationSection()
+    """How pi-distill teaches the policy; other commands do not read it."""
+
+    @property
+    def method(self) -> str:
+        """What trains the policy: the algorithm, or distillation where there are teachers."""
+        return "distillation" if self.distillation.teachers else self.algorithm.name
 
     @property
     def batch_size(self) -> int:

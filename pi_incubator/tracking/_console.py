@@ -22,7 +22,7 @@ def summary(cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) 
     defaults = flatten(ExperimentConfig())
     changed = [f"{key}={value}" for key, value in flatten(cfg).items() if value != defaults[key]]
     lines = [
-        f"{cfg.experiment.name}: {cfg.algorithm.name} + {cfg.network.name} on {cfg.env.name}, "
+        f"{cfg.experiment.name}: {cfg.method} + {cfg.network.name} on {cfg.env.name}, "
         f"{cfg.num_iterations:,} iterations x {cfg.env.num_envs:,} worlds x {cfg.algorithm.horizon} steps, "
         f"seed {cfg.experiment.seed}",
         f"changed from the defaults: {', '.join(changed) or 'nothing'}",

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from pi_incubator.cli.distill import main as distill
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig, models
 from pi_incubator.run_folder import RunFolder
@@ -101,6 +102,8 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
     run(tmp_path, "reads", "tracking.backend=mlflow", *video)
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
+    student = ["experiment.name=student", "training.total_steps=128", "distillation.fake_quantize=int8"]
+    distill(["--teacher", str(tmp_path / "reads"), "--student", "mlp", *student, "evaluation.video=false"])
     sections = {field.annotation for field in ExperimentConfig.model_fields.values()}
     declared = {(section.__name__, name) for section in sections for name in section.model_fields}
     assert declared - read == set()

@@ -1,0 +1,90 @@
+"""Training that feels the rounding of int8 (Jacob et al. 2018), so that a quantized export loses less.
+
+The graph stays in float: weights and the inputs of linear layers are rounded to what 8 bits can say, and
+gradients pass as if they had not been. What is saved and exported are the unrounded weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+MOMENTUM = 0.01  # of the running range of a layer's inputs
+LEAST_SCALE = 1e-8
+
+
+class FakeQuantizedLinear(nn.Linear):
+    """A linear layer that watches the range of its inputs and, once `rounds`, computes as int8 would.
+
+    Weights are symmetric with a scale for each output, inputs have one scale and an offset. The parameters
+    are those of `layer` and keep their names; the range is no part of the state, because no other network has
+    it. It is watched in training mode alone.
+
+    Args:
+        layer: to be replaced.
+    """
+
+    low: Tensor
+    high: Tensor
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__(layer.in_features, layer.out_features, device="meta")
+        self.weight, self.bias = layer.weight, layer.bias
+        self.rounds = False
+        device = layer.weight.device
+        # Zero is always in the range, so that it stays exact.
+        self.register_buffer("low", torch.zeros((), device=device), persistent=False)
+        self.register_buffer("high", torch.zeros((), device=device), persistent=False)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if self.training:
+            self._watch(features.detach())
+        if not self.rounds:
+            return super().forward(features)
+        return functional.linear(self._round_features(features), self._round_weight(), self.bias)
+
+    def _watch(self, features: Tensor) -> None:
+        known = self.high > self.low
+        for bound, seen in ((self.low, features.min()), (self.high, features.max())):
+            bound.copy_(torch.where(known, bound.lerp(seen, MOMENTUM), seen))
+        self.low.clamp_(max=0.0)
+        self.high.clamp_(min=0.0)
+
+    def _round_features(self, features: Tensor) -> Tensor:
+        scale = ((self.high - self.low) / 255).clamp_min(LEAST_SCALE)
+        zero_point = (-128 - self.low / scale).round().to(torch.int32)
+        return torch.fake_quantize_per_tensor_affine(features, scale, zero_point, -128, 127)
+
+    def _round_weight(self) -> Tensor:
+        scale = (self.weight.detach().abs().amax(1) / 127).clamp_min(LEAST_SCALE)
+        zero_point = torch.zeros_like(scale, dtype=torch.int32)
+        return torch.fake_quantize_per_channel_affine(self.weight, scale, zero_point, 0, -127, 127)
+
+
+def watch_ranges(network: nn.Module) -> list[FakeQuantizedLinear]:
+    """Replace every linear layer inside `network` by one that can round; returns them, not rounding yet."""
+    return [_put(parent, name, FakeQuantizedLinear(layer)) for parent, name, layer in _linear_layers(network)]
+
+
+def make_plain(network: nn.Module) -> None:
+    """Undo `watch_ranges`: the same weights in ordinary layers."""
+    for parent, name, layer in _linear_layers(network):
+        plain = nn.Linear(layer.in_features, layer.out_features, device="meta")
+        plain.weight, plain.bias = layer.weight, layer.bias
+        setattr(parent, name, plain)
+
+
+def _put(parent: nn.Module, name: str, layer: FakeQuantizedLinear) -> FakeQuantizedLinear:
+    setattr(parent, name, layer)
+    return layer
+
+
+def _linear_layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
+    """Yield each linear layer with what holds it and under which name."""
+    for parent in list(network.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, nn.Linear):
+                yield parent, name, layer
