@@ -178,8 +178,7 @@ def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool) -> Comparison:
 
 
 def _identical(cfg: ExperimentConfig, peers: list[str], lenient: bool, sb3_vec: str) -> Comparison:
-    overlapping = _with(cfg, training={"overlap": True})
-    entries, left_out = {OURS: _our_entry(cfg), f"{OURS} overlap": _our_entry(overlapping)}, {}
+    entries, left_out = {OURS: _our_entry(cfg)}, {}
     for name in peers:
         same = PEERS[name].same
         if reason := lacking(name, cfg, lenient):
