@@ -195,7 +195,7 @@ def _identical(cfg: ExperimentConfig, peers: list[str], lenient: bool, sb3_vec: 
 
 def _fastest(name: str, cfg: ExperimentConfig) -> tuple[str, Entry]:
     sizes = OUR_SIZES if name == OURS else PEERS[name].sizes
-    entries, speeds = {num_envs: _sized(name, cfg, num_envs) for num_envs in sizes}, {}
+    entries, speeds = {num_envs: sized(name, cfg, num_envs) for num_envs in sizes}, {}
     for num_envs, entry in entries.items():
         with Worker(name, entry.settings) as worker:
             speeds[num_envs] = worker.run(SWEEP_BUDGET).steps_per_s
@@ -204,7 +204,7 @@ def _fastest(name: str, cfg: ExperimentConfig) -> tuple[str, Entry]:
     return _label(name, best), entries[best]
 
 
-def _sized(name: str, cfg: ExperimentConfig, num_envs: int) -> Entry:
+def sized(name: str, cfg: ExperimentConfig, num_envs: int) -> Entry:
     """A loop with so many worlds and a batch to suit them; ours also overlaps."""
     if name != OURS:
         return Entry(name, PEERS[name].sized(cfg, num_envs))

@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 
+from bench import _train_measure
 from bench._lean_ppo import LeanPPO, LeanSettings
 from bench._loops import ScoredLoop
 from bench._loops._peer import GYMNASIUM_IDS
 from bench._loops.pi_incubator import RecentReturns
 from bench._time_to_return import Progress, metrics_of
-from bench._train_plan import PEERS, chosen_peers
-from bench._worker import Budget, Worker, run_slice
+from bench._train_plan import OUR_SIZES, OURS, PEERS, Comparison, Entry, chosen_peers, sized
+from bench._worker import Budget, Slice, Worker, run_slice
 from pi_incubator.config import ExperimentConfig, load_with_sources
 from pi_incubator.errors import UserError
 
@@ -64,6 +65,32 @@ def test_peers_are_chosen_by_name() -> None:
     assert chosen_peers(["sbx", "sb3", "sbx"]) == ["sbx", "sb3"]
     with pytest.raises(UserError, match="none stands alone"):
         chosen_peers(["none", "sb3"])
+
+
+@pytest.mark.parametrize("num_envs", OUR_SIZES)
+def test_a_sweep_gives_us_the_batch_that_it_gives_a_pool(num_envs: int) -> None:
+    cfg = config()
+    ours, pool = (sized(name, cfg, num_envs).settings for name in (OURS, "envpool"))
+    algorithm = ours["algorithm"]
+    assert ours["env"]["num_envs"] == pool["num_envs"] == num_envs
+    assert {name: algorithm[name] for name in ("horizon", "minibatch_size")} == pool["ppo"]
+    assert ours["training"]["overlap"]
+    assert algorithm["num_epochs"] == cfg.algorithm.num_epochs
+
+
+def test_each_of_our_loops_is_compared_with_each_peer() -> None:
+    speeds = {OURS: [10.0, 20.0], f"{OURS} x256": [30.0, 30.0], "sb3": [5.0, 5.0], "envpool": [2.0, 10.0]}
+    entries = {label: Entry(label.split()[0], {}) for label in speeds}
+    rounds = [
+        {label: Slice(int(values[i]), wall_s=1.0) for label, values in speeds.items()} for i in range(2)
+    ]
+    metrics = _train_measure.metrics_of(
+        _train_measure.Measurement(Comparison("own", config(), entries), {}, rounds)
+    )
+    assert metrics["own: pi_incubator/best peer"]["rounds"] == [2.0, 2.0]
+    assert metrics["own: pi_incubator x256/best peer"]["rounds"] == [6.0, 3.0]
+    assert metrics["own: pi_incubator x256/sb3"]["rounds"] == [6.0, 6.0]
+    assert "own: pi_incubator/pi_incubator x256" not in metrics
 
 
 def test_a_turn_ends_when_the_return_is_there() -> None:
