@@ -60,7 +60,6 @@ def _open(bundle: Bundle) -> Any:
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     options.log_severity_level = 3  # errors; they come back as exceptions too
-    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     try:
         return onnxruntime.InferenceSession(bundle.onnx, options, providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions share no base class of their own.

@@ -9,6 +9,8 @@ from .contract import Contract
 from .packets import OBSERVATION, TARGET, Counts, Decoder, encode, packet_size
 from .transports import open_transport
 
+MAX_PACKETS = 100  # read at once; a control rate is never so far behind its robot
+
 
 class _Link:
     """What both ends share: sending one kind of packet, and taking the other."""
@@ -51,8 +53,7 @@ class PolicyLink(_Link):
         """The newest observation `[D]` that has come since the last call, or None.
 
         `began_episode` tells whether a packet since the last call began an episode: the first of all, or
-        one whose sequence number is 0. Once it has begun,
-        packets of other senders are stale.
+        one whose sequence number is 0. Once it has begun, packets of other senders are stale.
 
         Args:
             timeout_s: how long to wait where none has come yet.
@@ -60,13 +61,14 @@ class PolicyLink(_Link):
         self.began_episode = False
         deadline = time.monotonic() + timeout_s
         found = False
-        while True:
-            # What has come is read to its end: only the newest observation matters.
+        # What has come is read to its end, as only the newest observation matters; but a flood ends too.
+        for _ in range(MAX_PACKETS):
             wait_s = 0.0 if found else max(0.0, deadline - time.monotonic())
             entry = self._transport.receive(wait_s)
             if entry is None:
-                return self._decoder.values if found else None
+                break
             found |= self._take(*entry)
+        return self._decoder.values if found else None
 
     def _take(self, packet: bytes, sender: object) -> bool:
         sequence, last = self._decoder.sequence_of(packet), self._decoder.sequence

@@ -111,7 +111,7 @@ class Loop:
     def _wait_for_robot(self, should_stop: Callable[[], bool]) -> None:
         """Nothing is late before the first observation; it is answered as the first step."""
         while not should_stop():
-            observation = self._link.receive(EPISODE_WAIT_S)
+            observation = self._receive(EPISODE_WAIT_S)
             if observation is not None:
                 self._step(observation)
                 return
@@ -119,7 +119,7 @@ class Loop:
     def _keep_pace(self, pace: Pace) -> None:
         """One period: sleep to its tick, take the newest observation, answer it before the period ends."""
         num_missed = pace.wait()
-        observation = self._link.receive(0.0)
+        observation = self._receive(0.0)
         self.report.late += num_missed
         if observation is None:
             self.report.missing += 1
@@ -132,7 +132,7 @@ class Loop:
 
     def _follow(self, pace: Pace) -> None:
         """Wait up to a period for an observation, and answer it at once."""
-        observation = self._link.receive(self._period_s)
+        observation = self._receive(self._period_s)
         if observation is None:
             self.report.missing += 1
             self._misses += 1
@@ -148,11 +148,14 @@ class Loop:
         self._overran = time.monotonic_ns() - start_ns > self._period_s * 1e9
         self.report.late += self._overran
 
-    def _step(self, observation: Array) -> None:
-        policy = self._policy
+    def _receive(self, timeout_s: float) -> Array | None:
+        observation = self._link.receive(timeout_s)
         if self._link.began_episode:
-            policy.reset()
-        self._send(policy.step(observation))
+            self._policy.reset()
+        return observation
+
+    def _step(self, observation: Array) -> None:
+        self._send(self._policy.step(observation))
 
     def _miss(self, observation: Array | None) -> None:
         """A period that was late or without an observation."""

@@ -15,7 +15,9 @@ SENSORS, COMMANDS = 30, 3
 WIDTH = SENSORS + COMMANDS
 
 
-def contract_dict(num_joints=12, states=(), *, onnx_bytes=b"", opset=18, sensors=SENSORS, max_rate=None):
+def contract_dict(
+    num_joints=12, states=(), *, onnx_bytes=b"", opset=18, sensors=SENSORS, max_rate=None, hz=CONTROL_HZ
+):
     """A contract as the exporter writes it; targets lie within -0.8 and 0.8, the safe ones at 0.1."""
     return {
         "schema_version": 1,
@@ -23,7 +25,7 @@ def contract_dict(num_joints=12, states=(), *, onnx_bytes=b"", opset=18, sensors
         "task": "test",
         "network": "mlp",
         "precision": "fp32",
-        "control_hz": CONTROL_HZ,
+        "control_hz": hz,
         "observation": {
             "width": sensors + COMMANDS,
             "terms": [

@@ -147,6 +147,15 @@ def test_what_is_not_taken_is_counted(wire, bad, counter):
     assert policy.counts.accepted == 2
 
 
+def test_a_flood_does_not_hold_the_loop(wire, monkeypatch):
+    policy, bare = wire
+    bare.send(packet(1))
+    assert policy.receive(1.0) is not None
+    monkeypatch.setattr(policy._transport, "receive", lambda _: (b"never ends", bare.getsockname()))
+    assert policy.receive(0.01) is None
+    assert policy.counts.wrong_size > 0
+
+
 def test_another_sender_does_not_mix_in(wire):
     policy, bare = wire
     bare.send(packet(5))

@@ -214,6 +214,12 @@ def test_unknown_provider(bundle):
         Policy.load(bundle[1], provider="cuda")
 
 
+def test_the_callers_arithmetic_stays_as_it_was(bundle):
+    """onnxruntime can make small numbers 0 for speed, and would do so for the whole thread."""
+    Policy.load(bundle[1]).step(np.zeros(bundles.WIDTH, np.float32))
+    assert np.array([1e-40], np.float32) * np.float32(1) > 0
+
+
 def best_latency_us(step, observation, num_steps=3000, repeats=10):
     """p50 and p99 of the best of several repeats: other work on the machine only ever adds."""
     times = np.empty((repeats, num_steps))
