@@ -67,6 +67,8 @@ class Candidate:
     """The run's, in torch."""
     num_episodes: int
     """Over which returns are measured."""
+    recorded: Recording | None = None
+    """What the policy has met and done in `env`, where it is known already."""
 
     @property
     def path(self) -> Path:
@@ -79,6 +81,8 @@ class Candidate:
     @cached_property
     def recording(self) -> Recording:
         """What the policy in torch has met and done."""
+        if self.recorded is not None:
+            return self.recorded
         count = self.cfg.deployment.num_check_observations
         return record(self.env, self.policy, count, self.seed)
 
