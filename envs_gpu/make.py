@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 
 import mujoco
 import torch
 
+from envs_gpu.disturbance import Disturbance, DisturbedPhysics
 from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
 from envs_gpu.physics import BACKENDS
@@ -90,11 +92,13 @@ def make_env(
     episode_length_s: float | None = None,
     randomization: Randomization = Randomization(),  # noqa: B008 - frozen
     observation_history: int = 1,
+    disturbance: Disturbance | None = None,
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
     `model` is the MJCF file of a robot, for the tasks that take any; without it they take an example.
     `pixels` adds a group of that name to the observations; `episode_length_s` replaces the task's own.
+    `disturbance` is what is wrong with each world, for our own tasks on the backend `mujoco`.
 
     Raises:
         UnknownNameError: no such task, env or backend; the message suggests the nearest.
@@ -127,6 +131,10 @@ def make_env(
     options = replace(options, per_world=randomization.model_fields)
     if chosen == "newton":
         options = replace(options, mjcf=scene_text(task.scene()))
+    if disturbance is not None:
+        if chosen != "mujoco":
+            raise UnsupportedModelError(f"backend {chosen} knows no disturbance; take mujoco")
+        physics_class = functools.partial(DisturbedPhysics, disturbance=disturbance)
     return SimEnv(
         name,
         task,

@@ -1,4 +1,4 @@
-"""The registries of the engine: importing this imports no algorithm, network, tracker or exporter."""
+"""The registries of the engine: importing this imports none of their entries."""
 
 from envs_gpu.registry import Registry
 
@@ -11,17 +11,21 @@ exporters = Registry(
         "artifact",
         "bundle",
         "contract",
+        "gates",
         "graph",
         "pixels",
         "precision",
         "program",
+        "promotion",
         "record",
         "session",
     ),
 )
+gates = Registry("gate", "pi_incubator.deploy.gates")
 trackers = Registry("tracker", "pi_incubator.tracking")
 
 algorithm = algorithms.register
 exporter = exporters.register
+gate = gates.register
 network = networks.register
 tracker = trackers.register

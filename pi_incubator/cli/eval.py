@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from pi_incubator.cli._gates import pass_gates, read_checked, run_of
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained, open_run
@@ -14,9 +15,15 @@ RUNS_OWN = Path()
 """What `--onnx` is without a file's name."""
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and evaluate; see `pi-eval --help`."""
+def main(argv: list[str]) -> int:
+    """Parse the command line and evaluate; see `pi-eval --help`.
+
+    Returns:
+        The exit code: 1 where a gate failed.
+    """
     arguments = _parse(argv)
+    if arguments.gates:
+        return _judge(arguments)
     overrides = [f"env.backend={arguments.backend}"] if arguments.backend else []
     cfg, folder = open_run(arguments.run, arguments.device, overrides)
     onnx = folder.onnx if arguments.onnx is RUNS_OWN else arguments.onnx
@@ -49,11 +56,33 @@ def main(argv: list[str]) -> None:
         length_s = cfg.evaluation.video_length_s
         record_video(env, act, arguments.video, length_s=length_s, seed=seed, num_worlds=video_worlds)
     env.close()
+    return 0
+
+
+def _judge(arguments: argparse.Namespace) -> int:
+    """Run the gates on a bundle; gives the exit code."""
+    cfg, folder = open_run(arguments.run or run_of(arguments.gates), arguments.device)
+    read_checked(arguments.gates, folder)
+    num_episodes = arguments.episodes or cfg.evaluation.num_episodes
+    env, policy = load_trained(cfg, folder, num_episodes)
+    exit_code, entries = pass_gates(arguments.gates, cfg, folder, env, policy, num_episodes)
+    if arguments.json:
+        from pi_incubator.evaluation.table import write_json
+
+        write_json(entries, arguments.json)
+    env.close()
+    return exit_code
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="pi-eval", description=__doc__)
-    parser.add_argument("run", metavar="RUN", help="folder of a trained run")
+    parser.add_argument("run", metavar="RUN", nargs="?", help="folder of a trained run")
+    parser.add_argument(
+        "--gates",
+        type=Path,
+        metavar="BUNDLE",
+        help="judge a bundle of the run, by default of that it lies in",
+    )
     parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")
     parser.add_argument(
         "--num-envs", type=count, metavar="N", help="parallel worlds; default: one an episode"
@@ -72,7 +101,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--video", type=output_file, metavar="FILE", help="film the policy as an mp4")
     parser.add_argument("--video-worlds", type=count, metavar="N", help="worlds to show, as tiles")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's numbers as JSON")
-    return parser.parse_args(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.run is None and arguments.gates is None:
+        parser.error("the following arguments are required: RUN")
+    return arguments
 
 
 def cli() -> None:

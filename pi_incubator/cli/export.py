@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pi_incubator.cli import _promotion
+from pi_incubator.cli._gates import pass_gates
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained, open_run
@@ -19,13 +21,20 @@ if TYPE_CHECKING:
     from pi_incubator.deploy.artifact import Artifact, Source
 
 
-def main(argv: list[str]) -> None:
-    """Parse the command line and export; see `pi-export --help`."""
+def main(argv: list[str]) -> int:
+    """Parse the command line and export; see `pi-export --help`.
+
+    Returns:
+        The exit code: 1 where a gate failed.
+    """
+    if argv and argv[0] in _promotion.COMMANDS:
+        _promotion.main(argv)
+        return 0
     arguments = _parse(argv)
     cfg, folder = open_run(arguments.run, arguments.device)
     if cfg.env.pixels is not None:
         _export_pixels(arguments, cfg, folder)
-        return
+        return 0
     # Slow imports come after every check that does not need them.
     from pi_incubator.deploy.artifact import Source, origin_of
     from pi_incubator.deploy.record import record
@@ -40,9 +49,13 @@ def main(argv: list[str]) -> None:
     path = exporters.get(arguments.target)(artifact, arguments.out or folder.path / "export")
     result = _describe(artifact, path, source, num_episodes)
     print_table({name: {"": value} for name, value in result.items()}, title=f"{folder.path.name}: {path}")
+    exit_code = 0
+    if arguments.gates:
+        exit_code, result["gates"] = pass_gates(path, cfg, folder, env, policy, num_episodes, recording)
     if arguments.json:
         write_json(result, arguments.json)
     env.close()
+    return exit_code
 
 
 def _describe(artifact: Artifact, path: Path, source: Source, num_episodes: int) -> dict[str, Any]:
@@ -65,8 +78,8 @@ def _describe(artifact: Artifact, path: Path, source: Source, num_episodes: int)
 
 def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder: RunFolder) -> None:
     """Pictures come from a camera, and no contract says which: one file, without a bundle."""
-    if arguments.target != "onnx" or arguments.precision != "fp32":
-        problem = "a policy that sees pixels is exported to onnx in fp32 alone"
+    if arguments.target != "onnx" or arguments.precision != "fp32" or arguments.gates:
+        problem = "a policy that sees pixels is exported to onnx in fp32 alone, and has no gates"
         raise UserError(f"--target {arguments.target} --precision {arguments.precision}: {problem}")
     from pi_incubator.deploy.artifact import origin_of
     from pi_incubator.deploy.pixels import export_pixels
@@ -83,11 +96,13 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
-    parser = Parser(prog="pi-export", description=__doc__)
+    others = f"other commands: {', '.join(_promotion.COMMANDS)}, each with its own --help"
+    parser = Parser(prog="pi-export", description=__doc__, epilog=others)
     parser.add_argument("run", metavar="RUN", help="folder of a trained run")
     parser.add_argument("--target", choices=exporters.names(), default="onnx", help="what to write")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network")
+    parser.add_argument("--gates", action="store_true", help="judge the bundle; exit code 1 if it fails")
     parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")
     parser.add_argument("--device", choices=DEVICES, default="auto", help="default: a GPU when there is one")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the result as JSON")

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from envs_gpu.disturbance import Disturbance
 from envs_gpu.guards import GuardOptions
 from envs_gpu.make import make_env
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.pixels import PixelOptions
+from envs_gpu.randomize import Randomization
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.models import EnvSection
@@ -16,12 +18,20 @@ MAX_WORLDS = 1024
 SEED_OFFSET = 1_000_000
 
 
-def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -> VecEnv:
+def evaluation_env(
+    cfg: ExperimentConfig,
+    num_envs: int,
+    device: torch.device,
+    *,
+    randomization: Randomization = Randomization(),  # noqa: B008 - frozen
+    disturbance: Disturbance | None = None,
+) -> VecEnv:
     """`num_envs` worlds of the run's task, at most `MAX_WORLDS`.
 
     Not the training env: that may have many more worlds than there are episodes to run. Not compiled either:
     a few thousand steps do not repay it. And not randomized: every policy is judged in the nominal world, so
-    that figures of runs with other randomizations can be compared.
+    that figures of runs with other randomizations can be compared. The gates of an export ask for worlds that
+    differ, with a `randomization` and a `disturbance` of their own.
     """
     return make_env(
         cfg.env.name,
@@ -34,6 +44,8 @@ def evaluation_env(cfg: ExperimentConfig, num_envs: int, device: torch.device) -
         model=cfg.env.model,
         pixels=pixel_options(cfg),
         observation_history=cfg.env.observation_history,
+        randomization=randomization,
+        disturbance=disturbance,
     )
 
 

@@ -50,20 +50,9 @@ class MlflowTracker(Tracker):
     """
 
     def __init__(self, cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> None:
-        # Table creation and upgrades are of no interest here.
-        for name in ("mlflow", "alembic"):
-            logging.getLogger(name).setLevel(logging.WARNING)
-        output_dir = folder.path.parent.absolute()
-        uri = cfg.tracking.uri or f"sqlite:///{output_dir / 'mlflow.db'}"
-        try:
-            with _alone(uri):
-                self._client = MlflowClient(tracking_uri=uri)
-                run = self._continued_run(folder) if start_iteration else None
-                run = run or self._new_run(cfg, None if cfg.tracking.uri else output_dir / "mlartifacts")
-        except (MlflowException, sqlite3.Error, OSError) as error:
-            problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
-            fix = "check the address, or set tracking.backend to none"
-            raise ConfigError(str(folder.config), "tracking.uri", uri, problem=problem, fix=fix) from None
+        with open_store(cfg, folder) as self._client:
+            run = self._continued_run(folder) if start_iteration else None
+            run = run or new_run(self._client, cfg, folder)
         self._run_id = run.info.run_id
         self._params = dict(run.data.params)
         folder.mlflow_run_id.write_text(self._run_id, encoding="utf-8")
@@ -114,25 +103,6 @@ class MlflowTracker(Tracker):
             log.warning("MLflow has no run %s here; the continued run starts a new one", run_id)
             return None
 
-    def _new_run(self, cfg: ExperimentConfig, artifacts: Path | None) -> Run:
-        git = git_state()
-        tags = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty)} if git else {}
-        experiment = self._experiment_id(artifacts)
-        return self._client.create_run(experiment, run_name=cfg.experiment.name, tags=tags)
-
-    def _experiment_id(self, artifacts: Path | None) -> str:
-        """The id of our MLflow experiment, made at first use; `artifacts` is where its files go."""
-        if found := self._client.get_experiment_by_name(EXPERIMENT):
-            return str(found.experiment_id)
-        try:
-            return self._client.create_experiment(EXPERIMENT, artifacts.as_uri() if artifacts else None)
-        except MlflowException:
-            # A run that started at the same moment may have made it first.
-            found = self._client.get_experiment_by_name(EXPERIMENT)
-            if found is None:
-                raise
-            return str(found.experiment_id)
-
     def _send(self) -> None:
         self._sent_s = time.perf_counter()
         try:
@@ -141,6 +111,53 @@ class MlflowTracker(Tracker):
                 del self._pending[:MAX_METRICS_PER_REQUEST]
         except MlflowException as error:
             log.warning("MLflow did not take the metrics (%s); they are kept for the next batch", error)
+
+
+@contextmanager
+def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClient]:
+    """The MLflow store of a run: tracking and registry; nobody else of ours opens it meanwhile.
+
+    Raises:
+        ConfigError: it cannot be opened, or does not do what it was asked for.
+    """
+    # Table creation and upgrades are of no interest here.
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    uri = cfg.tracking.uri or f"sqlite:///{_output_dir(folder) / 'mlflow.db'}"
+    try:
+        with _alone(uri):
+            yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+    except (MlflowException, sqlite3.Error, OSError) as error:
+        problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
+        fix = "check the address, or set tracking.backend to none"
+        raise ConfigError(str(folder.config), "tracking.uri", uri, problem=problem, fix=fix) from None
+
+
+def new_run(client: MlflowClient, cfg: ExperimentConfig, folder: RunFolder) -> Run:
+    """A new MLflow run of the experiment that `cfg` describes."""
+    git = git_state()
+    tags = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty)} if git else {}
+    artifacts = None if cfg.tracking.uri else (_output_dir(folder) / "mlartifacts").as_uri()
+    experiment = _experiment_id(client, artifacts)
+    return client.create_run(experiment, run_name=cfg.experiment.name, tags=tags)
+
+
+def _experiment_id(client: MlflowClient, artifacts: str | None) -> str:
+    """The id of our MLflow experiment, made at first use; `artifacts` is where its files go."""
+    if found := client.get_experiment_by_name(EXPERIMENT):
+        return str(found.experiment_id)
+    try:
+        return client.create_experiment(EXPERIMENT, artifacts)
+    except MlflowException:
+        # A run that started at the same moment may have made it first.
+        found = client.get_experiment_by_name(EXPERIMENT)
+        if found is None:
+            raise
+        return str(found.experiment_id)
+
+
+def _output_dir(folder: RunFolder) -> Path:
+    return folder.path.parent.absolute()
 
 
 @contextmanager
