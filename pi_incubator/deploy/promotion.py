@@ -1,7 +1,8 @@
 """Bundles in MLflow's model registry: which ones passed, which one robots run, and the way back.
 
-A version of the registered model, which is called like the experiment, is one bundle: the files as they are,
-hashes and all. `candidate` and `champion` are its aliases. Nothing is ever unpickled: MLflow only stores files.
+A version of the registered model, which is called like the experiment, is one bundle: the files as they
+are, hashes and all. `candidate` and `champion` are its aliases. Nothing is ever unpickled: MLflow only
+stores files.
 """
 
 from __future__ import annotations
