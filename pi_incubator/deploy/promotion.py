@@ -86,7 +86,7 @@ def versions(cfg: ExperimentConfig, folder: RunFolder) -> dict[str, dict[str, An
         ConfigError: the store cannot be opened.
     """
     with open_store(cfg, folder) as client:
-        return {found.version: _row(client, found) for found in _versions(client, cfg.experiment.name)}
+        return {str(found.version): _row(client, found) for found in _versions(client, cfg.experiment.name)}
 
 
 def check_gates(bundle: Bundle) -> None:

@@ -100,6 +100,7 @@ def test_a_policy_that_falls_is_not_robust(copy, candidate_of, spoil, few_cells)
     assert not robustness.robustness(candidate_of(copy)).passed
 
 
+@pytest.mark.slow
 def test_without_latency_and_noise_the_other_simulator_is_the_same_one(copy, candidate_of, monkeypatch):
     """The link, the process and the runtime change nothing: C MuJoCo gives the return that it gave here."""
     module = "pi_incubator.deploy.gates.sim_to_sim"
@@ -119,7 +120,7 @@ def test_noise_is_the_tasks_and_commands_have_none(copy, candidate_of):
 def test_gates_find_the_run_that_a_bundle_lies_in(bundle, copy):
     with pytest.raises(UserError, match="lies in no run's folder"):
         eval_command.main(["--gates", str(copy)])
-    with pytest.raises(UserError, match="no-such-bundle: file not found|cannot be read"):
+    with pytest.raises(UserError, match="cannot be read"):
         eval_command.main(["--gates", str(bundle.parent / "no-such-bundle"), "--device", "cpu"])
     with pytest.raises(UserError, match="required: RUN"):
         eval_command.main([])
