@@ -178,7 +178,7 @@ def _row(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     tags, created = version.tags, datetime.fromtimestamp(version.creation_timestamp / 1e3, UTC)
     return {
         "aliases": ", ".join(sorted(aliases)),
-        "created": f"{created:%Y-%m-%d %H:%M} UTC",
+        "created_utc": f"{created:%Y-%m-%d %H:%M}",
         "precision": tags.get("precision"),
         "sim_to_sim": tags.get("gate.sim_to_sim"),
         "run": (version.run_id or "")[:12],
