@@ -181,7 +181,7 @@ def _row(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         "created_utc": f"{created:%Y-%m-%d %H:%M}",
         "precision": tags.get("precision"),
         "sim_to_sim": tags.get("gate.sim_to_sim"),
-        "run": (version.run_id or "")[:12],
-        "git_commit": (tags.get("git_commit") or "")[:12],
-        "config_sha256": (tags.get("config_sha256") or "")[:12],
+        "run": (version.run_id or "")[:8],
+        "git_commit": (tags.get("git_commit") or "")[:8],
+        "config": (tags.get("config_sha256") or "")[:8],
     }
