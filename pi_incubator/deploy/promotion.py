@@ -180,7 +180,7 @@ def _row(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
         "aliases": ", ".join(sorted(aliases)),
         "created_utc": f"{created:%Y-%m-%d %H:%M}",
         "precision": tags.get("precision"),
-        "sim_to_sim": tags.get("gate.sim_to_sim"),
+        "sim_to_sim": float(share) if (share := tags.get("gate.sim_to_sim")) else None,
         "run": (version.run_id or "")[:8],
         "git_commit": (tags.get("git_commit") or "")[:8],
         "config": (tags.get("config_sha256") or "")[:8],
