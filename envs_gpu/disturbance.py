@@ -30,7 +30,7 @@ class Disturbance:
     friction: Tensor
     """`[N]` factor on the sliding friction of all geoms."""
     delay_s: Tensor
-    """`[N]` from a control to its effect, rounded to whole physics timesteps."""
+    """`[N]` from a control to its effect, rounded up to whole physics timesteps."""
     push: Tensor
     """`[N]` factor on the pushes of the randomization."""
     rest: Tensor
@@ -57,8 +57,10 @@ class DisturbedPhysics(MujocoPhysics):
         fields = (*options.per_world, *_MASSES, _FRICTION)
         super().__init__(model, num_worlds, device, replace(options, per_world=tuple(dict.fromkeys(fields))))
         self._disturbance = disturbance
-        self._delay = (disturbance.delay_s / model.opt.timestep).round().long()  # [N] timesteps
-        self._sent = disturbance.rest.expand(int(self._delay.max()) + 1, num_worlds, -1).clone()
+        timesteps = disturbance.delay_s / model.opt.timestep
+        self.delay_steps = (timesteps - 1e-6).ceil().long()
+        """`[N]` physics timesteps from a control to its effect."""
+        self._sent = disturbance.rest.expand(int(self.delay_steps.max()) + 1, num_worlds, -1).clone()
         """`[K, N, nu]`, newest last."""
         self._world = torch.arange(num_worlds)
         for field in _MASSES:
@@ -69,9 +71,9 @@ class DisturbedPhysics(MujocoPhysics):
 
     def step(self, ctrl: Tensor, substeps: int) -> None:
         self._sent = torch.cat((self._sent[1:], ctrl.to(self._sent)[None]))
-        switches = sorted({0, substeps, *(self._delay % substeps).tolist()})
+        switches = sorted({0, substeps, *(self.delay_steps % substeps).tolist()})
         for first, stop in pairwise(switches):
-            late = (self._delay - first).clamp(min=0)
+            late = (self.delay_steps - first).clamp(min=0)
             age = -(-late // substeps)  # [N] control steps, rounded up
             super().step(self._sent[-1 - age, self._world], stop - first)
 

@@ -81,7 +81,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--gates",
         type=Path,
         metavar="BUNDLE",
-        help="judge a bundle of the run, by default of that it lies in",
+        help="judge a bundle; RUN is by default the run it lies in",
     )
     parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")
     parser.add_argument(

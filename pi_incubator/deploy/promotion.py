@@ -1,7 +1,8 @@
 """Bundles in MLflow's model registry: which ones passed, which one robots run, and the way back.
 
-A version of the registered model, which is called like the experiment, is one bundle: the files as they are,
-hashes and all. `candidate` and `champion` are its aliases. Nothing is ever unpickled: MLflow only stores files.
+A version of the registered model, which is called like the experiment, is one bundle: the files as they
+are, hashes and all. `candidate` and `champion` are its aliases. Nothing is ever unpickled: MLflow only
+stores files.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def versions(cfg: ExperimentConfig, folder: RunFolder) -> dict[str, dict[str, An
         ConfigError: the store cannot be opened.
     """
     with open_store(cfg, folder) as client:
-        return {found.version: _row(client, found) for found in _versions(client, cfg.experiment.name)}
+        return {str(found.version): _row(client, found) for found in _versions(client, cfg.experiment.name)}
 
 
 def check_gates(bundle: Bundle) -> None:
@@ -177,10 +178,10 @@ def _row(client: MlflowClient, version: ModelVersion) -> dict[str, Any]:
     tags, created = version.tags, datetime.fromtimestamp(version.creation_timestamp / 1e3, UTC)
     return {
         "aliases": ", ".join(sorted(aliases)),
-        "created": f"{created:%Y-%m-%d %H:%M} UTC",
+        "created_utc": f"{created:%Y-%m-%d %H:%M}",
         "precision": tags.get("precision"),
-        "sim_to_sim": tags.get("gate.sim_to_sim"),
-        "run": version.run_id,
-        "git_commit": (tags.get("git_commit") or "")[:12],
-        "config_sha256": (tags.get("config_sha256") or "")[:12],
+        "sim_to_sim": float(share) if (share := tags.get("gate.sim_to_sim")) else None,
+        "run": (version.run_id or "")[:8],
+        "git_commit": (tags.get("git_commit") or "")[:8],
+        "config": (tags.get("config_sha256") or "")[:8],
     }

@@ -17,7 +17,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs_gpu.disturbance import Disturbance
+from envs_gpu.disturbance import Disturbance, DisturbedPhysics
 from envs_gpu.interface import PolicyInterface
 from envs_gpu.sim_env import SimEnv
 from pi_incubator.config import load_config
@@ -77,14 +77,12 @@ def simulate(request: dict[str, Any]) -> dict[str, float]:
     held = Disturbance.none(len(links), torch.tensor(contract.safe_target, dtype=torch.float64))
     late = replace(held, delay_s=torch.full_like(held.delay_s, request["latency_s"]))
     env = evaluation_env(cfg, len(links), torch.device("cpu"), disturbance=late)
-    assert isinstance(env, SimEnv)  # the gate has made sure
+    assert isinstance(env, SimEnv)  # the command has made sure
+    assert isinstance(env.physics, DisturbedPhysics)
     robots = Robots(links, env.interface(), np.array(request["noise"]), request["seed"])
     result = evaluate(env, robots, request["num_episodes"], request["seed"]).summary()["return"]
-    timestep_s = env.physics.model.opt.timestep
-    return {
-        "return": result["mean"],
-        "latency_ms": 1e3 * timestep_s * round(request["latency_s"] / timestep_s),
-    }
+    latency_s = env.physics.delay_steps[0].item() * env.physics.model.opt.timestep
+    return {"return": result["mean"], "latency_ms": 1e3 * latency_s}
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def judge(candidate: Candidate, names: Iterable[str] | None = None) -> Results:
 
 
 def mark(path: Path, results: Results) -> None:
-    """Write `results` into the bundle at `path`, a folder or a tar.gz, and the file that says that some failed.
+    """Write `results` into the bundle at `path`, a folder or a tar.gz, and mark it if one failed.
 
     The contract's `gates`, the gates' pictures and `SHA256SUMS` change, nothing else does.
 

@@ -29,8 +29,9 @@ from pi_incubator.runtime.links import PolicyLink
 
 LIMIT = 0.9
 """Share of the training simulator's return that is to be left."""
-LATENCY_S = 0.01
-"""From the end of a control period's beginning to the motors' new target; in whole physics timesteps."""
+LATENCY_S = 0.005
+"""From a measurement to the target that answers it, at the motors: a bus both ways and the policy between.
+Rounded up to whole physics timesteps."""
 NOISE_SHARE = 0.01
 """Noise of a sensor whose task does not say how noisy it is, in standard deviations of its readings."""
 MAX_ROBOTS = 32

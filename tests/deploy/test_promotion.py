@@ -1,0 +1,137 @@
+"""Only what passed is promoted; aliases move and roll back; a version leads to its run and its files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from pi_incubator.cli import export as export_command
+from pi_incubator.cli._trained import open_run
+from pi_incubator.deploy.gates._base import Result
+from pi_incubator.deploy.gates._verdict import mark
+from pi_incubator.errors import UserError
+from pi_incubator.registry import gates
+from pi_incubator.runtime import read_bundle
+from pi_incubator.tracking import make_tracker
+
+NAME = "standing"
+
+
+@pytest.fixture(scope="module")
+def run(standing):
+    """The run, which MLflow has tracked, and a bundle of it that no gate has seen."""
+    cfg, folder = open_run(str(standing.path), "cpu")
+    with make_tracker(cfg, folder):
+        pass
+    export_command.main([str(folder.path), "--out", str(folder.path / "fresh"), "--episodes", "1"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(run):
+    uri = f"sqlite:///{run.path.parent / 'mlflow.db'}"
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@pytest.fixture(scope="module")
+def bundles(run):
+    """Three bundles that passed, all different."""
+    return [passed(run, f"passed_{number}", 0.95 + 0.01 * number) for number in range(3)]
+
+
+def passed(run, name, value):
+    bundle = shutil.copytree(run.path / "fresh", run.path / name)
+    mark(bundle, {gate: Result(True, value, 0.9, "share") for gate in gates.names()})
+    return bundle
+
+
+def command(*arguments):
+    assert export_command.main([str(argument) for argument in arguments]) == 0
+
+
+def aliases(client):
+    return {alias: int(version) for alias, version in client.get_registered_model(NAME).aliases.items()}
+
+
+def test_aliases_move_and_roll_back(run, client, bundles, capsys):
+    command("promote", bundles[0])
+    assert aliases(client) == {"candidate": 1}
+    command("promote", bundles[0], "--alias", "champion")  # the same bundle is the same version
+    assert aliases(client) == {"candidate": 1, "champion": 1}
+    for bundle in bundles[1:]:
+        command("promote", bundle, "--alias", "champion")
+    assert aliases(client) == {"candidate": 1, "champion": 3}
+    command("rollback", run.path)
+    assert aliases(client)["champion"] == 2
+    command("promote", bundles[2], "--alias", "champion")
+    command("rollback", run.path)
+    command("rollback", run.path)
+    assert aliases(client)["champion"] == 1
+    with pytest.raises(UserError, match="no champion before"):
+        command("rollback", run.path)
+    capsys.readouterr()
+    command("list", run.path)
+    shown = capsys.readouterr().out
+    assert "candidate, champion" in shown
+    assert all(version in shown for version in "123")
+
+
+def test_a_version_leads_to_its_run_and_its_files(run, client, bundles, tmp_path):
+    command("promote", bundles[0])
+    version = client.get_model_version_by_alias(NAME, "candidate")
+    contract = read_bundle(bundles[0]).contract
+    assert version.run_id == run.mlflow_run_id.read_text()
+    assert client.get_run(version.run_id).info.run_name == NAME
+    assert version.tags["config_sha256"] == contract.raw["config_sha256"]
+    assert version.tags["git_commit"] == str(contract.raw["git_commit"])
+    assert version.tags["gate.parity"] == "0.95"
+    place = version.source.removeprefix(f"runs:/{version.run_id}/")
+    copy = read_bundle(Path(client.download_artifacts(version.run_id, place, str(tmp_path))))
+    assert copy.contract == contract
+    assert copy.onnx == read_bundle(bundles[0]).onnx
+
+
+def test_a_champion_that_was_named_by_hand_is_remembered(run, client, bundles):
+    for bundle in bundles[:2]:
+        command("promote", bundle)
+    client.set_registered_model_alias(NAME, "champion", "1")
+    command("promote", bundles[1], "--alias", "champion")
+    command("rollback", run.path)
+    assert aliases(client)["champion"] == 1
+
+
+def test_what_has_not_passed_is_refused(run, tmp_path):
+    def refused(bundle, match):
+        with pytest.raises(UserError, match=match):
+            command("promote", bundle, "--run", run.path)
+
+    refused(run.path / "fresh", r"gates have not run \(latency, parity, robustness, sim_to_sim\)")
+    failed = shutil.copytree(run.path / "fresh", tmp_path / "failed")
+    mark(failed, {name: Result(name != "parity", 1.0, 0.9, "share") for name in gates.names()})
+    refused(failed, r"gates failed \(parity\)")
+    some = shutil.copytree(run.path / "fresh", tmp_path / "some")
+    mark(some, {"parity": Result(True, 1.0, 0.9, "share")})
+    refused(some, "gates have not run")
+    with (some / "policy.onnx").open("ab") as file:
+        file.write(b"x")
+    refused(some, "SHA-256")
+    refused(tmp_path / "nothing", "cannot be read")
+
+
+def test_a_cut_or_foreign_archive_is_refused(run, tmp_path):
+    archive = tmp_path / "cut.tar.gz"
+    archive.write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(UserError, match="cut short"):
+        command("promote", archive, "--run", run.path)
+
+
+def test_a_run_that_was_not_tracked_gets_a_run_for_its_lineage(run, bundles, tmp_path):
+    moved = shutil.copytree(run.path, tmp_path / "elsewhere" / NAME)
+    command("promote", moved / bundles[0].name, "--alias", "champion")
+    uri = f"sqlite:///{moved.parent / 'mlflow.db'}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    version = client.get_model_version_by_alias(NAME, "champion")
+    assert client.get_run(version.run_id).info.status == "FINISHED"
+    assert json.loads(client.get_registered_model(NAME).tags["champion_history"]) == [1]
