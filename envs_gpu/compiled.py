@@ -1,9 +1,9 @@
-"""`torch.compile` for methods that are called with the same shapes over and over."""
+"""`torch.compile` for functions that are called with the same shapes over and over."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
@@ -11,20 +11,29 @@ import torch
 _T = TypeVar("_T")
 
 
-def compiled(method: Callable[..., _T]) -> Callable[..., _T]:
-    """A bound method, compiled for the inputs that it is called with first.
+def compiled(function: Callable[..., _T]) -> Callable[..., _T]:
+    """A function or bound method, compiled when it is first called, for inputs like those.
 
-    Whether those are still the same is not asked at every call: behind physics, with cold caches, the
-    answer takes as long as a small task's rewards. What may change between calls has to be a tensor. Torch
-    keeps what it compiled with a function's code, so that every object needs code of its own.
+    Whether inputs still are like those is not asked at every call, and Dynamo, which asks, is not in the way
+    either: behind physics, with cold caches, that takes as long as a small task's rewards. What may change
+    between calls has to be a tensor, and keep its shape.
     """
-    assert isinstance(method, MethodType)
-    shared = method.__func__
-    code, defaults = shared.__code__.replace(), shared.__defaults__
-    own = FunctionType(code, shared.__globals__, shared.__name__, defaults, shared.__closure__)
-    own.__kwdefaults__ = shared.__kwdefaults__
-    options: dict[str, str | int | bool | Callable[..., Any]] = {
-        "guard_filter_fn": torch.compiler.skip_all_guards_unsafe
-    }
-    fast = torch.compile(MethodType(own, method.__self__), dynamic=False, fullgraph=True, options=options)
-    return cast(Callable[..., _T], fast)
+    fast: Callable[..., _T] | None = None
+
+    def call(*arguments: Any) -> _T:
+        nonlocal fast
+        if fast is None:
+            fast = _compile(function, arguments)
+        return fast(*arguments)
+
+    return call
+
+
+def _compile(function: Callable[..., _T], arguments: tuple[Any, ...]) -> Callable[..., _T]:
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    just_in_time: Any = torch.compile(function, dynamic=False, fullgraph=True, options=options)
+    fast = just_in_time.aot_compile((arguments, {})).fn
+    # Of a method it gives the function.
+    return cast(
+        Callable[..., _T], MethodType(fast, function.__self__) if isinstance(function, MethodType) else fast
+    )

@@ -47,6 +47,10 @@ class Judgement(NamedTuple):
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
+    done: Tensor
+    """`[N]` terminated or truncated."""
+    broken: Tensor
+    """`[N]` whether something is wrong with the world."""
     broken_by: Tensor
     """`[N]` bits of `guards.Cause`, zero where a world is well."""
     metrics: dict[str, Tensor]
@@ -167,7 +171,6 @@ class SimEnv(VecEnv):
         ctrl = self.task.control(self._randomizer.before_step(action))
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
-        self._episode_step += 1
         judged = self._judge(
             self.physics.state, self._clock(), self._memory, action, given, self._seen, self._episode_return
         )
@@ -176,7 +179,7 @@ class SimEnv(VecEnv):
         self._metric_names = tuple(judged.metrics)
         self._pixels.advance(self.physics.state.qpos)
         final_obs = self.obs = self._pack(judged.observation)
-        done = judged.terminated | judged.truncated
+        done = judged.done
         # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
         if restarts := self.device.type != "cpu" or bool(done.any()):
             self._guards.isolate(judged.broken_by, self._episode_step)
@@ -186,9 +189,14 @@ class SimEnv(VecEnv):
         if restarts:
             states = judged.start or self._start_states(self._clock(), self._memory)
             self.obs = self._start(done, states, judged.observation)
-        broken = judged.broken_by != 0
         return StepResult(
-            self.obs, judged.reward, judged.terminated, judged.truncated, final_obs, judged.metrics, broken
+            self.obs,
+            judged.reward,
+            judged.terminated,
+            judged.truncated,
+            final_obs,
+            judged.metrics,
+            judged.broken,
         )
 
     def pop_metrics(self) -> dict[str, float]:
@@ -268,8 +276,9 @@ class SimEnv(VecEnv):
         """Everything between the physics step and the reset, in one compiled piece.
 
         `before` is the memory before the step, `given` the action before it was clipped, `seen` what the
-        policy saw last.
+        policy saw last. The episodes' clocks and returns go on in place.
         """
+        clock.step.add_(1)
         episode = clock.episode(before)
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
@@ -303,6 +312,8 @@ class SimEnv(VecEnv):
             reward,
             terminated,
             truncated,
+            done,
+            ~finite,
             broken_by,
             metrics,
             totals,

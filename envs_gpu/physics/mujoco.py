@@ -63,7 +63,7 @@ class MujocoPhysics(Physics):
         self._stepping = self._sensing | int(_DISABLE.mjDSBL_SENSOR)
         self._per_world = {name: [torch.from_numpy(self._batch.expand(name))] for name in options.per_world}
         self._simple = _SimpleDofs(model, self._batch) if {*_INERTIAL} & {*options.per_world} else None
-        self._warned = [self._batch.warning[:, kind, 1] for kind in _FATAL]
+        self._warned = self._batch.warning[..., 1]  # [N, kinds]
         self._rest = self._full[0].copy()
         self.state = self._views()
         self._qpos, self._qvel = self.state.qpos.numpy(), self.state.qvel.numpy()
@@ -119,9 +119,9 @@ class MujocoPhysics(Physics):
 
     def _spoil_warned(self) -> None:
         """Make the worlds NaN that C warned of: it takes a control that is NaN for zero, and goes on."""
-        for warned in self._warned:
-            if warned.any():
-                self._qpos[warned > 0] = np.nan
+        if self._warned.any():  # of whatever, which is seldom
+            for kind in _FATAL:
+                self._qpos[self._warned[:, kind] > 0] = np.nan
 
     def _evaluate_sensors(self, worlds: np.ndarray | None) -> None:
         """Sensors of the state as it is, of `worlds` or of all."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from envs_gpu.compiled import compiled as compile_function
 from envs_gpu.draw import RandomizationError
 from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
@@ -148,7 +149,7 @@ def make_act(policy: ActorCritic, compiled: bool) -> ActFunction:
         policy.gather(obs)
         return policy.act(obs, noise)
 
-    return torch.compile(act, dynamic=False) if compiled else act
+    return compile_function(act) if compiled else act
 
 
 def check_finite(policy: ActorCritic) -> None:

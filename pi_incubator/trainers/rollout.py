@@ -14,6 +14,12 @@ from torch import Tensor
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.networks._actor_critic import Act
 
+_SCALARS = (
+    "state_value",
+    "valid",
+    *(("next", key) for key in ("reward", "terminated", "done", "state_value")),
+)
+
 
 class Rollout:
     """`data` is a TensorDict of batch `[T, N]` with the keys that TorchRL's losses and estimators read.
@@ -56,8 +62,10 @@ class Rollout:
         if state_width:
             # Beside the samples, and so as long as they are: every step shows the one row that is stored.
             self.data["state"] = self.first_state.expand(horizon, -1, -1)
-        # Indexing a TensorDict costs more than the write: the rows' views are made once.
+        # Indexing a TensorDict costs more than the write, so the rows' views are made once; what is one wide is `[N]`.
         self._rows = [dict(row.items(True, True)) for row in self.data.unbind(0)]
+        for row in self._rows:
+            row |= {key: row[key].squeeze(-1) for key in _SCALARS}
 
     def store_act(self, t: int, act: Act) -> None:
         """Write what the policy saw and did at step `t`; its value completes step `t - 1`."""
@@ -66,7 +74,7 @@ class Rollout:
             row[group].copy_(observation)
         row["action"].copy_(act.action)
         row["action_log_prob"].copy_(act.log_prob)
-        row["state_value"].copy_(act.value.unsqueeze(-1))
+        row["state_value"].copy_(act.value)
 
     def store_result(self, t: int, result: StepResult, bootstrap: Callable[[TensorDict], Tensor]) -> None:
         """Write what the env answered at step `t`.
@@ -75,13 +83,13 @@ class Rollout:
         episodes that the clock cut off; the other next values are those of the following step.
         """
         row = self._rows[t]
-        row["next", "reward"].copy_(result.reward.unsqueeze(-1))
-        row["next", "terminated"].copy_(result.terminated.unsqueeze(-1))
-        row["next", "done"].copy_((result.terminated | result.truncated).unsqueeze(-1))
-        row["valid"].copy_(~result.broken.unsqueeze(-1))
+        row["next", "reward"].copy_(result.reward)
+        row["next", "terminated"].copy_(result.terminated)
+        torch.logical_or(result.terminated, result.truncated, out=row["next", "done"])
+        torch.logical_not(result.broken, out=row["valid"])
         # Looking is free on the CPU, and there truncations are rare; on a GPU it would stall the stream.
         if result.truncated.device.type != "cpu" or result.truncated.any():
-            row["next", "state_value"].copy_(bootstrap(result.final_obs).unsqueeze(-1))
+            row["next", "state_value"].copy_(bootstrap(result.final_obs))
 
     def close(self, last_value: Tensor) -> None:
         """Fill in the next values within episodes; `last_value` `[N]` is that of the next observation."""

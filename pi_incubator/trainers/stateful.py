@@ -8,6 +8,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from envs_gpu.compiled import compiled as compile_function
 from envs_gpu.vec_env import VecEnv
 from pi_incubator.networks._actor_critic import Act
 from pi_incubator.networks._stateful import StatefulActorCritic, restarted
@@ -44,4 +45,4 @@ def make_stateful_act(policy: StatefulActorCritic, compiled: bool) -> StatefulAc
         policy.gather(obs)
         return policy.act(obs, noise, state)
 
-    return torch.compile(act, dynamic=False) if compiled else act
+    return compile_function(act) if compiled else act
