@@ -62,7 +62,7 @@ class Rollout:
         if state_width:
             # Beside the samples, and so as long as they are: every step shows the one row that is stored.
             self.data["state"] = self.first_state.expand(horizon, -1, -1)
-        # Indexing a TensorDict costs more than the write, so the rows' views are made once; what is one wide is `[N]`.
+        # Indexing a TensorDict costs more than the write: the rows' views are made once, of scalars `[N]`.
         self._rows = [dict(row.items(True, True)) for row in self.data.unbind(0)]
         for row in self._rows:
             row |= {key: row[key].squeeze(-1) for key in _SCALARS}
