@@ -63,6 +63,10 @@ class RunFolder:
         self._lock_path = self.path / ".lock"
         self._lock: int | None = None
 
+    def export(self, target: str) -> Path:
+        """Where a bundle goes unless the user names another folder."""
+        return self.path / "export" / target
+
     def __enter__(self) -> RunFolder:
         """Make the folder and lock it.
 

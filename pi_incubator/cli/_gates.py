@@ -44,9 +44,11 @@ def read_checked(path: Path, folder: RunFolder) -> Bundle:
         bundle = read_bundle(path)
     except PolicyRuntimeError as error:
         raise UserError(str(error)) from None
-    if bundle.contract.raw.get("config_sha256") != origin_of(folder).config_sha256:
-        fix = "name its run, or export again"
-        raise UserError(f"{path}: config_sha256 is not that of the newest checkpoint of {folder.path}; {fix}")
+    origin = origin_of(folder)
+    for field in ("config_sha256", "policy_sha256"):
+        if bundle.contract.raw.get(field) != getattr(origin, field):
+            fix = "name its run, or export again"
+            raise UserError(f"{path}: {field} is not that of the newest checkpoint of {folder.path}; {fix}")
     return bundle
 
 
@@ -93,5 +95,8 @@ def pass_gates(
     rows = {name: {key: entry[key] for key in shown} for name, entry in entries.items()}
     print_table(rows, title=f"{path}: gates", first_column="gate")
     failed = [name for name, result in results.items() if not result.passed]
+    for name, entry in entries.items():
+        if "error" in entry:
+            print(f"{name}: {entry['error']}")
     print(f"failed: {', '.join(failed)}; the bundle is marked" if failed else "every gate is passed")
     return (FAILED if failed else 0), entries

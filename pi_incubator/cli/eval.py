@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
     cfg, folder = open_run(arguments.run, arguments.device, overrides)
     onnx = folder.onnx if arguments.onnx is RUNS_OWN else arguments.onnx
     if onnx and not onnx.is_file():
-        fix = f"write it with pi-export {arguments.run} and name it: --onnx {folder.path}/export/policy.onnx"
+        written = folder.export("onnx") / folder.onnx.name
+        fix = f"write it with pi-export {arguments.run} and name it: --onnx {written}"
         raise UserError(f"{onnx}: file not found; {fix}")
     # Slow imports come after every check that does not need them.
     from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy
@@ -104,6 +105,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     arguments = parser.parse_args(argv)
     if arguments.run is None and arguments.gates is None:
         parser.error("the following arguments are required: RUN")
+    if arguments.gates:
+        for name in ("num_envs", "backend", "seed", "onnx", "video", "video_worlds"):
+            if getattr(arguments, name) is not None:
+                parser.error(f"--{name.replace('_', '-')} says nothing to --gates; leave it out")
     return arguments
 
 

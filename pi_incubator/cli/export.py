@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     recording = record(env, policy, cfg.deployment.num_check_observations, evaluation_seed(cfg))
     source = Source(cfg, env, policy, origin_of(folder), recording)
     artifact = source.artifact(arguments.precision)
-    path = exporters.get(arguments.target)(artifact, arguments.out or folder.path / "export")
+    path = exporters.get(arguments.target)(artifact, arguments.out or folder.export(arguments.target))
     result = _describe(artifact, path, source, num_episodes)
     print_table({name: {"": value} for name, value in result.items()}, title=f"{folder.path.name}: {path}")
     exit_code = 0
@@ -89,7 +89,7 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
     env, policy = load_trained(cfg, folder, 1)
     number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     pixels = record_observations(env, policy, number, seed, policy.actor_group)
-    path = (arguments.out or folder.path / "export") / folder.onnx.name
+    path = (arguments.out or folder.export(arguments.target)) / folder.onnx.name
     difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(folder), path)
     print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")
     env.close()
@@ -100,7 +100,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="pi-export", description=__doc__, epilog=others)
     parser.add_argument("run", metavar="RUN", help="folder of a trained run")
     parser.add_argument("--target", choices=exporters.names(), default="onnx", help="what to write")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: RUN/export/TARGET")
     parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network")
     parser.add_argument("--gates", action="store_true", help="judge the bundle; exit code 1 if it fails")
     parser.add_argument("--episodes", type=count, metavar="N", help="default: as the run's config says")

@@ -230,12 +230,14 @@ class DeploymentSection(Section):
 
     export: Literal["onnx", "none"] = "onnx"
     """Format of the exported policy."""
-    opset: Annotated[int, Field(ge=18, le=100)] = 18
-    """ONNX operator set of the export."""
+    opset: Annotated[int, Field(ge=18, le=23)] = 18
+    """ONNX operator set of the export; the runtime knows no newer one."""
     num_check_observations: Count = 1000
     """Observations on which the export is compared with the policy."""
     tolerance: Positive = 1e-5
     """Largest absolute difference of an action that the comparison allows."""
+    max_rate_per_s: Positive | None = None
+    """How fast the runtime lets a target change, in its unit per second (rad/s of a joint); null: any."""
 
 
 class ExperimentConfig(Section):

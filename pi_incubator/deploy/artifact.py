@@ -103,7 +103,8 @@ def origin_of(folder: RunFolder, training_return: float | None = None) -> Origin
     if training_return is None:
         training_return = _written_return(folder.evaluation)
     git = (manifest["git_commit"], manifest["git_dirty"])
-    return Origin(manifest["config_sha256"], *git, training_return)
+    weights = manifest["files"]["policy.safetensors"]
+    return Origin(manifest["config_sha256"], weights, *git, training_return)
 
 
 def _written_return(path: Path) -> float | None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from pi_incubator.errors import UserError
+from pi_incubator.runtime.bundle import ENGINES, FAILED_GATES
 
 ONNX, CONTRACT, SUMS = "policy.onnx", "contract.json", "SHA256SUMS"
 BUILD_ENGINE = "build_engine.py"
@@ -28,13 +29,13 @@ def with_sums(files: Files) -> dict[str, bytes]:
 
 
 def write_folder(files: Files, folder: Path) -> Path:
-    """Write a bundle as `folder`, in the place of a bundle that is there.
+    """Write a bundle as `folder`, in the place of a bundle that is there, whose engines go with it.
 
     Raises:
         UserError: it cannot be written, or holds something else.
     """
-    if folder.exists() and not (folder.is_dir() and (is_bundle(folder) or not any(folder.iterdir()))):
-        raise UserError(f"{folder}: exists and is no bundle; name a new folder")
+    if folder.exists() and (others := _others(folder)):
+        raise UserError(f"{folder}: holds {others[0]}, which is of no bundle; name another folder")
     partial = folder.with_name(f".{folder.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -85,6 +86,17 @@ def archive_bytes(files: Files, top: str) -> bytes:
             entry.size, entry.mode = len(content), 0o755 if name == BUILD_ENGINE else 0o644
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def _others(folder: Path) -> list[str]:
+    """What is in `folder`, or is it, and belongs to no bundle there."""
+    if not folder.is_dir():
+        return ["a file"]
+    known = {SUMS, FAILED_GATES}
+    if is_bundle(folder):
+        known |= {line[66:] for line in (folder / SUMS).read_text(encoding="utf-8").splitlines()}
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if path.as_posix() not in known and path.parts[0] != ENGINES)
 
 
 def is_bundle(path: Path) -> bool:

@@ -30,6 +30,8 @@ class Origin:
     """The training that a policy comes from."""
 
     config_sha256: str
+    policy_sha256: str
+    """Of the checkpoint's file of weights."""
     git_commit: str | None
     git_dirty: bool | None
     training_return: float | None
@@ -60,11 +62,12 @@ def make_contract(
             "terms": [_term_entry(term) for term in sensed],
         },
         "states": [state._asdict() for state in states],
-        "joints": _joint_entries(interface),
+        "joints": _joint_entries(interface, cfg.deployment.max_rate_per_s),
         "safe_target": numbers(safe),
         "commands": list(interface.commands),
         "normalizer_sha256": normalizer_hash(normalizer),
         "config_sha256": origin.config_sha256,
+        "policy_sha256": origin.policy_sha256,
         "git_commit": origin.git_commit,
         "git_dirty": origin.git_dirty,
         "training_return": None if origin.training_return is None else short(origin.training_return),
@@ -126,7 +129,7 @@ def _term_entry(term: Term) -> Contract:
     }
 
 
-def _joint_entries(interface: PolicyInterface) -> list[Contract]:
+def _joint_entries(interface: PolicyInterface, max_rate_per_s: float | None) -> list[Contract]:
     targets = interface.targets
     columns = (targets.offset, targets.scale, targets.low, targets.high)
     return [
@@ -138,7 +141,7 @@ def _joint_entries(interface: PolicyInterface) -> list[Contract]:
             "action_scale": scale,
             "target_low": low,
             "target_high": high,
-            "max_rate_per_s": None,
+            "max_rate_per_s": max_rate_per_s,
         }
         for servo, offset, scale, low, high in zip(interface.servos, *map(numbers, columns), strict=True)
     ]

@@ -1,7 +1,8 @@
 """The network of an exported policy in fewer bits; what is around it stays in float32.
 
-Readings span many orders of magnitude and memory must not drift, so the normalizer, the history and the
-targets keep their precision: they cost nothing. What costs is between the first and the last matrix product.
+Readings span many orders of magnitude, so the normalizer, the history and the targets keep their precision:
+they cost nothing. What costs is between the first and the last matrix product, and that is where a recurrent
+network's gates are: its hidden state is computed in float16 and handed on in float32.
 """
 
 from __future__ import annotations

@@ -73,6 +73,11 @@ class Fields:
         """An object inside this one."""
         return Fields(self._get(name), f"{self.where}{name}.")
 
+    def objects_by_name(self, name: str) -> dict[str, Fields]:
+        """An object of objects; a missing one is empty."""
+        items = Fields(self._data.get(name, {}), f"{self.where}{name}.")._data
+        return {key: Fields(item, f"{self.where}{name}.{key}.") for key, item in items.items()}
+
     def wrong(self, name: str, value: object, expected: str) -> RuntimeBundleError:
         """The error that says that field `name` is not as `expected`."""
         field = f"{self.where}{name}".rstrip(".: ")
@@ -94,4 +99,9 @@ class Fields:
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite int or float; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an int that no float can hold
+        return False

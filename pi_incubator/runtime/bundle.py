@@ -80,6 +80,8 @@ def _read_folder(path: Path) -> dict[str, bytes]:
         raise RuntimeBundleError(
             f"{error.filename}: cannot be read ({error.strerror}); {COPY_AGAIN}"
         ) from None
+    except RuntimeError as error:  # Python 3.10 to 3.12, of links in a circle
+        raise RuntimeBundleError(f"{path}: cannot be read ({error}); {COPY_AGAIN}") from None
     return files
 
 
@@ -120,7 +122,13 @@ def _read_archive(path: Path) -> dict[str, bytes]:
 def _safe_name(name: str, path: Path) -> PurePosixPath:
     """`name` as a path that stays inside the bundle."""
     parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts or not parts.parts or "\\" in name:
+    if (
+        parts.is_absolute()
+        or ".." in parts.parts
+        or not parts.parts
+        or "\\" in name
+        or not name.isprintable()
+    ):
         raise RuntimeBundleError(f"{path}: {name!r} points out of the bundle; {COPY_AGAIN}")
     return parts
 

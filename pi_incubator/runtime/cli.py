@@ -60,7 +60,7 @@ def cli() -> NoReturn:
 def _check(arguments: argparse.Namespace) -> None:
     bundle = read_bundle(arguments.bundle)
     contract = bundle.contract
-    policy = Policy.load(arguments.bundle, provider=arguments.provider)
+    policy = Policy.of(bundle, provider=arguments.provider)
     terms = ", ".join(f"{term.name} {term.width}" for term in contract.terms)
     gates = contract.raw.get("gates") or {}
     _print_rows(
@@ -80,7 +80,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _bench(arguments: argparse.Namespace) -> None:
-    policy = Policy.load(arguments.bundle, provider=arguments.provider, max_rate=arguments.max_rate)
+    bundle = read_bundle(arguments.bundle)
+    policy = Policy.of(bundle, provider=arguments.provider, max_rate=arguments.max_rate)
     result = bench(
         policy,
         num_steps=arguments.steps,
@@ -114,27 +115,34 @@ def _print_bench(result: BenchResult) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> None:
-    if read_bundle(arguments.bundle).failed_gates and not arguments.allow_failed_gates:
+    bundle = read_bundle(arguments.bundle)
+    if bundle.failed_gates and not arguments.allow_failed_gates:
         fix = "export a better one, or give --allow-failed-gates in a simulator"
         raise RuntimeBundleError(f"{arguments.bundle}: failed its gates and is not for a robot; {fix}")
-    policy = Policy.load(arguments.bundle, provider=arguments.provider, max_rate=arguments.max_rate)
+    policy = Policy.of(bundle, provider=arguments.provider, max_rate=arguments.max_rate)
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
-    log = StepLog(arguments.log, policy.contract, format=arguments.log_format) if arguments.log else NullLog()
-    try:
-        with closing(PolicyLink(arguments.link, policy.contract)) as link:
-            print(f"ready: {policy.contract.name} at {arguments.link}", flush=True)
-            report = Loop(policy, link, log, max_misses=arguments.max_misses).run(
-                follow_link=arguments.follow,
-                realtime_priority=arguments.realtime,
-                should_stop=lambda: bool(stop),
-                max_steps=arguments.steps,
-            )
-            rows: dict[str, object] = {**asdict(report), **asdict(link.counts)}
-    finally:
-        log.close()
+    # The log's folder comes last: a link that cannot be opened leaves none behind for a restart to trip over.
+    with (
+        closing(PolicyLink(arguments.link, policy.contract)) as link,
+        closing(_log(arguments, policy)) as log,
+    ):
+        print(f"ready: {policy.contract.name} at {arguments.link}", flush=True)
+        report = Loop(policy, link, log, max_misses=arguments.max_misses).run(
+            follow_link=arguments.follow,
+            realtime_priority=arguments.realtime,
+            should_stop=lambda: bool(stop),
+            max_steps=arguments.steps,
+        )
+        rows: dict[str, object] = {**asdict(report), **asdict(link.counts)}
     _print_rows(rows | {"log_dropped": log.dropped})
+
+
+def _log(arguments: argparse.Namespace, policy: Policy) -> StepLog | NullLog:
+    if arguments.log is None:
+        return NullLog()
+    return StepLog(arguments.log, policy.contract, format=arguments.log_format)
 
 
 def _to_parquet(arguments: argparse.Namespace) -> None:

@@ -152,6 +152,7 @@ def check_contract(raw: Any, where: str = "contract.json") -> Contract:
             f"{where}: schema_version: {version} is newer than this runtime's {SCHEMA_VERSION}; "
             "update the runtime, or export with the version of pi_incubator that it came from"
         )
+    fields.objects_by_name("gates")  # whoever reads `raw` finds objects
     contract = Contract(
         name=fields.text("name"),
         task=fields.text("task"),

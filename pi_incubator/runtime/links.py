@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 from ._network import Array
@@ -10,6 +11,7 @@ from .packets import OBSERVATION, TARGET, Counts, Decoder, encode, packet_size
 from .transports import open_transport
 
 MAX_PACKETS = 100  # read at once; a control rate is never so far behind its robot
+SILENCE_S = 0.1  # after which another sender may take over, or the same one with a clock that was set back
 
 
 class _Link:
@@ -47,13 +49,15 @@ class PolicyLink(_Link):
     def __init__(self, url: str, contract: Contract) -> None:
         super().__init__(url, contract, is_policy=True)
         self._sender: object = None
+        self._heard_s = -math.inf
         self.began_episode = False
 
     def receive(self, timeout_s: float) -> Array | None:
         """The newest observation `[D]` that has come since the last call, or None.
 
-        `began_episode` tells whether a packet since the last call began an episode: the first of all, or
-        one whose sequence number is 0. Once it has begun, packets of other senders are stale.
+        `began_episode` tells whether a packet since the last call began an episode: the first of all, the
+        first of another sender after the last one has been silent for `SILENCE_S`, or one of the same sender
+        whose sequence number is 0 and that was sent later. All else that is no newer is stale.
 
         Args:
             timeout_s: how long to wait where none has come yet.
@@ -71,18 +75,29 @@ class PolicyLink(_Link):
         return self._decoder.values if found else None
 
     def _take(self, packet: bytes, sender: object) -> bool:
-        sequence, last = self._decoder.sequence_of(packet), self._decoder.sequence
-        if sequence is None:
+        opened = self._decoder.open(packet)
+        if opened is None:
             return False
-        begins = last < 0 or (sequence == 0 and last > 0)
-        if not begins and (sequence <= last or sender != self._sender):
+        begins = self._begins(*opened, sender)
+        if not begins and (opened[0] <= self._decoder.sequence or sender != self._sender):
             self.counts.stale += 1
             return False
         self._decoder.accept(packet)
+        self._heard_s = time.monotonic()
         self.began_episode |= begins
         self._sender = sender
         self._transport.answer(sender)
         return True
+
+    def _begins(self, sequence: int, sent_ns: int, sender: object) -> bool:
+        """Whether a packet begins an episode: a copy of one that came before does not."""
+        if self._decoder.sequence < 0:
+            return True
+        is_silent = time.monotonic() - self._heard_s > SILENCE_S
+        if sender != self._sender:
+            return is_silent
+        is_another = sent_ns > self._decoder.sent_ns or (is_silent and sent_ns != self._decoder.sent_ns)
+        return sequence == 0 and is_another
 
     def send(self, target: Array, flags: int) -> None:
         """Send targets `[U]` as the answer to the last observation."""
@@ -128,9 +143,9 @@ class RobotLink(_Link):
             entry = self._transport.receive(max(0.0, deadline - time.monotonic()))
             if entry is None:
                 return None
-            sequence = self._decoder.sequence_of(entry[0])
-            if sequence == self._sequence:
+            opened = self._decoder.open(entry[0])
+            if opened and opened[0] == self._sequence:
                 self._decoder.accept(entry[0])
                 return self._decoder.values
-            if sequence is not None:
+            if opened:
                 self.counts.stale += 1

@@ -15,6 +15,7 @@ from .policy import Policy
 
 MAX_MISSES = 3
 EPISODE_WAIT_S = 0.1  # how often a loop without a robot looks whether it shall end
+END_LIMIT_S = 5.0  # how long an end may take until the safe target is reached
 
 
 class Link(Protocol):
@@ -85,7 +86,7 @@ class Loop:
         should_stop: Callable[[], bool] = lambda: False,
         max_steps: int | None = None,
     ) -> Report:
-        """Run until `should_stop` or for `max_steps`, and end on the safe target.
+        """Run until `should_stop` or for `max_steps`, and end on the safe target, as fast as rates permit.
 
         Args:
             follow_link: answer each observation when it comes, at the robot's or simulator's rate, instead of
@@ -105,7 +106,7 @@ class Loop:
                 while not should_stop() and (max_steps is None or self.report.steps < max_steps):
                     tick(pace)
             finally:
-                self._link.send(self._policy.step_to_safe(Flags.DEADLINE_MISSED), self._policy.flags)
+                self._end(pace)
         return self.report
 
     def _wait_for_robot(self, should_stop: Callable[[], bool]) -> None:
@@ -151,7 +152,8 @@ class Loop:
     def _receive(self, timeout_s: float) -> Array | None:
         observation = self._link.receive(timeout_s)
         if self._link.began_episode:
-            self._policy.reset()
+            # The motors hold what was sent last, and a rate limit counts from there.
+            self._policy.reset(self._policy.target.copy())
         return observation
 
     def _step(self, observation: Array) -> None:
@@ -169,6 +171,14 @@ class Loop:
             self._send(target)
         else:
             self._send(policy.hold(Flags.DEADLINE_MISSED))
+
+    def _end(self, pace: Pace) -> None:
+        """Send the safe target; where rates are limited, one step towards it a period until it is reached."""
+        for _ in range(1 + int(END_LIMIT_S / self._period_s)):
+            self._link.send(self._policy.step_to_safe(Flags.DEADLINE_MISSED), self._policy.flags)
+            if Flags.RATE_LIMITED not in self._policy.flags:
+                return
+            pace.wait()
 
     def _send(self, target: Array) -> None:
         flags = self._policy.flags

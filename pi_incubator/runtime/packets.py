@@ -35,7 +35,7 @@ class Counts:
 
     accepted: int = 0
     stale: int = 0
-    """Older than the last one that was accepted, or from another sender than the episode's."""
+    """Older than the last one that was accepted, or from another sender while the episode's still sends."""
     wrong_size: int = 0
     """Not as long as the contract's width asks for."""
     malformed: int = 0
@@ -53,24 +53,25 @@ class Decoder:
     def __init__(self, kind: bytes, count: int) -> None:
         self.values: Array = np.zeros(count, np.float32)
         self.sequence = -1
+        self.sent_ns = 0
         self.flags = 0
         self.counts = Counts()
         self._kind = kind
 
-    def sequence_of(self, packet: bytes) -> int | None:
-        """The sequence number of a packet that is whole, or None: it is counted, and not to be used."""
+    def open(self, packet: bytes) -> tuple[int, int] | None:
+        """Sequence number and sender's clock in ns of a packet that is whole; any other is counted."""
         if len(packet) != packet_size(self.values.size):
             self.counts.wrong_size += 1
             return None
-        kind, version, count, sequence, _, _ = HEADER.unpack_from(packet)
+        kind, version, count, sequence, sent_ns, _ = HEADER.unpack_from(packet)
         if (kind, version, count) != (self._kind, VERSION, self.values.size) or not is_intact(packet):
             self.counts.malformed += 1
             return None
-        return int(sequence)
+        return int(sequence), int(sent_ns)
 
     def accept(self, packet: bytes) -> None:
         """Make a packet that is whole the last one."""
-        _, _, _, self.sequence, _, self.flags = HEADER.unpack_from(packet)
+        _, _, _, self.sequence, self.sent_ns, self.flags = HEADER.unpack_from(packet)
         self.values[:] = np.frombuffer(packet, "<f4", self.values.size, VALUES_AT)
         self.counts.accepted += 1
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from ._network import Array, FiniteCheck, Network
-from .bundle import read_bundle
+from .bundle import Bundle, read_bundle
 from .contract import Contract
 from .errors import ObservationError, RuntimeBundleError
 from .flags import Flags
@@ -48,7 +48,12 @@ class Policy:
 
     @classmethod
     def load(
-        cls, path: Path | str, *, provider: str = "auto", max_rate: float | Array | None = None
+        cls,
+        path: Path | str,
+        *,
+        provider: str = "auto",
+        max_rate: float | Array | None = None,
+        allow_failed_gates: bool = False,
     ) -> Policy:
         """The policy in the bundle at `path`, a folder or a .tar.gz.
 
@@ -56,11 +61,20 @@ class Policy:
             path: of the bundle.
             provider: "onnxruntime", "tensorrt", or "auto": TensorRT where there is an engine for this GPU.
             max_rate: of every target, in its unit per second (a number or `[U]`), instead of the contract's.
+            allow_failed_gates: take a bundle that is marked as one that failed a gate, for a simulator.
 
         Raises:
-            RuntimeBundleError: the bundle cannot be used, or `max_rate` is not above 0.
+            RuntimeBundleError: the bundle cannot be used, or failed a gate, or `max_rate` is not above 0.
         """
         bundle = read_bundle(path)
+        if bundle.failed_gates and not allow_failed_gates:
+            problem = "failed its gates and is not for a robot; export a better one"
+            raise RuntimeBundleError(f"{path}: {problem}, or allow failed gates in a simulator")
+        return cls.of(bundle, provider=provider, max_rate=max_rate)
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, provider: str = "auto", max_rate: float | Array | None = None) -> Policy:
+        """The policy in a bundle that has been read, whatever its gates say; arguments as `load`."""
         return cls(bundle.contract, make_network(bundle, provider), max_rate)
 
     @property
@@ -179,7 +193,10 @@ class Policy:
                 f"observation: lacks {missing}, has unknown {extra}; see the contract's terms"
             )
         for name, view in self._terms.items():
-            values = np.asarray(observation[name])
+            try:
+                values = np.asarray(observation[name])
+            except ValueError as error:
+                raise ObservationError(f"observation: {name} is no array of numbers ({error})") from None
             if values.size != view.size:
                 raise ObservationError(f"observation: {name} has {values.size} values, not {view.size}")
             _convert(values.reshape(-1), view)
@@ -225,11 +242,13 @@ def _per_value(contract: Contract) -> tuple[Array, Array]:
     repeats = [term.width for term in contract.terms]
     low = _limits([term.low for term in contract.terms], -LARGEST)
     high = _limits([term.high for term in contract.terms], LARGEST)
-    return np.repeat(low, repeats), np.repeat(high, repeats)
+    # A limit beyond float32 must not let infinity pass.
+    return np.repeat(low.clip(-LARGEST, LARGEST), repeats), np.repeat(high.clip(-LARGEST, LARGEST), repeats)
 
 
 def _limits(values: list[float | None], unlimited: float) -> Array:
-    return np.array([unlimited if value is None else value for value in values], np.float32)
+    with np.errstate(over="ignore"):
+        return np.array([unlimited if value is None else value for value in values], np.float32)
 
 
 def _max_change(contract: Contract, max_rate: float | Array | None) -> Array | None:
@@ -237,7 +256,10 @@ def _max_change(contract: Contract, max_rate: float | Array | None) -> Array | N
     if max_rate is None:
         rate = _limits([joint.max_rate_per_s for joint in contract.joints], np.inf)
     else:
-        rate = np.asarray(max_rate, np.float32)
+        try:
+            rate = np.asarray(max_rate, np.float32)
+        except (TypeError, ValueError):
+            rate = np.zeros(0, np.float32)
         if rate.shape not in ((), (contract.num_targets,)) or not (rate > 0).all():
             raise RuntimeBundleError(
                 f"max_rate: {max_rate} is not above 0 for {contract.num_targets} targets"

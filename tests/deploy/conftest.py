@@ -18,7 +18,7 @@ from pi_incubator.evaluation.worlds import evaluation_env
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder, begin
 
-ORIGIN = Origin("c" * 64, "0123abc", False, 12.25)
+ORIGIN = Origin("c" * 64, "d" * 64, "0123abc", False, 12.25)
 NUM_WORLDS = 4
 
 

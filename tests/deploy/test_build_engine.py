@@ -63,6 +63,7 @@ def set_precision(bundle, precision):
     ("version", "precision", "flags"),
     [
         ("100300", "fp32", []),
+        ("100300", "fp32", ["--noTF32"]),
         ("100300", "fp16", ["--fp16"]),
         ("101600", "int8", ["--int8"]),
         ("110401", "fp16", []),
@@ -117,7 +118,7 @@ class FakeTensorRT(types.ModuleType):
         super().__init__("tensorrt")
         self.__version__ = version
         self.flags, self.shapes = [], {}
-        self.BuilderFlag = types.SimpleNamespace(FP16="FP16", INT8="INT8")
+        self.BuilderFlag = types.SimpleNamespace(FP16="FP16", INT8="INT8", TF32="TF32")
         self.Logger = type("Logger", (), {"WARNING": 1, "__init__": lambda self, level: None})
         fake = self
 
@@ -130,7 +131,9 @@ class FakeTensorRT(types.ModuleType):
 
             def create_builder_config(self):
                 return types.SimpleNamespace(
-                    set_flag=fake.flags.append, add_optimization_profile=lambda profile: 0
+                    set_flag=fake.flags.append,
+                    clear_flag=lambda flag: fake.flags.append(f"no {flag}"),
+                    add_optimization_profile=lambda profile: 0,
                 )
 
             def create_optimization_profile(self):
@@ -147,7 +150,12 @@ class FakeTensorRT(types.ModuleType):
 
 @pytest.mark.parametrize(
     ("version", "precision", "flags"),
-    [("10.3.0", "int8", ["INT8"]), ("10.3.0", "fp16", ["FP16"]), ("11.4.1", "fp16", [])],
+    [
+        ("10.3.0", "fp32", ["no TF32"]),
+        ("10.3.0", "int8", ["INT8"]),
+        ("10.3.0", "fp16", ["FP16"]),
+        ("11.4.1", "fp16", []),
+    ],
 )
 def test_the_python_package_is_told_the_same(script, bundle, monkeypatch, version, precision, flags):
     set_precision(bundle, precision)

@@ -1,5 +1,6 @@
 """Gates let a sound bundle through and hold a spoiled one back, and write down what they found."""
 
+import json
 import math
 import shutil
 import tarfile
@@ -10,13 +11,15 @@ import pytest
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.cli._trained import load_trained, open_run
+from pi_incubator.deploy.bundle import with_sums
+from pi_incubator.deploy.contract import to_json
 from pi_incubator.deploy.gates import robustness
 from pi_incubator.deploy.gates._base import Candidate, Result, kept_share
 from pi_incubator.deploy.gates._verdict import judge, mark
 from pi_incubator.deploy.gates.sim_to_sim import sensor_noise
 from pi_incubator.errors import UserError
 from pi_incubator.registry import exporters, gates
-from pi_incubator.runtime import RuntimeBundleError, read_bundle
+from pi_incubator.runtime import Policy, RuntimeBundleError, read_bundle
 
 NAMES = ["latency", "parity", "robustness", "sim_to_sim"]
 
@@ -25,7 +28,7 @@ NAMES = ["latency", "parity", "robustness", "sim_to_sim"]
 def bundle(standing):
     """A bundle that no gate has seen, in its run's folder."""
     assert export_command.main([str(standing.path), "--episodes", "1"]) == 0
-    return standing.path / "export"
+    return standing.path / "export" / "onnx"
 
 
 @pytest.fixture
@@ -114,6 +117,40 @@ def test_noise_is_the_tasks_and_commands_have_none(copy, candidate_of):
     noise = sensor_noise(candidate_of(copy))
     expected = np.repeat([0.05, 0.2, 0.0, 0.01, 1.5], [3, 3, 3, 12, 12])
     np.testing.assert_allclose(noise, expected, rtol=1e-6)
+
+
+def test_a_gate_that_breaks_is_not_passed(copy, standing, monkeypatch, capsys):
+    assert not (copy / "FAILED_GATES").exists()
+
+    def breaks(_):
+        raise RuntimeError("no such thing")
+
+    monkeypatch.setattr(gates, "names", lambda: ["parity"])
+    monkeypatch.setattr(gates, "get", lambda _: breaks)
+    assert eval_command.main([str(standing.path), "--gates", str(copy), "--device", "cpu"]) == 1
+    assert read_bundle(copy).contract.raw["gates"]["parity"]["error"] == "RuntimeError: no such thing"
+    assert "parity: RuntimeError: no such thing" in capsys.readouterr().out
+    with pytest.raises(RuntimeBundleError, match="failed its gates and is not for a robot"):
+        Policy.load(copy)
+    assert Policy.load(copy, allow_failed_gates=True).contract.name
+
+
+@pytest.mark.parametrize("option", [["--backend", "warp"], ["--seed", "3"], ["--onnx"], ["--video", "x.mp4"]])
+def test_gates_refuse_options_that_say_nothing_to_them(copy, standing, option):
+    with pytest.raises(UserError, match=f"{option[0]} says nothing to --gates"):
+        eval_command.main([str(standing.path), "--gates", str(copy), *option])
+
+
+def test_a_bundle_of_other_weights_is_refused(copy, standing):
+    contract = json.loads((copy / "contract.json").read_text())
+    contract["policy_sha256"] = "0" * 64
+    files = {path.name: path.read_bytes() for path in copy.iterdir()} | {
+        "contract.json": to_json(contract).encode()
+    }
+    for name, content in with_sums(files).items():
+        (copy / name).write_bytes(content)
+    with pytest.raises(UserError, match="policy_sha256 is not that of the newest checkpoint"):
+        eval_command.main([str(standing.path), "--gates", str(copy)])
 
 
 def test_gates_find_the_run_that_a_bundle_lies_in(bundle, copy):

@@ -51,6 +51,20 @@ def test_a_folder_holds_what_its_target_needs(walker, target, names, tmp_path):
         assert os.access(folder / "build_engine.py", os.X_OK)
 
 
+def test_a_folder_with_somebody_elses_files_is_not_replaced(walker, tmp_path):
+    export, out = exporters.get("onnx"), tmp_path / "out"
+    export(walker[1], out)
+    (out / "engines").mkdir()
+    (out / "engines" / "old.plan").write_bytes(b"")
+    (out / "FAILED_GATES").write_text("parity\n")
+    export(walker[1], out)
+    assert {path.name for path in out.iterdir()} == BASE
+    (out / "robot.tar.gz").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds robot.tar.gz, which is of no bundle; name another folder"):
+        export(walker[1], out)
+    assert (out / "robot.tar.gz").exists()
+
+
 def test_the_archive_holds_all_that_a_robot_needs(jetson):
     _, folder = jetson
     assert {path.name for path in folder.iterdir()} == LINEAR | {"README.md", "pi-policy.service", "runtime"}

@@ -136,7 +136,7 @@ def test_the_ratio_is_one_before_the_first_step(cfg, policy):
 
 def test_export_takes_whole_numbers_and_acts_alike(policy, cfg, tmp_path):
     network, spec = policy
-    path, origin = tmp_path / "policy.onnx", Origin("c" * 64, None, None, None)
+    path, origin = tmp_path / "policy.onnx", Origin("c" * 64, "d" * 64, None, None, None)
     assert export_pixels(cfg, network, spec, some_pixels(64), origin, path) <= 1e-5
     with pytest.raises(UserError, match="cannot be written"):
         export_pixels(cfg, network, spec, some_pixels(4), origin, path / "below.onnx")

@@ -127,6 +127,15 @@ def test_a_folder_that_points_out(folder, tmp_path):
     refused(folder, "link: points out of the bundle")
 
 
+def test_a_folder_with_names_that_are_none(folder):
+    sums = (folder / "SHA256SUMS").read_text()
+    (folder / "SHA256SUMS").write_text(f"{sums}{'0' * 64}  a\0b\n")
+    refused(folder, "points out of the bundle")
+    (folder / "circle").symlink_to("circle")
+    (folder / "SHA256SUMS").write_text(f"{sums}{'0' * 64}  circle\n")
+    refused(folder, "circle.*cannot be read|cannot be read .*circle")
+
+
 def test_an_archive_that_unpacks_to_too_much(folder, tmp_path, monkeypatch):
     archive = bundles.write_archive(folder, tmp_path / "bundle.tar.gz")
     monkeypatch.setattr("pi_incubator.runtime.bundle.MAX_BUNDLE_BYTES", 1000)
@@ -220,6 +229,9 @@ WRONG_FIELDS = [
     ("safe_target.4", 0.9, "safe_target: 0.9 is not within the limits of joint_4, -0.8 to 0.8"),
     ("states", [{"name": "a", "width": 0}], r"states\[0\].width: 0 is not a whole number of at least 1"),
     ("onnx.file", "../policy.onnx", "onnx.file: '../policy.onnx' is not a plain file name"),
+    ("control_hz", 10**400, "control_hz: 1000.* is not a number"),
+    ("gates", 5, "gates: 5 is not an object"),
+    ("gates", {"parity": 5}, "gates.parity: 5 is not an object"),
 ]
 
 

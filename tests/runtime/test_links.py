@@ -15,7 +15,7 @@ import pytest
 
 from pi_incubator.runtime import LinkError
 from pi_incubator.runtime.contract import check_contract
-from pi_incubator.runtime.links import PolicyLink, RobotLink
+from pi_incubator.runtime.links import SILENCE_S, PolicyLink, RobotLink
 
 CONTRACT = check_contract(bundles.contract_dict())
 OBSERVATION = np.arange(bundles.WIDTH, dtype=np.float32)
@@ -52,10 +52,10 @@ def wire():
         yield policy, bare
 
 
-def packet(sequence, values=OBSERVATION, *, kind=b"PIOB", version=1, count=None):
+def packet(sequence, values=OBSERVATION, *, kind=b"PIOB", version=1, count=None, sent_ns=123):
     """Written by hand from the table in docs/runtime.md."""
     count = len(values) if count is None else count
-    header = struct.pack("<4sHHQqI", kind, version, count, sequence, 123, 0)
+    header = struct.pack("<4sHHQqI", kind, version, count, sequence, sent_ns, 0)
     payload = struct.pack(f"<{len(values)}f", *values)
     return header + struct.pack("<I", zlib.crc32(header + payload)) + payload
 
@@ -166,10 +166,31 @@ def test_another_sender_does_not_mix_in(wire):
         other.send(packet(6, OBSERVATION + 1))
         assert policy.receive(0.05) is None
         assert policy.counts.stale == 1
+        other.send(packet(0, OBSERVATION + 1))
+        assert policy.receive(0.05) is None
+        assert policy.counts.stale == 2
+        time.sleep(SILENCE_S)
         other.send(packet(0, OBSERVATION + 1))  # a robot that was started again
         assert policy.receive(1.0) is not None
+        assert policy.began_episode
         policy.send(TARGET, 0)
         assert other.recv(1000)
+
+
+@pytest.mark.parametrize(
+    ("sent_ns", "wait_s", "begins"),
+    [(123, 0.0, False), (122, 0.0, False), (124, 0.0, True), (123, 2.0, False), (5, 2.0, True)],
+    ids=["a copy", "late", "started again", "a copy after silence", "rebooted, its clock anew"],
+)
+@pytest.mark.parametrize("last", [0, 3])
+def test_a_zero_begins_an_episode_unless_it_is_a_copy(wire, sent_ns, wait_s, begins, last):
+    policy, bare = wire
+    for sequence in range(last + 1):
+        bare.send(packet(sequence))
+        assert policy.receive(1.0) is not None
+    time.sleep(wait_s * SILENCE_S)
+    bare.send(packet(0, OBSERVATION + 1, sent_ns=sent_ns))
+    assert (policy.receive(0.05) is not None) == policy.began_episode == begins
 
 
 def _robot_process(url, contract_dict, count, errors):

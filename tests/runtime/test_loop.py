@@ -202,3 +202,20 @@ def test_the_scheduler_is_given_back():
     except ScheduleError:
         pytest.skip("real-time priorities are not permitted here")
     assert os.sched_getscheduler(0) == before
+
+
+def test_rate_limits_hold_where_an_episode_begins_and_to_the_end(bundle):
+    link = Script([OBSERVATION * (-1) ** i for i in range(12)])
+    receive = link.receive
+
+    def begin_in_the_middle(timeout_s):
+        link.began_episode = len(link.entries) == 4
+        return receive(timeout_s)
+
+    link.receive = begin_in_the_middle
+    Loop(Policy.load(bundle, max_rate=1.0), link, max_misses=100).run(max_steps=12)
+    targets = np.array([SAFE, *(target for target, _ in link.sent)])
+    assert np.abs(targets[12] - SAFE).max() > 0.1
+    assert np.abs(np.diff(targets, axis=0)).max() <= 1.0 / HZ + 1e-6
+    np.testing.assert_array_equal(targets[-1], SAFE)
+    assert len(link.sent) > 13

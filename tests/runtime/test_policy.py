@@ -144,7 +144,7 @@ def test_rate_limit(tmp_path, observations, by):
     assert policy.flags == Flags.NAN_OBSERVATION | Flags.RATE_LIMITED
 
 
-@pytest.mark.parametrize("max_rate", [0.0, -1.0, np.nan, np.ones(3)])
+@pytest.mark.parametrize("max_rate", [0.0, -1.0, np.nan, np.ones(3), "fast"])
 def test_wrong_max_rate(bundle, max_rate):
     with pytest.raises(RuntimeBundleError, match=r"max_rate: .* is not above 0 for 12 targets"):
         Policy.load(bundle[1], max_rate=max_rate)

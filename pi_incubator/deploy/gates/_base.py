@@ -43,14 +43,14 @@ class Result:
 
     def entry(self) -> dict[str, Any]:
         """As the contract holds it; JSON has no number for a value that is not finite."""
-        value = self.value if math.isfinite(self.value) else None
-        return {
+        entry = {
             "passed": self.passed,
-            "value": value,
+            "value": self.value,
             "limit": self.limit,
             "unit": self.unit,
             **self.details,
         }
+        return {name: None if _is_odd(value) else value for name, value in entry.items()}
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,10 @@ class Candidate:
     def cfg_in_c(self) -> ExperimentConfig:
         """The run's config with C MuJoCo as its simulator."""
         return self.cfg.model_copy(update={"env": self.cfg.env.model_copy(update={"backend": "mujoco"})})
+
+
+def _is_odd(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def kept_share(value: float, reference: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tarfile
 from collections.abc import Iterable, Mapping
@@ -20,8 +21,20 @@ Results = Mapping[str, Result]
 
 
 def judge(candidate: Candidate, names: Iterable[str] | None = None) -> Results:
-    """Run the gates called `names`, all of them by default; gives name -> what it found out."""
-    return {name: gates.get(name)(candidate) for name in (gates.names() if names is None else names)}
+    """Run the gates called `names`, all of them by default; gives name -> what it found out.
+
+    A gate that could not be run to its end is not passed; its detail `error` says why.
+    """
+    return {name: _ask(name, candidate) for name in (gates.names() if names is None else names)}
+
+
+def _ask(name: str, candidate: Candidate) -> Result:
+    try:
+        return gates.get(name)(candidate)
+    except Exception as error:
+        # Whatever it was: an older verdict must not stand.
+        reason = f"{type(error).__name__}: {error}"
+        return Result(False, math.nan, math.nan, "not run to its end", {"error": reason})
 
 
 def mark(path: Path, results: Results) -> None:

@@ -19,7 +19,7 @@ def latency(candidate: Candidate) -> Result:
 
     It is that of this machine: on the robot `pi-runtime bench` says.
     """
-    policy = Policy.load(candidate.path)
+    policy = Policy.of(candidate.bundle)
     measured = bench(policy, num_steps=NUM_STEPS, paced_s=PACED_S)
     limit_ms = SHARE * 1e3 / candidate.bundle.contract.control_hz
     value_ms = max(measured.step_us[1], measured.paced_us[1]) / 1e3

@@ -76,7 +76,7 @@ def _run(candidate: Candidate) -> tuple[dict[str, Any], float]:
     with ExitStack() as stack:
         robots = []
         for url in urls:
-            policy = Policy.load(candidate.path, provider="onnxruntime")
+            policy = Policy.of(candidate.bundle, provider="onnxruntime")
             robots.append((policy, stack.enter_context(closing(PolicyLink(url, policy.contract)))))
         simulator = stack.enter_context(_start(candidate, urls))
         num_steps = num_flagged = 0

@@ -28,9 +28,9 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 TRTEXEC = ("trtexec", "/usr/src/tensorrt/bin/trtexec")  # JetPack does not put it on the path
 MAJORS = (10, 11)
-FLAGS = {"fp32": (), "fp16": ("--fp16",), "int8": ("--int8",)}
+FLAGS = {"fp32": ("--noTF32",), "fp16": ("--fp16",), "int8": ("--int8",)}
 """trtexec's of TensorRT 10, which may then run in float16 what the graph leaves in float32, too; int8 it runs
-where the graph has Q/DQ nodes alone."""
+where the graph has Q/DQ nodes alone. Without `--noTF32` products of float32 keep ten bits of precision."""
 CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76  # CUdevice_attribute of cuda.h
 
 
@@ -47,6 +47,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(build(HERE, arguments.builder, arguments.dry_run))
     except BuildError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename}: {error.strerror}; copy the bundle again", file=sys.stderr)
+        return 2
+    except (ValueError, KeyError, TypeError) as error:
+        print(f"error: {HERE}/contract.json: is damaged ({error!r}); copy the bundle again", file=sys.stderr)
         return 2
     return 0
 
@@ -190,7 +196,9 @@ def build_by_python(version: str, contract: dict[str, Any], onnx: Path, engine: 
     config = builder.create_builder_config()
     if major(version) < 11:
         for flag in FLAGS[contract["precision"]]:
-            config.set_flag(getattr(trt.BuilderFlag, flag.strip("-").upper()))
+            name = flag.strip("-")
+            change = config.clear_flag if name.startswith("no") else config.set_flag
+            change(getattr(trt.BuilderFlag, name.removeprefix("no").upper()))
     profile = builder.create_optimization_profile()
     for name, width in inputs_of(contract):
         profile.set_shape(name, (1, width), (1, width), (1, width))
