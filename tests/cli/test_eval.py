@@ -147,7 +147,7 @@ def test_eval_judges_the_file_it_is_given(finished, tmp_path):
 def test_export_overwrites_bundles_and_nothing_else(finished, tmp_path):
     folder, _ = finished
     (tmp_path / "thesis.tex").touch()
-    with pytest.raises(UserError, match="exists and is no bundle; name a new folder"):
+    with pytest.raises(UserError, match=r"holds thesis\.tex, which is of no bundle; name another folder"):
         export_command.main([str(folder.path), "--episodes", "1", "--out", str(tmp_path)])
     assert (tmp_path / "thesis.tex").is_file()
 

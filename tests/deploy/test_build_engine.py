@@ -62,7 +62,6 @@ def set_precision(bundle, precision):
 @pytest.mark.parametrize(
     ("version", "precision", "flags"),
     [
-        ("100300", "fp32", []),
         ("100300", "fp32", ["--noTF32"]),
         ("100300", "fp16", ["--fp16"]),
         ("101600", "int8", ["--int8"]),
@@ -214,3 +213,17 @@ def test_it_runs_on_the_python_of_jetpack_6():
         [sys.executable, *command], input=source, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize("damage", ["missing", "no JSON", "a field less"])
+def test_a_damaged_contract_is_one_line(script, bundle, monkeypatch, capsys, damage):
+    path = bundle / "contract.json"
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_text("{" if damage == "no JSON" else "{}")
+    monkeypatch.setattr(script, "HERE", bundle)
+    assert script.main([]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {path}")
+    assert said.count("\n") == 1

@@ -1,5 +1,6 @@
 """Gates let a sound bundle through and hold a spoiled one back, and write down what they found."""
 
+import hashlib
 import json
 import math
 import shutil
@@ -7,12 +8,11 @@ import tarfile
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.cli._trained import load_trained, open_run
-from pi_incubator.deploy.bundle import with_sums
-from pi_incubator.deploy.contract import to_json
 from pi_incubator.deploy.gates import robustness
 from pi_incubator.deploy.gates._base import Candidate, Result, kept_share
 from pi_incubator.deploy.gates._verdict import judge, mark
@@ -141,16 +141,15 @@ def test_gates_refuse_options_that_say_nothing_to_them(copy, standing, option):
         eval_command.main([str(standing.path), "--gates", str(copy), *option])
 
 
-def test_a_bundle_of_other_weights_is_refused(copy, standing):
-    contract = json.loads((copy / "contract.json").read_text())
-    contract["policy_sha256"] = "0" * 64
-    files = {path.name: path.read_bytes() for path in copy.iterdir()} | {
-        "contract.json": to_json(contract).encode()
-    }
-    for name, content in with_sums(files).items():
-        (copy / name).write_bytes(content)
+def test_a_bundle_of_an_older_checkpoint_is_refused(bundle, standing, tmp_path):
+    run = shutil.copytree(standing.path, tmp_path / standing.path.name)
+    file = next(run.glob("checkpoints/*/policy.safetensors"))
+    save_file({name: value + 1e-3 for name, value in load_file(file).items()}, file)
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    manifest["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (file.parent / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="policy_sha256 is not that of the newest checkpoint"):
-        eval_command.main([str(standing.path), "--gates", str(copy)])
+        eval_command.main([str(run), "--gates", str(bundle), "--device", "cpu"])
 
 
 def test_gates_find_the_run_that_a_bundle_lies_in(bundle, copy):

@@ -136,7 +136,7 @@ def test_a_bundle_replaces_a_bundle_alone(walker, tmp_path):
     assert {path.name for path in out.iterdir()} == BASE
     (tmp_path / "file").write_text("mine")
     for taken in (tmp_path, tmp_path / "file"):
-        with pytest.raises(UserError, match="exists and is no bundle"):
+        with pytest.raises(UserError, match=r"holds .*file, which is of no bundle"):
             write_folder({"a": b""}, taken)
     with pytest.raises(UserError, match="cannot be written"):
         write_folder({"a": b""}, tmp_path / "file" / "below")
