@@ -1,7 +1,8 @@
 """Training that feels the rounding of int8 (Jacob et al. 2018), so that a quantized export loses less.
 
 The graph stays in float: weights and the inputs of linear layers are rounded to what 8 bits can say, and
-gradients pass as if they had not been. What is saved and exported are the unrounded weights.
+gradients pass as if they had not been. What is saved and exported are the unrounded weights. What is rounded, and
+how, is what `pi_incubator.deploy.precision` rounds: all linear layers but the first, both sides symmetric.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ LEAST_SCALE = 1e-8
 class FakeQuantizedLinear(nn.Linear):
     """A linear layer that watches the range of its inputs and, once `rounds`, computes as int8 would.
 
-    Weights are symmetric with a scale for each output, inputs have one scale and an offset. The parameters
+    Both are symmetric around zero; weights have a scale for each output, inputs have one. The parameters
     are those of `layer` and keep their names; the range is no part of the state, because no other network has
     it. It is watched in training mode alone.
 
@@ -54,9 +55,9 @@ class FakeQuantizedLinear(nn.Linear):
         self.high.clamp_(min=0.0)
 
     def _round_features(self, features: Tensor) -> Tensor:
-        scale = ((self.high - self.low) / 255).clamp_min(LEAST_SCALE)
-        zero_point = (-128 - self.low / scale).round().to(torch.int32)
-        return torch.fake_quantize_per_tensor_affine(features, scale, zero_point, -128, 127)
+        scale = (torch.maximum(self.high, -self.low) / 127).clamp_min(LEAST_SCALE)
+        zero_point = torch.zeros((), dtype=torch.int32, device=scale.device)
+        return torch.fake_quantize_per_tensor_affine(features, scale, zero_point, -127, 127)
 
     def _round_weight(self) -> Tensor:
         scale = (self.weight.detach().abs().amax(1) / 127).clamp_min(LEAST_SCALE)
@@ -65,8 +66,13 @@ class FakeQuantizedLinear(nn.Linear):
 
 
 def watch_ranges(network: nn.Module) -> list[FakeQuantizedLinear]:
-    """Replace every linear layer inside `network` by one that can round; returns them, not rounding yet."""
-    return [_put(parent, name, FakeQuantizedLinear(layer)) for parent, name, layer in _linear_layers(network)]
+    """Replace the linear layers inside `network`, all but the first, by such that can round.
+
+    Returns:
+        Those, not rounding yet.
+    """
+    _, *rest = _linear_layers(network)
+    return [_put(parent, name, FakeQuantizedLinear(layer)) for parent, name, layer in rest]
 
 
 def make_plain(network: nn.Module) -> None:

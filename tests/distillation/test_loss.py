@@ -62,9 +62,8 @@ def rounding():
 
 def test_rounding_is_that_of_quantized_tensors(rounding):
     layer, features = rounding
-    scale = (features.max() - features.min()).item() / 255
-    offset = round(-128 - features.min().item() / scale)
-    inputs = torch.quantize_per_tensor(features, scale, offset, torch.qint8).dequantize()
+    scale = features.abs().max().item() / 127
+    inputs = torch.quantize_per_tensor(features, scale, 0, torch.qint8).dequantize()
     scales = layer.weight.detach().abs().amax(1) / 127
     zeros = torch.zeros(4, dtype=torch.long)
     weight = torch.quantize_per_channel(layer.weight.detach(), scales, zeros, 0, torch.qint8).dequantize()
@@ -89,6 +88,7 @@ def test_watching_changes_neither_names_nor_results():
     layers = watch_ranges(network)
     assert list(network.state_dict()) == names
     assert torch.equal(network(features), expected)
+    assert [layer.in_features for layer in layers] == [5]  # the first one is never rounded
     for layer in layers:
         layer.rounds = True
     assert not torch.equal(network(features), expected)
