@@ -11,7 +11,14 @@ from pi_incubator.evaluation.table import show
 LOCOMOTION = ("ant", "humanoid", "go1_velocity", "g1_velocity")
 BATCHES = (4096, 8192)
 TRAINED = {"go1_velocity": 8192, "cartpole_balance": 8192}  # task -> worlds
+TOTAL_STEPS = 100_000_000
+"""More than a batch of the most worlds."""
 GAE_SHAPES = ("128x8192", "128x16384", "24x4096")
+GAE_AIMS = {
+    "128x8192": "9 us or less",
+    "128x16384": "1.25 times its traffic or less",
+    "24x4096": "3 us or less",
+}
 
 
 class Figure(NamedTuple):
@@ -29,21 +36,30 @@ def figures() -> Iterator[Figure]:
     """All of them, in the order of the report."""
     for num_envs in BATCHES:
         tasks = " ".join(LOCOMOTION)
-        command = f"pi-bench sim --task {tasks} --backend warp --num-envs {num_envs}"
+        command = (
+            f"pi-bench sim --task {tasks} --backend warp --num-envs {num_envs} {_json(f'sim_{num_envs}')}"
+        )
         for task in LOCOMOTION:
             what = f"{task}: env step over bare physics, {num_envs:,} worlds"
             yield Figure(what, "85 % or more", command, _physics_share(task, num_envs))
     for task, num_envs in TRAINED.items():
         config = f"configs/{task}.yaml"
-        command = f"pi-bench train --config {config} --peer none env.num_envs={num_envs} env.backend=warp"
+        settings = f"env.num_envs={num_envs} env.backend=warp training.total_steps={TOTAL_STEPS}"
+        command = f"pi-bench train --config {config} --peer none {settings} {_json(f'train_{task}')}"
         aim = {"go1_velocity": "600,000 env steps/s", "cartpole_balance": "5,000,000 env steps/s"}[task]
         what = f"{task}: PPO, simulation and learning, {num_envs:,} worlds"
         yield Figure(what, f"{aim} or more", command, _training_speed(task, num_envs))
-    command = f"pi-bench kernels --kernel gae --shape {' '.join(GAE_SHAPES)} --device cuda"
+    command = f"pi-bench kernels --kernel gae --shape {' '.join(GAE_SHAPES)} --device cuda {_json('kernels')}"
     for shape in GAE_SHAPES:
-        yield Figure(f"gae with normalization, T x N = {shape}", "", command, _kernel(f"gae {shape}"))
-    command = "pi-bench memory --config configs/cartpole_balance.yaml --iterations 10000 env.backend=warp"
+        what = f"gae with normalization, T x N = {shape}"
+        yield Figure(what, GAE_AIMS.get(shape, ""), command, _kernel(f"gae {shape}"))
+    config = "configs/cartpole_balance.yaml"
+    command = f"pi-bench memory --config {config} --iterations 10000 {_json('memory')} env.backend=warp"
     yield Figure("growth of device memory while training", "none", command, _growth)
+
+
+def _json(name: str) -> str:
+    return f"--json bench/results/cuda_{name}.json"
 
 
 def found(figure: Figure, results: Iterable[Result]) -> str | None:

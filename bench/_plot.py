@@ -241,7 +241,8 @@ def _write_head(figure: Figure, result: Result, theme: Theme) -> None:
     """What was measured, where and when, and what the colours mean."""
     height_in = figure.get_size_inches()[1]
     where = ", ".join((str(dig(result, "machine", "cpu")), f"{dig(result, 'machine', 'cores')} cores"))
-    gpus = "".join(f", {name}" for name in dig(result, "machine", "gpus") or [])
+    found = dig(result, "machine", "gpus")
+    gpus = "".join(f", {name}" for name in found) if isinstance(found, list) else ""
     commit = f", commit {str(dig(result, 'git', 'commit'))[:10]}" if result.get("git") else ""
     figure.text(
         0.12 / WIDTH_IN, 1 - 0.14 / height_in, f"pi-bench {_cut(result['bench'])}",

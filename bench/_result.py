@@ -124,9 +124,9 @@ def _lack_of_metric(name: str, metric: Any) -> str | None:
         return f"metrics.{name}.better is none of {', '.join(map(repr, BETTER))}"
     numbers = [metric.get(key) for key in ("median", "min", "max")]
     # What was not finite when it was written is null: no JSON number stands for it.
-    if not isinstance(metric.get("rounds"), list) or not (
-        all(map(_is_number, numbers)) or metric.get("median", "") is None
-    ):
+    rounds = metric.get("rounds")
+    is_whole = isinstance(rounds, list) and rounds and all(map(_is_number, (*numbers, *rounds)))
+    if not is_whole and not (isinstance(rounds, list) and metric.get("median", "") is None):
         return f"metrics.{name} lacks rounds, or a number in median, min or max"
     return None
 

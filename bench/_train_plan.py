@@ -97,10 +97,13 @@ def load(arguments: argparse.Namespace, *first: str) -> ExperimentConfig:
     """The config of the command line, whose overrides come after `first`.
 
     Raises:
-        UserError: it is not a config.
+        UserError: it is not a config, or its env has no physics of ours.
     """
     cfg, sources = load_with_sources(arguments.config, [*first, *arguments.overrides])
     check_names(cfg, sources)
+    if "/" in cfg.env.name:
+        problem = "brings its own physics, beside which nothing can be measured"
+        raise UserError(f"env.name = {cfg.env.name!r}: {problem}; take a task of pi-envs list")
     return settle(cfg)
 
 
@@ -142,6 +145,8 @@ def with_best_sizes(comparison: Comparison) -> Comparison:
     for name in (OURS, *PEERS):
         if any(entry.loop == name for entry in entries.values()):
             label, entry = _fastest(name, comparison.cfg)
+            if entry == entries[OURS]:
+                continue  # the config is it already
             entries = {old: kept for old, kept in entries.items() if kept != entry} | {label: entry}
     return Comparison(
         comparison.name,
@@ -209,8 +214,10 @@ def sized(name: str, cfg: ExperimentConfig, num_envs: int) -> Entry:
     if name != OURS:
         return Entry(name, PEERS[name].sized(cfg, num_envs))
     horizon = horizon_for(num_envs)
-    algorithm = {"horizon": horizon, "minibatch_size": num_envs * horizon // MINIBATCHES}
-    return _our_entry(_with(cfg, env={"num_envs": num_envs}, algorithm=algorithm, training={"overlap": True}))
+    batch_size = num_envs * horizon
+    algorithm = {"horizon": horizon, "minibatch_size": batch_size // MINIBATCHES}
+    training = {"overlap": True, "total_steps": max(batch_size, cfg.training.total_steps)}
+    return _our_entry(_with(cfg, env={"num_envs": num_envs}, algorithm=algorithm, training=training))
 
 
 def _our_entry(cfg: ExperimentConfig) -> Entry:

@@ -29,6 +29,8 @@ from pi_incubator.evaluation.table import Cell, print_table
 NUM_ENVS = {"mujoco": 256, "warp": 1024, "newton": 1024, "mjx": 64}
 """On a CPU; mjx is 50 times slower than C there."""
 NUM_ENVS_ON_CUDA = 4096
+USUAL_TASKS, ALL = ("ant", "go1_velocity"), "all"
+"""On every backend they take minutes on two cores; all tasks take hours, as MJX compiles for long."""
 
 NOT_PHYSICS = "not physics"
 
@@ -37,13 +39,19 @@ Round = dict[str, float]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `main` reads."""
-    parser.add_argument("--task", nargs="+", metavar="NAME", help="tasks (default: all)")
+    parser.add_argument(
+        "--task",
+        nargs="+",
+        metavar="NAME",
+        default=[*USUAL_TASKS],
+        help=f"tasks, or {ALL} (default: {' '.join(USUAL_TASKS)})",
+    )
     parser.add_argument("--backend", nargs="+", metavar="NAME", help="default: all that are installed")
     sizes = ", ".join(f"{number} on {backend}" for backend, number in NUM_ENVS.items())
     parser.add_argument(
         "--num-envs", type=count, help=f"worlds (default: {sizes}; {NUM_ENVS_ON_CUDA} on a GPU)"
     )
-    parser.add_argument("--seconds", type=count, default=5, help="env steps of a round (default: 5)")
+    parser.add_argument("--seconds", type=count, default=3, help="env steps of a round (default: 3)")
     parser.add_argument("--rounds", type=count, default=5, help="rounds of a pair (default: 5)")
     add_output_arguments(parser)
     mode = parser.add_mutually_exclusive_group()
@@ -59,7 +67,7 @@ def main(arguments: argparse.Namespace) -> None:
     Raises:
         UserError: no such task or backend, or its packages are not installed.
     """
-    tasks = known_names(TASKS, arguments.task or TASKS.names())
+    tasks = TASKS.names() if arguments.task == [ALL] else known_names(TASKS, arguments.task)
     backends = known_names(BACKENDS, arguments.backend or BACKENDS.names())
     for backend in arguments.backend or []:
         if lack := lacking(backend):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -44,6 +46,16 @@ def check_fractions(kernel: str, **numbers: float) -> None:
     for name, number in numbers.items():
         if not 0.0 <= number <= 1.0:
             raise ValueError(f"{kernel}: {name} must be in [0, 1], got {number}")
+
+
+def check_eps(kernel: str, eps: float) -> None:
+    """It is a number of at least zero.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if not 0.0 <= eps < math.inf:
+        raise ValueError(f"{kernel}: eps must be a finite number of at least 0, got {eps}")
 
 
 def computed_in(dtype: torch.dtype) -> torch.dtype:

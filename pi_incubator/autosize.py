@@ -87,8 +87,8 @@ def choose(
             return Choice(best, speeds, f"{num_envs} do not fit in memory")
         try:
             speeds[num_envs] = measure(num_envs)
-        except (torch.OutOfMemoryError, MemoryError):
-            if not best:
+        except Exception as error:
+            if not best or not memory.is_out_of_memory(error):
                 raise
             return Choice(best, speeds, f"{num_envs} ran out of memory")
         if best and speeds[num_envs] < (1 + LEAST_GAIN) * speeds[best]:

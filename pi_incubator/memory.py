@@ -24,6 +24,8 @@ from pi_incubator.trainers.on_policy import make_training_env
 
 BYTES = 4
 """Of a float32."""
+OUT_OF_MEMORY = ("DefaultCPUAllocator", "Failed to allocate", "RESOURCE_EXHAUSTED")
+"""In the messages of torch on a CPU, of Warp and of XLA."""
 # Arrays as wide as what a rollout stores of a step: the rollout, its shuffled copy for an epoch. Overlap
 # learns from another.
 ROLLOUT_COPIES = 2
@@ -110,6 +112,13 @@ def check_memory(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate 
     fix = f"set {_that_fits(cfg, needed, free)} or shorten algorithm.horizon"
     problem = f"needs about {_gb(needed.total)} GB, {_gb(free)} GB are free on {device.type}"
     raise ConfigError("memory", "env.num_envs", cfg.env.num_envs, problem=problem, fix=fix)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says so; torch on a CPU, Warp and XLA raise a RuntimeError with words of their own."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY)
 
 
 def out_of_memory(cfg: ExperimentConfig, device: torch.device) -> ConfigError:

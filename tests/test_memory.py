@@ -86,10 +86,16 @@ def test_the_number_that_is_named_fits(monkeypatch):
     memory.check_memory(config(env={"num_envs": most}, training=LONG), CPU)
 
 
-@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), MemoryError()])
-def test_running_out_is_one_line_that_names_the_knob(tmp_path, monkeypatch, error):
-    def fail(*_):
-        raise error
+def refuse(*_):
+    raise torch.OutOfMemoryError("no room")
+
+
+def ask_for_too_much(*_):
+    torch.empty(10**16)
+
+
+@pytest.mark.parametrize("fail", [refuse, ask_for_too_much])
+def test_running_out_is_one_line_that_names_the_knob(tmp_path, monkeypatch, fail):
 
     monkeypatch.setattr("pi_incubator.trainers.on_policy.train", fail)
     place = [f"experiment.output_dir={tmp_path}", "tracking.backend=none", "compute.compile=off"]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from kernels import dispatch
-from kernels._checks import check_fractions, check_rollout, computed_in
+from kernels._checks import check_eps, check_fractions, check_rollout, computed_in
 from kernels.gae.distributed import apply, merge_over_group
 from kernels.registry import kernel
 
@@ -99,6 +99,7 @@ def gae(
         flags = {"terminated": terminated, "done": done} | ({} if mask is None else {"mask": mask})
         check_rollout("gae", reward=reward, value=value, next_value=next_value, **flags)
     check_fractions("gae", gamma=gamma, lam=lam)
+    check_eps("gae", eps)
     arguments = (reward, value, next_value, terminated, done, gamma, lam, normalize, mask, layout, eps)
     # The operator is for graphs; called by itself it takes longer than a small rollout.
     if torch.compiler.is_compiling():

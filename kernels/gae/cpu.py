@@ -52,33 +52,39 @@ _run = CpuKernel(
     };
 
     const auto all = [&](auto kept) {
-        double count = 0.0, sum = 0.0, squares = 0.0;
-        // Deviations from a value in their midst, the first row's mean: then squares lose no digits.
+        double count = 0.0, mean = 0.0, squares = 0.0;  // squares of deviations from the mean
+        // Rows are summed as deviations from a value in their midst, so that squares lose no digits, and
+        // merged in double (Chan, Golub and LeVeque 1983).
         float middle = 0.0f;
-        const auto add = [&](float number, float first, float second) {
-            count += number;
-            sum += first;
-            squares += second;
+        const auto merge = [&](double number, double first, double second) {
+            if (number == 0.0)
+                return;
+            const double offset = first / number, delta = middle + offset - mean, total = count + number;
+            squares += second - first * offset + delta * delta * count * number / total;
+            mean += delta * number / total;
+            count = total;
         };
-        const auto gather = [&](long long begin, int width) {
-            float number = 0.0f, first = 0.0f, second = 0.0f;
-            if (count == 0.0) {
-                #pragma clang loop vectorize(assume_safety)
-                for (long long i = begin; i < begin + width; ++i) {
-                    number += kept(i) ? 1.0f : 0.0f;
-                    first += kept(i) ? advantage[i] : 0.0f;
-                }
-                middle = number > 0.0f && first - first == 0.0f ? first / number : 0.0f;
-                number = first = 0.0f;
-            }
+        const auto sum_up = [&](long long begin, int width, float &number, float &first, float &second) {
+            float n = 0.0f, f = 0.0f, s = 0.0f;
             #pragma clang loop vectorize(assume_safety)
             for (long long i = begin; i < begin + width; ++i) {
                 const float deviation = kept(i) ? advantage[i] - middle : 0.0f;
-                number += kept(i) ? 1.0f : 0.0f;
-                first += deviation;
-                second += deviation * deviation;
+                n += kept(i) ? 1.0f : 0.0f;
+                f += deviation;
+                s += deviation * deviation;
             }
-            add(number, first, second);
+            number = n, first = f, second = s;
+        };
+        // Where nearly all of the squares is that the middle is not theirs, a row is summed around its own.
+        const auto add = [&](long long begin, int width, float number, float first, float second) {
+            for (int again = 0; again < 3 && number > 0.0f; ++again) {
+                const float offset = first / number;
+                if (first * offset <= 0.9f * second)
+                    break;
+                middle = middle + offset - (middle + offset) == 0.0f ? middle + offset : 0.0f;
+                sum_up(begin, width, number, first, second);
+            }
+            merge(number, first, second);
         };
 
         if (num_worlds <= NARROW) {
@@ -96,8 +102,12 @@ _run = CpuKernel(
             each(f8);
             each(f4);
             each(f1);
-            for (long long i = 0; i < size; i += BLOCK)
-                gather(i, (int)wp::min((long long)BLOCK, size - i));
+            for (long long i = 0; i < size; i += BLOCK) {
+                const int width = (int)wp::min((long long)BLOCK, size - i);
+                float number, first, second;
+                sum_up(i, width, number, first, second);
+                add(i, width, number, first, second);
+            }
         } else {
             for (long long begin = 0; begin < num_worlds; begin += BLOCK) {
                 const int width = (int)wp::min((long long)BLOCK, num_worlds - begin);
@@ -115,19 +125,12 @@ _run = CpuKernel(
                         first += deviation;
                         second += deviation * deviation;
                     }
-                    // The first row shows where the middle is, and is gathered once that is known.
-                    if (count == 0.0)
-                        gather(row, width);
-                    else
-                        add(number, first, second);
+                    add(row, width, number, first, second);
                 }
             }
         }
 
-        const double number = count > 1.0 ? count : 1.0;
-        const double mean = middle + sum / number;
-        const double spread = wp::max(squares - sum * sum / number, 0.0);
-        const double scale = 1.0 / (sqrt(spread / (count > 2.0 ? count - 1.0 : 1.0)) + eps);
+        const double scale = 1.0 / (sqrt(wp::max(squares, 0.0) / (count > 2.0 ? count - 1.0 : 1.0)) + eps);
         moments[0] = (float)mean;
         moments[1] = (float)scale;
         moments[2] = (float)count;

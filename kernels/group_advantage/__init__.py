@@ -82,7 +82,7 @@ def _check(reward: Tensor, groups: int | Tensor, mask: Tensor | None, eps: float
                 f"{name}: groups must be an int, or [{num_worlds}] int32 or int64 on {reward.device} like "
                 f"reward, got {list(groups.shape)} {groups.dtype} on {groups.device}"
             )
-    elif groups < 1 or num_worlds % groups:
+    elif not isinstance(groups, int) or groups < 1 or num_worlds % groups:
         raise ValueError(f"{name}: groups must divide the {num_worlds} worlds of reward, got {groups}")
     if mask is not None:
         check_like(name, "reward", reward, "mask", mask)

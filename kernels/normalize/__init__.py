@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels import dispatch
-from kernels._checks import computed_in
+from kernels._checks import FLOATING, check_eps, computed_in
 from kernels.normalize.running import (
     denormalize_value,
     gather_moments,
@@ -68,9 +68,16 @@ def normalize_advantage(
         The normalized advantage, contiguous, in the shape and dtype of `advantage`.
 
     Raises:
-        ValueError: the mask does not fit, or the implementation cannot take these tensors.
+        ValueError: the advantage holds whole numbers, eps is below zero, the mask does not fit, or the
+            implementation cannot take these tensors.
         ImportError: the package behind the implementation is not installed.
     """
+    if advantage.dtype not in FLOATING:
+        raise ValueError(
+            "normalize_advantage: advantage must be float32, bfloat16, float16 or float64, "
+            f"got {advantage.dtype}"
+        )
+    check_eps("normalize_advantage", eps)
     if mask is not None and (mask.shape, mask.dtype, mask.device) != (
         advantage.shape,
         torch.bool,

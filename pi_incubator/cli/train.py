@@ -25,13 +25,11 @@ def main(argv: list[str]) -> None:
         cfg = keep_num_envs(cfg, folder)
         check_resume(cfg, folder)
         # Slow imports come after every check that does not need them.
-        import torch
-
         from pi_incubator import checkpoint
         from pi_incubator.autosize import settle_num_envs
         from pi_incubator.compute import plan_compute
         from pi_incubator.finish import finish_run
-        from pi_incubator.memory import check_memory, out_of_memory
+        from pi_incubator.memory import check_memory, is_out_of_memory, out_of_memory
         from pi_incubator.tracking import make_tracker
         from pi_incubator.trainers.on_policy import train
 
@@ -43,8 +41,10 @@ def main(argv: list[str]) -> None:
             tracker.log_params(plan.resolved())
             try:
                 env, policy = train(cfg, folder, plan, tracker)
-            except (torch.OutOfMemoryError, MemoryError):
-                raise out_of_memory(cfg, plan.device) from None
+            except Exception as error:
+                if is_out_of_memory(error):
+                    raise out_of_memory(cfg, plan.device) from None
+                raise
             finish_run(cfg, folder, env, policy, tracker)
             env.close()
         print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")

@@ -150,7 +150,7 @@ class AlgorithmSection(Section):
     """Discount of the reward, per step."""
     gae_lambda: Fraction = 0.95
     """Decay of generalized advantage estimation: 0 is one-step TD, 1 is Monte Carlo."""
-    clip_ratio: Positive = 0.2
+    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
     """How far the probability ratio may leave 1 before its gradient is cut."""
     value_coef: NonNegative = 0.5
     """Weight of the value loss."""
@@ -185,7 +185,8 @@ class ComputeSection(Section):
     physics_threads: Threads = 0
     """CPU threads of the mujoco backend; 0 takes all cores."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether act, advantage and update go through torch.compile; auto where it measured faster."""
+    """Whether act, a task's functions and a minibatch's step go through torch.compile; auto: where there is a
+    compiler, in runs long enough to earn it back."""
     tf32: bool = True
     """Whether float32 matrix products on CUDA round their inputs to TF32, which is several times faster."""
     autocast: Literal["none", "bfloat16"] = "none"

@@ -1,8 +1,8 @@
 """Training that feels the rounding of int8 (Jacob et al. 2018), so that a quantized export loses less.
 
 The graph stays in float: weights and the inputs of linear layers are rounded to what 8 bits can say, and
-gradients pass as if they had not been. What is saved and exported are the unrounded weights. What is rounded, and
-how, is what `pi_incubator.deploy.precision` rounds: all linear layers but the first, both sides symmetric.
+gradients pass as if they had not been. What is saved and exported are the unrounded weights. Rounded is what
+`pi_incubator.deploy.precision` rounds, in the same way: linear layers but the first, both sides symmetric.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,15 @@ def test_a_metric_with_a_hole_is_named(tmp_path: Path, result: Result, key: str)
     file.write_text(json.dumps(result))
     with pytest.raises(UserError, match=r"metrics\.start"):
         read_result(file)
+
+
+@pytest.mark.parametrize("rounds", [[], ["q", "w"], [None], 3])
+def test_rounds_that_are_no_numbers_are_named(tmp_path: Path, result: Result, rounds: Any) -> None:
+    name, metric = next(iter(result["metrics"].items()))
+    metric["rounds"] = rounds
+    (tmp_path / "a.json").write_text(json.dumps(result))
+    with pytest.raises(UserError, match=rf"metrics\.{re.escape(name)} lacks rounds"):
+        read_result(tmp_path / "a.json")
 
 
 def test_what_was_not_finite_is_not_measured(tmp_path: Path, result: Result) -> None:

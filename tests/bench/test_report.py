@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
+import importlib
 import io
 import json
+import shlex
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,8 +20,10 @@ from bench._gpu_figures import Figure, figures, found
 from bench._page import page
 from bench._plot import _panels, draw, plot
 from bench._result import make_curve, make_metric, make_result
+from pi_incubator.config import load_with_sources
 from pi_incubator.errors import UserError
 
+ROOT = Path(__file__).parents[2]
 Result = dict[str, Any]
 HOSTILE = "<script>alert(\"1\")</script> & 'x' \x00 \ud800 $\\frac{"
 
@@ -126,6 +131,21 @@ def test_what_no_gpu_measured_is_shown_so(result: Result) -> None:
     rows = [words(row) for row in opened(page([("a", result)])).find(".//section[@id='gpu']").iter("tr")]  # type: ignore[union-attr]
     assert len(rows) == 1 + len(asked)
     assert all("not measured" in row for row in rows[1:])
+
+
+def test_what_a_gpu_is_asked_for_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands are of `pi-bench`, and their configs are some."""
+    (tmp_path / "bench/results").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for figure in figures():
+        _, bench, *rest = shlex.split(figure.command)
+        parser = argparse.ArgumentParser()
+        importlib.import_module(f"bench.{bench}").add_arguments(parser)
+        arguments = parser.parse_args(rest)
+        assert arguments.json.parent == Path("bench/results")
+        if bench == "train":
+            overrides = [text for text in rest if "=" in text]
+            load_with_sources(str(ROOT / arguments.config), overrides)
 
 
 def test_what_a_gpu_measured_is_shown() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 from collections.abc import Iterator
@@ -13,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from bench import _train_measure
+from bench import _train_measure, _train_plan
 from bench._lean_ppo import LeanPPO, LeanSettings
 from bench._loops import ScoredLoop
 from bench._loops._peer import GYMNASIUM_IDS
 from bench._loops.pi_incubator import RecentReturns
 from bench._time_to_return import Progress, metrics_of
-from bench._train_plan import OUR_SIZES, OURS, PEERS, Comparison, Entry, chosen_peers, sized
+from bench._train_plan import OUR_SIZES, OURS, PEERS, PHYSICS, Comparison, Entry, chosen_peers, sized
 from bench._worker import Budget, Slice, Worker, run_slice
 from pi_incubator.config import ExperimentConfig, load_with_sources
 from pi_incubator.errors import UserError
@@ -196,3 +197,20 @@ def test_a_profile_writes_a_chrome_trace(profiled: tuple[dict[str, Any], Path]) 
     events = json.loads((profiled[1] / "trace.json").read_text())["traceEvents"]
     named = {event.get("name") for event in events}
     assert {"iteration", "collect: physics", "update: minibatches"} <= named
+
+
+def test_a_config_that_is_its_own_best_size_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And one of few steps has enough for a batch of its best size."""
+    cfg = config("training.total_steps=65536")
+    best = sized(OURS, cfg, 64)
+    own = ExperimentConfig.model_validate(best.settings)
+    assert sized(OURS, cfg, 2**16).settings["training"]["total_steps"] == 2**16 * 32
+    comparison = Comparison("own", own, {OURS: best, PHYSICS: Entry(PHYSICS, best.settings)})
+    monkeypatch.setattr(_train_plan, "_fastest", lambda name, cfg: (f"{name} x64", sized(name, cfg, 64)))
+    assert list(_train_plan.with_best_sizes(comparison).entries) == [OURS, PHYSICS]
+
+
+def test_an_env_with_its_own_physics_is_refused() -> None:
+    arguments = argparse.Namespace(config=str(CONFIG), overrides=["env.name=gymnasium/Pendulum-v1"])
+    with pytest.raises(UserError, match="'gymnasium/Pendulum-v1': brings its own physics"):
+        _train_plan.load(arguments)

@@ -282,3 +282,34 @@ def test_processes_normalize_as_one(tmp_path):
     for _, theirs in found:
         torch.testing.assert_close(theirs, moments)
         assert torch.equal(theirs, found[0][1])
+
+
+@pytest.mark.parametrize("implementation", ["cpu"])
+@pytest.mark.parametrize(("num_steps", "num_worlds"), [(128, 8192), (512, 2048), (700, 40)])
+def test_moments_where_the_last_step_is_of_another_size(implementation, num_steps, num_worlds):
+    """What is summed first says nothing of what comes after it."""
+    inputs = make_inputs(num_steps, num_worlds)
+    inputs["reward"][-1, 0] = 1e6
+    mask = torch.ones(num_steps, num_worlds, dtype=torch.bool)
+    mask[-1, 1:] = False
+    options = {"gamma": 0.0, "mask": mask, "normalize": False}
+    inputs = {name: value for name, value in inputs.items() if name not in options}
+    mean, scale, count = gae(**inputs, **options, implementation=implementation)[2].tolist()
+    exact = gae(**in_float64(inputs), **options, implementation="reference")[2].tolist()
+    assert count == exact[2]
+    assert mean == pytest.approx(exact[0], rel=1e-5, abs=1e-6 / scale)
+    assert scale == pytest.approx(exact[1], rel=1e-5)
+    del inputs["reward"]
+    inputs["value"].zero_()
+    rest = torch.randn(num_steps, num_worlds) * 1e-3 + 50.0  # far from zero, and close together
+    rest[-1, 0] = 1e6
+    mask[-1, 0] = False
+    moments = gae(rest, **inputs, **options, implementation=implementation)[2]
+    exact = gae(rest.double(), **in_float64(inputs), **options, implementation="reference")[2]
+    torch.testing.assert_close(moments.double(), exact, rtol=1e-5, atol=0.0)
+
+
+@pytest.mark.parametrize("eps", [-1.0, float("nan"), float("inf")])
+def test_eps_is_a_number_of_at_least_zero(eps):
+    with pytest.raises(ValueError, match="gae: eps must be a finite number of at least 0, got"):
+        gae(**make_inputs(3, 4), eps=eps)

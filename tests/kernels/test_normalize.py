@@ -113,3 +113,9 @@ def test_on_hardware_without_a_synchronization_and_the_same_every_time():
         inputs["advantage"].double(), mask=inputs["mask"], implementation="reference"
     )
     assert largest_difference(first, expected) <= 1e-5 * expected.abs().max().item()
+
+
+@pytest.mark.parametrize("advantage", [torch.tensor([1, 2, 3]), torch.tensor([True, False])])
+def test_whole_numbers_are_refused(advantage):
+    with pytest.raises(ValueError, match="advantage must be float32, bfloat16, float16 or float64"):
+        normalize_advantage(advantage)
