@@ -185,8 +185,7 @@ class ComputeSection(Section):
     physics_threads: Threads = 0
     """CPU threads of the mujoco backend; 0 takes all cores."""
     compile: Literal["auto", "on", "off"] = "auto"
-    """Whether act, a task's functions and a minibatch's step go through torch.compile; auto: where there is a
-    compiler, in runs long enough to earn it back."""
+    """Whether act, task and a minibatch's step go through torch.compile; auto: in long runs, if one can."""
     tf32: bool = True
     """Whether float32 matrix products on CUDA round their inputs to TF32, which is several times faster."""
     autocast: Literal["none", "bfloat16"] = "none"
