@@ -32,8 +32,9 @@ def compiled(function: Callable[..., _T]) -> Callable[..., _T]:
 def _compile(function: Callable[..., _T], arguments: tuple[Any, ...]) -> Callable[..., _T]:
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     just_in_time: Any = torch.compile(function, dynamic=False, fullgraph=True, options=options)
-    fast = just_in_time.aot_compile((arguments, {})).fn
+    # Compiling draws random numbers; whoever draws next, as a run that continues, must not notice.
+    with torch.random.fork_rng(range(torch.cuda.device_count())):
+        fast = just_in_time.aot_compile((arguments, {})).fn
     # Of a method it gives the function.
-    return cast(
-        Callable[..., _T], MethodType(fast, function.__self__) if isinstance(function, MethodType) else fast
-    )
+    bound = MethodType(fast, function.__self__) if isinstance(function, MethodType) else fast
+    return cast(Callable[..., _T], bound)
