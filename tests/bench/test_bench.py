@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 import torch
 
+from bench import everything
 from bench._kernel_peers import PEERS, NotRun, consistent_inputs
+from bench.cli import main
+from pi_incubator.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 TINY = (
@@ -304,3 +307,24 @@ def test_a_peer_that_computes_something_else_is_not_timed() -> None:
         _check([right[0] + 1.0], right)
     with pytest.raises(NotRun, match="differs by nan"):
         _check([torch.full((2, 3), torch.nan)], right)
+
+
+def test_all_runs_every_bench_and_names_what_failed(tmp_path, monkeypatch, capsys):
+    calls = []
+
+    def run(command, check):
+        calls.append(command[3:])
+        return subprocess.CompletedProcess(command, returncode=command[3] == "kernels")
+
+    monkeypatch.setattr(everything.subprocess, "run", run)
+    assert main(["all", "--out", str(tmp_path / "results")]) == 1
+    assert "failed: kernels" in capsys.readouterr().err
+    assert [call[0] for call in calls] == list(everything.ON_CPU)
+    assert calls[1] == ["train", "--json", str(tmp_path / "results/train.json"), "--peer", "all"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="torch finds no CUDA device"):
+        main(["all", "--device", "cuda", "--out", str(tmp_path)])
+    on_gpu = list(everything.commands("cuda"))
+    assert {command[0] for _, command in on_gpu} == {"sim", "train", "kernels", "memory"}
+    assert len({name for name, _ in on_gpu}) == len(on_gpu)
+    assert not any("--json" in command for _, command in on_gpu)
