@@ -1,7 +1,8 @@
 """Every measurement there is, one after the other, a result file each.
 
-On a GPU these are the commands whose figures `pi-bench report` asks for; on a CPU each bench with its defaults,
-of which `train` meets every peer. One that fails is named, and the others go on; the exit code is then 1.
+On a GPU these are the commands whose figures `pi-bench report` asks for; on a CPU each bench with its
+defaults, of which `train` meets every peer. One that fails is named, and the others go on; the exit code is
+then 1.
 """
 
 from __future__ import annotations
