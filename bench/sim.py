@@ -29,8 +29,8 @@ from pi_incubator.evaluation.table import Cell, print_table
 NUM_ENVS = {"mujoco": 256, "warp": 1024, "newton": 1024, "mjx": 64}
 """On a CPU; mjx is 50 times slower than C there."""
 NUM_ENVS_ON_CUDA = 4096
-USUAL_TASKS, ALL = ("ant", "go1_velocity"), "all"
-"""On every backend they take minutes on two cores; all tasks take hours, as MJX compiles for long."""
+USUAL_TASKS, USUAL_BACKENDS, ALL = ("ant", "go1_velocity"), ("mujoco", "warp"), "all"
+"""Minutes on two cores; everything takes hours, as MJX compiles for long."""
 
 NOT_PHYSICS = "not physics"
 
@@ -46,13 +46,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[*USUAL_TASKS],
         help=f"tasks, or {ALL} (default: {' '.join(USUAL_TASKS)})",
     )
-    parser.add_argument("--backend", nargs="+", metavar="NAME", help="default: all that are installed")
+    parser.add_argument(
+        "--backend",
+        nargs="+",
+        metavar="NAME",
+        help=f"backends, or {ALL} (default: {' '.join(USUAL_BACKENDS)})",
+    )
     sizes = ", ".join(f"{number} on {backend}" for backend, number in NUM_ENVS.items())
     parser.add_argument(
         "--num-envs", type=count, help=f"worlds (default: {sizes}; {NUM_ENVS_ON_CUDA} on a GPU)"
     )
     parser.add_argument("--seconds", type=count, default=3, help="env steps of a round (default: 3)")
-    parser.add_argument("--rounds", type=count, default=5, help="rounds of a pair (default: 5)")
+    parser.add_argument("--rounds", type=count, default=3, help="rounds of a pair (default: 3)")
     add_output_arguments(parser)
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
@@ -68,8 +73,9 @@ def main(arguments: argparse.Namespace) -> None:
         UserError: no such task or backend, or its packages are not installed.
     """
     tasks = TASKS.names() if arguments.task == [ALL] else known_names(TASKS, arguments.task)
-    backends = known_names(BACKENDS, arguments.backend or BACKENDS.names())
-    for backend in arguments.backend or []:
+    chosen = BACKENDS.names() if arguments.backend == [ALL] else arguments.backend
+    backends = known_names(BACKENDS, chosen or USUAL_BACKENDS)
+    for backend in [] if arguments.backend == [ALL] else arguments.backend or []:
         if lack := lacking(backend):
             raise UserError(f"backend {backend}: needs {lack[0]}, not installed here; {lack[1]}")
     rows: dict[str, dict[str, Cell]] = {}
