@@ -139,6 +139,28 @@ def value_loss(value_ptr, old_value_ptr, value_target_ptr, row, kept, clip_value
 
 
 @triton.jit
+def surrogates(log_ratio, advantage, log_low, log_high, low_ratio, high_ratio):
+    """Ratio, what the objective gains by it, and what it gains where the ratio is clipped, `[ROWS]`."""
+    ratio = tl.exp(log_ratio)
+    clipped = tl.where(log_ratio > log_high, high_ratio, ratio)
+    clipped = tl.where(log_ratio < log_low, low_ratio, clipped)
+    return ratio, ratio * advantage, clipped * advantage
+
+
+@triton.jit
+def note_sums(partial_ptr, count, objective, critic, entropy, divergence, outside, ratios):
+    """Write this program's sums, a row of all programs for each."""
+    mine, num_programs = partial_ptr + tl.program_id(0), tl.num_programs(0)
+    tl.store(mine, count)
+    tl.store(mine + num_programs, objective)
+    tl.store(mine + 2 * num_programs, critic)
+    tl.store(mine + 3 * num_programs, entropy)
+    tl.store(mine + 4 * num_programs, divergence)
+    tl.store(mine + 5 * num_programs, outside)
+    tl.store(mine + 6 * num_programs, ratios)
+
+
+@triton.jit
 def sum_of(kept, entries):
     return tl.sum(tl.where(kept, entries, 0.0))
 
@@ -224,11 +246,8 @@ def forward_kernel(
             tl.store(saved_ptr + 3 * num_rows + row, sample_entropy, mask=inside)
 
         log_ratio = log_prob - tl.load(log_prob_ptr + row, mask=kept, other=0.0).to(tl.float32)
-        ratio = tl.exp(log_ratio)
-        below, above = log_ratio < log_low, log_ratio > log_high
         advantage = load_advantage(advantage_ptr, advantage_mean_ptr, advantage_rstd_ptr, row, kept)
-        gain = ratio * advantage
-        clipped = tl.where(below, low_ratio, tl.where(above, high_ratio, ratio)) * advantage
+        ratio, gain, clipped = surrogates(log_ratio, advantage, log_low, log_high, low_ratio, high_ratio)
         binds = clipped < gain
         tl.store(saved_ptr + row, tl.where(kept & (binds == 0), -gain, 0.0), mask=inside)
         loss, slope = value_loss(value_ptr, old_value_ptr, value_target_ptr, row, kept, clip_value, SMOOTH)
@@ -243,13 +262,7 @@ def forward_kernel(
         outside += tl.sum((kept & (within == 0)).to(tl.float32))
         ratios += sum_of(kept, ratio)
 
-    tl.store(partial_ptr + program, count)
-    tl.store(partial_ptr + num_programs + program, objective)
-    tl.store(partial_ptr + 2 * num_programs + program, critic)
-    tl.store(partial_ptr + 3 * num_programs + program, entropy)
-    tl.store(partial_ptr + 4 * num_programs + program, divergence)
-    tl.store(partial_ptr + 5 * num_programs + program, outside)
-    tl.store(partial_ptr + 6 * num_programs + program, ratios)
+    note_sums(partial_ptr, count, objective, critic, entropy, divergence, outside, ratios)
     if last_to_finish(counter_ptr):
         finish(
             partial_ptr,
