@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distillation.dagger import collect, teacher_share
 from pi_incubator.distillation.learner import StudentLearner
@@ -14,12 +14,13 @@ from pi_incubator.distillation.lessons import Lesson, split_worlds
 from pi_incubator.distillation.samples import Samples
 from pi_incubator.distillation.teacher import Teacher
 from pi_incubator.networks import make_network
+from tests.envs import ForgetfulEnv
 
 CPU = torch.device("cpu")
 NUM_ENVS, GROWTH, CLIFF = 16, 2.0, 3.0
 
 
-class Ridge(VecEnv):
+class Ridge(ForgetfulEnv):
     """A walk along a ridge: whoever is off it falls ever further off, and a known wind blows across.
 
     `off' = GROWTH off + action - wind`. Its teacher never leaves the ridge, and so never shows how to return.
@@ -46,15 +47,6 @@ class Ridge(VecEnv):
         no = torch.zeros(NUM_ENVS, dtype=torch.bool)
         obs = self._observe()
         return StepResult(obs, -self.off.abs(), no, no, obs, {}, no)
-
-    def pop_metrics(self):
-        return {}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
 
 def ridge_config(**distillation):

@@ -5,13 +5,14 @@ import torch
 from tensordict import TensorDict
 
 from envs_gpu.make import make_env
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.evaluation.evaluate import evaluate, record_observations
+from tests.envs import ForgetfulEnv
 
 MAX_STEPS = 30
 
 
-class ScriptedEnv(VecEnv):
+class ScriptedEnv(ForgetfulEnv):
     """World w's episodes last `lengths[w]` steps; a step is worth 1 and costs what the action says."""
 
     def __init__(self, lengths, endless=False):
@@ -42,15 +43,6 @@ class ScriptedEnv(VecEnv):
         reward = 1.0 - action[:, 0]
         nobody = torch.zeros_like(done)
         return StepResult(self.obs, reward, done, nobody, final_obs, metrics, nobody)
-
-    def pop_metrics(self):
-        return {}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
 
 def stand_still(obs):

@@ -18,6 +18,7 @@ from pi_incubator.networks._gru_scan import gru_scan
 from pi_incubator.networks._stateful import Memory
 from pi_incubator.trainers.on_policy import collect, make_act
 from pi_incubator.trainers.rollout import Rollout
+from tests.envs import record_results
 
 CPU = torch.device("cpu")
 T, N, D, H = 12, 5, 4, 6
@@ -42,19 +43,6 @@ def setting():
     rollout = Rollout(HORIZON, env.spec, policy.groups, policy.state_width)
     yield cfg, env, policy, rollout
     env.close()
-
-
-def record_results(env):
-    """Let `env` also keep what its steps returned."""
-    results, step = [], env.step
-
-    def recording_step(action):
-        result = step(action)
-        results.append(result._replace(obs=result.obs.clone(), final_obs=result.final_obs.clone()))
-        return result
-
-    env.step = recording_step
-    return results
 
 
 def collect_with_ends(env, policy, rollout):

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 
 from envs_gpu.tasks import TASKS
 from envs_gpu.tasks.inverted_pendulum import InvertedPendulum
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
@@ -20,6 +20,7 @@ from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.trainers.on_policy import collect, make_act
 from pi_incubator.trainers.rollout import Rollout
+from tests.envs import ForgetfulEnv
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
 CPU = torch.device("cpu")
@@ -40,7 +41,7 @@ TINY = [
 BRIEF = ["tracking.backend=none", "evaluation.num_episodes=2", "evaluation.video=false"]
 
 
-class CueEnv(VecEnv):
+class CueEnv(ForgetfulEnv):
     """A number, -1 or 1, is shown at the first step; what counts is to say it at the last one."""
 
     def __init__(self, num_envs):
@@ -71,15 +72,6 @@ class CueEnv(VecEnv):
         self.obs = self.observe()
         nobody = torch.zeros_like(last)
         return StepResult(self.obs, reward, last, nobody, final_obs, {}, nobody)
-
-    def pop_metrics(self):
-        return {}
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
 
 
 @pytest.mark.parametrize("name", ["mlp", "gru"])

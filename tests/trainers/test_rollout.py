@@ -10,6 +10,7 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.networks import make_network
 from pi_incubator.trainers.on_policy import collect, make_act
 from pi_incubator.trainers.rollout import Rollout
+from tests.envs import record_results
 
 NUM_ENVS, HORIZON = 4, 24
 
@@ -26,19 +27,6 @@ def setting():
     env = make_env("ant", num_envs=NUM_ENVS, device=torch.device("cpu"), seed=0)
     policy = make_network(cfg.network, env.spec)
     return cfg, env, policy, Rollout(HORIZON, env.spec, policy.groups)
-
-
-def record_results(env):
-    """Let `env` also keep what its steps returned."""
-    results, step = [], env.step
-
-    def recording_step(action):
-        result = step(action)
-        results.append(result._replace(obs=result.obs.clone(), final_obs=result.final_obs.clone()))
-        return result
-
-    env.step = recording_step
-    return results
 
 
 def test_values_continue_where_the_episode_does(setting):
