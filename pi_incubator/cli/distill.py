@@ -102,6 +102,9 @@ def _teach(cfg: ExperimentConfig, folder: RunFolder, teachers: TeacherRuns, reco
     torch.manual_seed(cfg.experiment.seed)
     lessons = make_lessons(cfg, plan, folder, teachers)
     student = make_student(cfg, plan, lessons)
+    if record and student.state_width:
+        problem = "the file holds single steps, a recurrent student learns from sequences"
+        raise UserError(f"--record: {problem}; leave it out")
     spec, recorded = lessons[0].env.spec, None
     if cfg.distillation.dataset:
         width = lessons[0].teacher.feature_width if cfg.distillation.feature_coef else None

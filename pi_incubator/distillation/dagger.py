@@ -14,13 +14,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from pi_incubator import checkpoint
 from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.distillation.collect import Collector
 from pi_incubator.distillation.learner import StudentLearner
 from pi_incubator.distillation.lessons import Lesson
-from pi_incubator.distillation.samples import OBSERVATION, Samples
+from pi_incubator.distillation.samples import OBSERVATION, Samples, num_rows
 from pi_incubator.networks._actor_critic import ActorCritic
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker
@@ -53,15 +53,20 @@ def distill(
     learner = StudentLearner(cfg, student, lessons[0].teacher.feature_width)
     prepare(cfg, student, lessons, recorded)
     parts: dict[str, checkpoint.HasState] = {"policy": student, "learner": learner}
+    collectors: list[Collector] = []
     if recorded is None:
+        collectors = [Collector(cfg, lesson, student) for lesson in lessons]
         parts |= {f"env_{index}": lesson.env for index, lesson in enumerate(lessons)}
-    samples = Samples(cfg.distillation.buffer_size, student.log_std.device) if recorded is None else recorded
+        parts |= {f"memory_{index}": one for index, one in enumerate(collectors) if one.state_dict()}
+        samples = Samples(num_rows(cfg, student, cfg.distillation.buffer_size), student.log_std.device)
+    else:
+        samples = recorded
     for iteration in range(checkpoint.restore(folder, parts), cfg.num_iterations):
         learner.begin(iteration)
-        if recorded is None:
+        if collectors:
             with tracker.span("collect"):
-                for lesson in lessons:
-                    collect(cfg, lesson, student, samples, teacher_share(cfg, iteration))
+                for collector in collectors:
+                    collector.collect(samples, teacher_share(cfg, iteration))
                 if cfg.distillation.normalizer == "gather":
                     student.commit()
         with tracker.span("update"):
@@ -121,42 +126,6 @@ def teacher_share(cfg: ExperimentConfig, iteration: int) -> float:
     """Expected share of the worlds that the teacher leads: from 1 linearly to 0."""
     phase = cfg.distillation.teacher_phase * cfg.num_iterations
     return max(0.0, 1.0 - iteration / phase) if phase else 0.0
-
-
-@torch.no_grad()
-def collect(
-    cfg: ExperimentConfig, lesson: Lesson, student: ActorCritic, samples: Samples, led_by_teacher: float
-) -> None:
-    """Step a lesson's worlds T times from where they stand, and add what was seen and said to `samples`.
-
-    Args:
-        cfg: reads `algorithm.horizon` and the section `distillation`.
-        lesson: whose env is stepped.
-        student: its normalizer sees every observation, unless it is the teacher's.
-        samples: are added to.
-        led_by_teacher: the expected share of the worlds that the teacher leads for these T steps.
-    """
-    env, exploration = lesson.env, cfg.distillation.exploration
-    teacher_leads = torch.rand(env.num_envs, 1, device=env.device) < led_by_teacher
-    for _ in range(cfg.algorithm.horizon):
-        obs = dict(env.obs.items())
-        labels = lesson.teacher.label(obs)
-        if cfg.distillation.normalizer == "gather":
-            student.gather(obs)
-        rows = {OBSERVATION + group: obs[group] for group in student.groups} | labels._asdict()
-        if not cfg.distillation.feature_coef:
-            del rows["features"]
-        samples.add(rows)
-        mean, std = act(student, obs)
-        mean = torch.where(teacher_leads, labels.mean, mean)
-        std = torch.where(teacher_leads, labels.std, std)
-        env.step(mean + exploration * std * torch.randn_like(mean))
-
-
-def act(policy: ActorCritic, obs: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the action for raw observations, each `[N, A]`."""
-    encoded = policy.encode(policy.normalize(obs))
-    return policy.distribution(encoded[policy.actor_group])
 
 
 def _world_metrics(lessons: Sequence[Lesson], recorded: Samples | None) -> dict[str, float]:

@@ -9,9 +9,10 @@ from pi_incubator.algorithms._adam import Adam, clip_by_norm
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distillation.loss import gaussian_kl, mean_loss, unexplained
 from pi_incubator.distillation.quantize import watch_ranges
-from pi_incubator.distillation.samples import OBSERVATION, Samples
-from pi_incubator.distillation.teacher import LastHidden
+from pi_incubator.distillation.samples import BEGINS, FIRST_STATE, OBSERVATION, Samples, num_rows
+from pi_incubator.distillation.teacher import Labels, LastHidden
 from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.networks._stateful import StatefulActorCritic
 
 NAMES = ("loss/distillation", "policy/kl", "loss/value", "loss/features")
 
@@ -34,6 +35,7 @@ class StudentLearner:
         # FitNets (Romero et al. 2015): the student's features need not be the teacher's, but tell them.
         self.feature_map = nn.Linear(self._hidden.width, feature_width).to(device)
         self.parameters = [*student.parameters(), *self.feature_map.parameters()]
+        self.minibatch_size = num_rows(cfg, student, self.cfg.minibatch_size)
         self.lr = torch.tensor(self.cfg.lr, device=device)
         self.optimizer = Adam(self.parameters, self.lr)
 
@@ -54,7 +56,7 @@ class StudentLearner:
         """`num_updates` steps on minibatches of `samples`; returns 0-dim metrics that stay on the device."""
         totals = torch.zeros(len(NAMES), device=self.lr.device)
         for _ in range(self.cfg.num_updates):
-            loss, report = self._loss(samples.draw(self.cfg.minibatch_size))
+            loss, report = self._loss(samples.draw(self.minibatch_size))
             # What a term that is off would move stays where it is.
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             self.optimizer.step(clip_by_norm(gradients, self.cfg.max_grad_norm))
@@ -84,21 +86,31 @@ class StudentLearner:
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, and the numbers of `NAMES` `[4]`."""
         student, cfg = self.student, self.cfg
-        observations = {group: batch[OBSERVATION + group] for group in student.groups}
-        encoded = student.encode(student.normalize(observations))
-        mean, std = student.distribution(encoded[student.actor_group])
+        encoded, batch = encode(student, batch)
+        mean, std = student.distribution(encoded[student.actor_features])
         hidden = self._hidden.features
         labels = batch["mean"], batch["std"]
         loss = mean_loss(cfg.loss, *labels, mean, std)
         kl = gaussian_kl(*labels, mean.detach(), std.detach()).mean()
         value_loss = feature_loss = torch.zeros_like(kl)
         if cfg.value_coef:
-            value = student.critic(encoded[student.critic_group]).squeeze(-1)
+            value = student.critic(encoded[student.critic_features]).squeeze(-1)
             value_loss = unexplained(batch["value"], value)
         if cfg.feature_coef:
             feature_loss = unexplained(batch["features"], self.feature_map(hidden))
         total = loss + cfg.value_coef * value_loss + cfg.feature_coef * feature_loss
         return total, torch.stack([part.detach() for part in (loss, kl, value_loss, feature_loss)])
+
+
+def encode(student: ActorCritic, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What actor and critic read `[B, F]`, and the labels beside it; B counts the steps of all sequences."""
+    normalized = student.normalize({group: batch[OBSERVATION + group] for group in student.groups})
+    if not isinstance(student, StatefulActorCritic):
+        return student.encode(normalized), batch
+    by_time = {group: value.transpose(0, 1).contiguous() for group, value in normalized.items()}
+    encoded = student.encode_sequence(by_time, batch[FIRST_STATE], batch[BEGINS].T.contiguous())
+    features = {name: value.transpose(0, 1).flatten(0, 1) for name, value in encoded.items()}
+    return features, {name: batch[name].flatten(0, 1) for name in Labels._fields if name in batch}
 
 
 def _part(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -58,11 +58,13 @@ def make_student(cfg: ExperimentConfig, plan: ComputePlan, lessons: Sequence[Les
 
     Raises:
         UserError: a lesson's worlds are not such as the student acts in.
+        ConfigError: the student has a memory and a setting that only one without it knows.
     """
     worlds = evaluation_env(cfg, 1, plan.device)
     student = make_network(cfg.network, worlds.spec)
-    refuse_recurrent(student, "the student")
     worlds.close()
+    if student.state_width:
+        _check_for_memory(cfg)
     for lesson in lessons:
         where = f"{lesson.teacher.name}: its task {lesson.env.spec.name}"
         _check_same(where, lesson.env.spec, worlds.spec, student.groups)
@@ -87,10 +89,17 @@ def split_worlds(cfg: ExperimentConfig, num_teachers: int) -> list[int]:
     return shares
 
 
-def refuse_recurrent(policy: ActorCritic, who: str) -> None:
-    """Raise UserError for a policy with a memory: samples are learned from and labelled one by one."""
-    if getattr(policy, "state_width", 0):
-        raise UserError(f"{who} is recurrent, and distillation knows no memory; use a network such as mlp")
+def _check_for_memory(cfg: ExperimentConfig) -> None:
+    """Raise ConfigError for what a student with a memory cannot do."""
+    section = cfg.distillation
+    if section.dataset:
+        problem, fix = "holds single steps, a recurrent student needs sequences", "learn online"
+        raise ConfigError("config", "distillation.dataset", section.dataset, problem=problem, fix=fix)
+    if section.fake_quantize != "none":
+        problem, fix = "rounds the layers of an mlp, not a memory's gates", "set it to none"
+        raise ConfigError(
+            "config", "distillation.fake_quantize", section.fake_quantize, problem=problem, fix=fix
+        )
 
 
 def _lesson_config(
@@ -109,7 +118,6 @@ def _load_teacher(
     worlds = evaluation_env(teacher_cfg, 1, plan.device)
     worlds.close()
     policy = make_network(teacher_cfg.network, worlds.spec)
-    refuse_recurrent(policy, f"{run.path}: the teacher")
     _check_same(f"{run.path}: the teacher", worlds.spec, spec, policy.groups)
     load_policy(run, policy)
     return policy

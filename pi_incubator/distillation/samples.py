@@ -1,5 +1,8 @@
 """What has been observed and how it was labelled: a ring of the newest samples.
 
+A sample is one observation and its labels; for a student with a memory it is a sequence of T of them, with
+the state that the student had before the first (Kapturowski et al. 2019: it ages with the sample).
+
 Letters: N worlds, B samples of a minibatch, S samples that are held.
 """
 
@@ -10,8 +13,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.networks._actor_critic import ActorCritic
+
 OBSERVATION = "observation."
 """What the names of raw observation groups begin with; the others are those of `Labels`."""
+FIRST_STATE, BEGINS = "first_state", "begins"
+"""Only of sequences: the student's state before the first step, and whether a step begins an episode."""
 
 
 class Samples:
@@ -52,3 +60,8 @@ class Samples:
     def held(self) -> dict[str, Tensor]:
         """All that are held, `[S, ...]`: views."""
         return {name: tensor[: len(self)] for name, tensor in self.tensors.items()}
+
+
+def num_rows(cfg: ExperimentConfig, student: ActorCritic, steps: int) -> int:
+    """How many samples for `student` hold `steps` steps, at least one."""
+    return max(1, steps // cfg.algorithm.horizon) if student.state_width else steps

@@ -1,6 +1,6 @@
 """A trained policy that says what it would do where a student stands.
 
-Letters: N worlds, A actions, F features of the last hidden layer.
+Letters: N worlds, A actions, F features of the last hidden layer, S width of a state.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.networks._stateful import StatefulActorCritic
 
 
 class Labels(NamedTuple):
@@ -64,12 +65,22 @@ class Teacher:
         return self._hidden.width
 
     @torch.no_grad()
-    def label(self, obs: Mapping[str, Tensor]) -> Labels:
-        """What it says about raw observation groups, of which it reads its own."""
-        features = self.policy.encode(self.policy.normalize(dict(obs.items())))
-        mean, std = self.policy.distribution(features[self.policy.actor_group])
-        value = self.policy.critic(features[self.policy.critic_group]).squeeze(-1)
-        return Labels(mean, std, value, self._hidden.features)
+    def label(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Labels, Tensor]:
+        """What it says about raw observation groups, of which it reads its own, and its next state.
+
+        Args:
+            obs: raw groups.
+            state: `[N, S]` of a policy with a memory; S is 0 of any other.
+        """
+        policy, groups = self.policy, dict(obs.items())
+        noise = torch.zeros_like(policy.action_low.expand(len(state), -1))
+        if isinstance(policy, StatefulActorCritic):
+            decision = policy.act(groups, noise, state)
+        else:
+            decision = policy.act(groups, noise)
+        mean = decision.action
+        labels = Labels(mean, policy.log_std.exp().expand_as(mean), decision.value, self._hidden.features)
+        return labels, state if decision.state is None else decision.state
 
 
 def num_parameters(module: nn.Module) -> int:

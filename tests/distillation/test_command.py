@@ -84,6 +84,17 @@ def test_a_run_that_was_cut_off_continues(balance, tmp_path):
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1]
 
 
+def test_a_recurrent_student_that_was_cut_off_remembers(balance, tmp_path):
+    overrides = [item for item in TINY if not item.startswith("training.total_steps")]
+    folder = distill(tmp_path, balance, *overrides, "training.total_steps=256", student="gru")
+    before = last_tensors(folder)
+    assert before["memory_0.student"].abs().sum() > 0
+    distill(tmp_path, balance, *TINY, student="gru")
+    assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1]
+    assert not torch.equal(last_tensors(folder)["memory_0.student"], before["memory_0.student"])
+    assert kept(folder) > 0
+
+
 def test_the_same_seed_gives_the_same_weights(balance, tmp_path):
     runs = [distill(tmp_path, balance, *TINY, name=name) for name in ("a", "b")]
     one, other = map(last_tensors, runs)
@@ -173,11 +184,13 @@ def test_settings_that_do_not_fit(balance, tmp_path):
     assert RunFolder(balance).saved()
 
 
-def test_a_recurrent_student_is_refused(balance, tmp_path, monkeypatch):
-    from pi_incubator.networks._actor_critic import ActorCritic
-
-    monkeypatch.setattr(ActorCritic, "state_width", 8, raising=False)
-    assert "is recurrent, and distillation knows no memory" in refused(tmp_path, balance)
+def test_what_a_recurrent_student_cannot_do(balance, tmp_path):
+    file = str(tmp_path / "seen.safetensors")
+    assert "a recurrent student learns from sequences" in refused(tmp_path, balance, "--record", file, student="gru")
+    offline = refused(tmp_path, balance, "--offline", file, student="gru")
+    assert f"distillation.dataset = {file!r}: holds single steps, a recurrent student needs" in offline
+    rounds = refused(tmp_path, balance, "distillation.fake_quantize=int8", student="gru")
+    assert "distillation.fake_quantize = 'int8': rounds the layers of an mlp" in rounds
 
 
 def spoiled(change):

@@ -8,7 +8,8 @@ from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.distillation.dagger import collect, teacher_share
+from pi_incubator.distillation.collect import Collector
+from pi_incubator.distillation.dagger import teacher_share
 from pi_incubator.distillation.learner import StudentLearner
 from pi_incubator.distillation.lessons import Lesson, split_worlds
 from pi_incubator.distillation.samples import Samples
@@ -76,11 +77,11 @@ def _learn_on_the_ridge(set_linear, share, **distillation):
     set_linear(teacher.policy, [[-GROWTH, 1.0]])
     student = make_network(cfg.network, env.spec)
     learner, samples = StudentLearner(cfg, student, teacher.feature_width), Samples(10_000, CPU)
-    lesson = Lesson(cfg, teacher, env)
+    collector = Collector(cfg, Lesson(cfg, teacher, env), student)
     for iteration in range(cfg.num_iterations):
         env.reset(iteration)
         learner.begin(iteration)
-        collect(cfg, lesson, student, samples, share(cfg, iteration))
+        collector.collect(samples, share(cfg, iteration))
         metrics = learner.update(samples)
     return student, samples, metrics
 
@@ -106,11 +107,12 @@ def test_dagger_stays_where_behaviour_cloning_falls(learn_on_the_ridge):
 @pytest.mark.parametrize("loss", ["kl", "mse"])
 def test_value_and_feature_terms_are_learned_too(loss, learn_on_the_ridge):
     """Both are the share of a variance that is left over: 1 for a student that says the same always."""
-    _, samples, metrics = learn_on_the_ridge(teacher_share, loss=loss, value_coef=1.0, feature_coef=1.0)
+    terms = {"value_coef": 1.0, "feature_coef": 1.0, "num_updates": 150}
+    _, samples, metrics = learn_on_the_ridge(teacher_share, loss=loss, **terms)
     assert {"observation.policy", "mean", "std", "value", "features"} == set(samples.tensors)
-    assert metrics["loss/value"] < 0.3
-    assert metrics["loss/features"] < 0.3
-    assert metrics["loss/distillation"] < 0.1
+    assert metrics["loss/value"] < 0.15
+    assert metrics["loss/features"] < 0.2
+    assert metrics["loss/distillation"] < 0.05
 
 
 def test_terms_that_are_off_move_nothing(learn_on_the_ridge):

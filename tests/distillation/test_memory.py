@@ -1,0 +1,157 @@
+"""Students and teachers that remember: what they learn from is sequences."""
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from envs_gpu.vec_env import EnvSpec, StepResult
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.distillation.collect import Collector
+from pi_incubator.distillation.dagger import teacher_share
+from pi_incubator.distillation.learner import StudentLearner, encode
+from pi_incubator.distillation.lessons import Lesson
+from pi_incubator.distillation.samples import Samples, num_rows
+from pi_incubator.distillation.teacher import Teacher
+from pi_incubator.networks import make_network
+from tests.envs import ForgetfulEnv
+
+CPU = torch.device("cpu")
+NUM_ENVS, EPISODE, HORIZON = 16, 5, 7
+
+
+class Recall(ForgetfulEnv):
+    """A cue is shown at an episode's first step and asked for at all of them; the critic sees it always.
+
+    The policy's observation is `[cue or 0, 1 at the first step]`. Episodes of world n are out of step by n.
+    """
+
+    def __init__(self):
+        limits = ((-10.0,), (10.0,))
+        groups = {"policy": 2, "critic": 1}
+        self.spec = EnvSpec("recall", NUM_ENVS, groups, 1, *limits, ("hand",), 10.0, 1000, CPU)
+        self.actions, self.distances = [], []
+        self.reset(0)
+
+    def reset(self, seed):
+        self.time = torch.arange(NUM_ENVS) % EPISODE
+        self.cue = torch.randint(2, (NUM_ENVS, 1)) * 2.0 - 1.0
+        return self._observe()
+
+    def _observe(self):
+        first = (self.time == 0).float()[:, None]
+        policy = torch.cat((self.cue * first, first), -1)
+        self.obs = TensorDict({"policy": policy, "critic": self.cue.clone()}, batch_size=[NUM_ENVS])
+        return self.obs
+
+    def step(self, action):
+        self.actions.append(action)
+        distance = (action - self.cue).abs()[:, 0]
+        self.distances.append(distance.mean().item())
+        self.time = (self.time + 1) % EPISODE
+        ends = self.time == 0
+        self.cue = torch.where(ends[:, None], torch.randint(2, (NUM_ENVS, 1)) * 2.0 - 1.0, self.cue)
+        no, obs = torch.zeros(NUM_ENVS, dtype=torch.bool), self._observe()
+        return StepResult(obs, -distance, no, ends, obs, {}, no)
+
+
+def config(network="gru", **distillation):
+    return ExperimentConfig.model_validate(
+        {
+            "env": {"num_envs": NUM_ENVS},
+            "network": {"name": network, "hidden_sizes": [16], "normalize_observations": False},
+            "algorithm": {"horizon": HORIZON, "minibatch_size": NUM_ENVS},
+            "training": {"total_steps": 40 * HORIZON * NUM_ENVS},
+            "distillation": {"exploration": 0.0, "num_updates": 20, "minibatch_size": 140, "lr": 1e-2}
+            | distillation,
+        }
+    )
+
+
+@pytest.fixture
+def knows_the_cue(set_linear):
+    """A teacher that acts on what the critic sees."""
+    settings = {"hidden_sizes": [16], "activation": "relu", "normalize_observations": False}
+    cfg = ExperimentConfig.model_validate({"network": {"name": "mlp_privileged", **settings}})
+    policy = make_network(cfg.network, Recall().spec)
+    set_linear(policy, [[1.0]])
+    return Teacher("seer", policy)
+
+
+def learn(cfg, teacher):
+    """How far a student's actions are from the cue once it has learned, and the samples."""
+    torch.manual_seed(0)
+    env = Recall()
+    student = make_network(cfg.network, env.spec)
+    learner = StudentLearner(cfg, student, teacher.feature_width)
+    samples = Samples(num_rows(cfg, student, 2000), CPU)
+    collector = Collector(cfg, Lesson(cfg, teacher, env), student)
+    for iteration in range(cfg.num_iterations):
+        learner.begin(iteration)
+        collector.collect(samples, teacher_share(cfg, iteration))
+        learner.update(samples)
+    collector.collect(samples, 0.0)
+    return sum(env.distances[-HORIZON:]) / HORIZON, samples
+
+
+def test_a_memory_recalls_what_one_observation_does_not_say(knows_the_cue):
+    """A student without one can only guess the mean of both cues, in four of five steps."""
+    recalled, samples = learn(config(), knows_the_cue)
+    guessed, _ = learn(config("mlp"), knows_the_cue)
+    assert samples.tensors["mean"].shape == (2000 // HORIZON, HORIZON, 1)
+    assert recalled < 0.1
+    assert guessed > 0.5
+
+
+def test_sequences_are_what_the_student_did(knows_the_cue):
+    """Across the ends of episodes, from the state it had: the actions it took are the ones it learns at."""
+    torch.manual_seed(0)
+    cfg, env = config(), Recall()
+    student = make_network(cfg.network, env.spec)
+    samples = Samples(2 * NUM_ENVS, CPU)
+    collector = Collector(cfg, Lesson(cfg, knows_the_cue, env), student)
+    for _ in range(2):
+        collector.collect(samples, 0.0)
+    with torch.no_grad():
+        encoded, labels = encode(student, samples.held())
+        mean, _ = student.distribution(encoded[student.actor_features])
+    taken = torch.stack(env.actions).unflatten(0, (2, HORIZON)).transpose(1, 2).flatten(0, 2)
+    torch.testing.assert_close(mean, taken)
+    assert labels["mean"].shape == taken.shape
+    assert samples.held()["begins"].sum() > NUM_ENVS
+    assert samples.held()["first_state"].abs().sum() > 0
+
+
+def test_a_teacher_remembers_whoever_leads():
+    """What a recurrent teacher says is what it would do itself after the same observations."""
+    torch.manual_seed(0)
+    cfg, env = config("mlp"), Recall()
+    teacher = Teacher("elder", make_network(config().network, env.spec))
+    torch.nn.init.normal_(teacher.policy.actor[-1].weight)
+    samples = Samples(HORIZON * NUM_ENVS, CPU)
+    collector = Collector(cfg, Lesson(cfg, teacher, env), make_network(cfg.network, env.spec))
+    collector.collect(samples, 0.0)
+    held = {name: rows.unflatten(0, (HORIZON, NUM_ENVS)) for name, rows in samples.held().items()}
+    seen = {group: held["observation." + group] for group in teacher.policy.groups}
+    begins = seen["policy"][..., 1].bool()
+    with torch.no_grad():
+        encoded = teacher.policy.encode_sequence(seen, teacher.policy.initial_state(NUM_ENVS), begins)
+        mean, _ = teacher.policy.distribution(encoded["actor"])
+        value = teacher.policy.critic(encoded["critic"]).squeeze(-1)
+    torch.testing.assert_close(held["mean"], mean)
+    torch.testing.assert_close(held["value"], value)
+    assert held["mean"].std() > 0.01
+
+
+def test_value_and_feature_terms_of_sequences(knows_the_cue):
+    torch.manual_seed(0)
+    cfg, env = config(value_coef=1.0, feature_coef=1.0), Recall()
+    student = make_network(cfg.network, env.spec)
+    learner = StudentLearner(cfg, student, knows_the_cue.feature_width)
+    samples = Samples(num_rows(cfg, student, 2000), CPU)
+    collector = Collector(cfg, Lesson(cfg, knows_the_cue, env), student)
+    learner.begin(0)
+    reports = []
+    for _ in range(20):
+        collector.collect(samples, 1.0)
+        reports.append(learner.update(samples))
+    assert reports[-1]["loss/features"] < 0.2 < reports[0]["loss/features"]
