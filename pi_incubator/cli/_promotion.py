@@ -50,4 +50,7 @@ def _list(argv: list[str]) -> None:
     from pi_incubator.deploy.promotion import versions
     from pi_incubator.evaluation.table import print_table
 
-    print_table(versions(cfg, folder), title=cfg.experiment.name, first_column="version")
+    if rows := versions(cfg, folder):
+        print_table(rows, title=cfg.experiment.name, first_column="version")
+    else:
+        print(f"{cfg.experiment.name}: nothing is registered; promote a bundle that passed its gates")

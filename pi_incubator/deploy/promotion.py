@@ -24,7 +24,7 @@ from pi_incubator.errors import UserError
 from pi_incubator.registry import gates
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.runtime import Bundle
-from pi_incubator.tracking.mlflow import new_run, open_store
+from pi_incubator.tracking.mlflow import has_store, new_run, open_store
 
 ALIASES = CANDIDATE, CHAMPION = ("candidate", "champion")
 HISTORY = "champion_history"
@@ -70,10 +70,13 @@ def rollback(cfg: ExperimentConfig, folder: RunFolder) -> int:
         ConfigError: the store cannot be opened.
     """
     name = cfg.experiment.name
+    none = UserError(f"{name}: there is no champion before this one; promote another bundle instead")
+    if not has_store(cfg, folder):
+        raise none
     with open_store(cfg, folder) as client:
         history = _history(client, name)
         if len(history) < 2:
-            raise UserError(f"{name}: there is no champion before this one; promote another bundle instead")
+            raise none
         client.set_registered_model_alias(name, CHAMPION, str(history[-2]))
         client.set_registered_model_tag(name, HISTORY, json.dumps(history[:-1]))
     return history[-2]
@@ -85,6 +88,8 @@ def versions(cfg: ExperimentConfig, folder: RunFolder) -> dict[str, dict[str, An
     Raises:
         ConfigError: the store cannot be opened.
     """
+    if not has_store(cfg, folder):
+        return {}
     with open_store(cfg, folder) as client:
         return {str(found.version): _row(client, found) for found in _versions(client, cfg.experiment.name)}
 

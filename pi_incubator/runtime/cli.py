@@ -14,6 +14,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import NoReturn
 
+import numpy as np
+
+from ._network import Array
 from .bench import BenchResult, bench
 from .bundle import read_bundle
 from .errors import PolicyRuntimeError, RuntimeBundleError
@@ -120,6 +123,8 @@ def _run(arguments: argparse.Namespace) -> None:
         fix = "export a better one, or give --allow-failed-gates in a simulator"
         raise RuntimeBundleError(f"{arguments.bundle}: failed its gates and is not for a robot; {fix}")
     policy = Policy.of(bundle, provider=arguments.provider, max_rate=arguments.max_rate)
+    if arguments.start_target:
+        policy.reset(_targets(arguments.start_target, policy.contract.num_targets))
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
@@ -137,6 +142,14 @@ def _run(arguments: argparse.Namespace) -> None:
         )
         rows: dict[str, object] = {**asdict(report), **asdict(link.counts)}
     _print_rows(rows | {"log_dropped": log.dropped})
+
+
+def _targets(values: list[float], number: int) -> Array:
+    targets = np.array(values, np.float32)
+    if targets.size != number or not np.isfinite(targets).all():
+        problem = f"is not {number} finite numbers; give one for each joint of the contract"
+        raise PolicyRuntimeError(f"--start-target: {' '.join(map(str, values))} {problem}")
+    return targets
 
 
 def _log(arguments: argparse.Namespace, policy: Policy) -> StepLog | NullLog:
@@ -203,6 +216,13 @@ def _add_run_options(run: argparse.ArgumentParser) -> None:
         help=f"in a row until the safe target; default: {MAX_MISSES}",
     )
     run.add_argument("--steps", type=_whole, metavar="N", help="then end; default: until SIGINT or SIGTERM")
+    run.add_argument(
+        "--start-target",
+        type=float,
+        nargs="+",
+        metavar="X",
+        help="that the robot holds now, from which rate limits count; default: the safe target",
+    )
     run.add_argument("--log", type=Path, metavar="FOLDER", help="keep every step there")
     run.add_argument(
         "--log-format", choices=list(FORMATS), help="default: parquet where pyarrow is installed"

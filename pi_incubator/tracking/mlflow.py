@@ -123,7 +123,7 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
     # Table creation and upgrades are of no interest here.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    uri = cfg.tracking.uri or f"sqlite:///{_output_dir(folder) / 'mlflow.db'}"
+    uri = _uri(cfg, folder)
     try:
         with _alone(uri):
             yield MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -131,6 +131,12 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
         problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
         fix = "check the address, or set tracking.backend to none"
         raise ConfigError(str(folder.config), "tracking.uri", uri, problem=problem, fix=fix) from None
+
+
+def has_store(cfg: ExperimentConfig, folder: RunFolder) -> bool:
+    """Whether there is something to read: `open_store` would make an SQLite file that is not there."""
+    uri = _uri(cfg, folder)
+    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
 
 
 def new_run(client: MlflowClient, cfg: ExperimentConfig, folder: RunFolder) -> Run:
@@ -154,6 +160,10 @@ def _experiment_id(client: MlflowClient, artifacts: str | None) -> str:
         if found is None:
             raise
         return str(found.experiment_id)
+
+
+def _uri(cfg: ExperimentConfig, folder: RunFolder) -> str:
+    return cfg.tracking.uri or f"{SQLITE}{_output_dir(folder) / 'mlflow.db'}"
 
 
 def _output_dir(folder: RunFolder) -> Path:

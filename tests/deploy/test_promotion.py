@@ -78,6 +78,15 @@ def test_aliases_move_and_roll_back(run, client, bundles, capsys):
     assert all(version in shown for version in "123")
 
 
+def test_looking_makes_no_store(run, tmp_path, capsys):
+    elsewhere = shutil.copytree(run.path, tmp_path / run.path.name)
+    command("list", elsewhere)
+    assert "nothing is registered" in capsys.readouterr().out
+    with pytest.raises(UserError, match="no champion before"):
+        command("rollback", elsewhere)
+    assert list(tmp_path.iterdir()) == [elsewhere]
+
+
 def test_a_version_leads_to_its_run_and_its_files(run, client, bundles, tmp_path):
     command("promote", bundles[0])
     version = client.get_model_version_by_alias(NAME, "candidate")

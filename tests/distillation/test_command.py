@@ -186,7 +186,8 @@ def test_settings_that_do_not_fit(balance, tmp_path):
 
 def test_what_a_recurrent_student_cannot_do(balance, tmp_path):
     file = str(tmp_path / "seen.safetensors")
-    assert "a recurrent student learns from sequences" in refused(tmp_path, balance, "--record", file, student="gru")
+    record = refused(tmp_path, balance, "--record", file, student="gru")
+    assert "a recurrent student learns from sequences" in record
     offline = refused(tmp_path, balance, "--offline", file, student="gru")
     assert f"distillation.dataset = {file!r}: holds single steps, a recurrent student needs" in offline
     rounds = refused(tmp_path, balance, "distillation.fake_quantize=int8", student="gru")

@@ -88,6 +88,17 @@ def test_run_ends_on_a_signal_with_the_safe_target(running, number):
     assert int(report["steps"]) >= 1
 
 
+def test_rate_limits_count_from_where_the_robot_is(running):
+    """Half a unit a second at 50 Hz: the first targets are within 0.01 of what the robot held."""
+    process, link = running("--max-rate", "0.5", "--start-target", *["-0.7"] * 12)
+    with closing(link) as robot:
+        robot.send(np.zeros(bundles.WIDTH, np.float32))
+        first = robot.receive(5.0).copy()
+    np.testing.assert_allclose(first, -0.7, atol=0.0101)
+    process.send_signal(signal.SIGTERM)
+    assert int(report_of(process)["steps"]) >= 1
+
+
 def test_the_watchdog_answers_a_robot_that_falls_silent(running):
     process, link = running("--max-misses", "2")
     with closing(link) as robot:
@@ -99,6 +110,12 @@ def test_the_watchdog_answers_a_robot_that_falls_silent(running):
             target = robot.receive(1.0)
     process.send_signal(signal.SIGTERM)
     assert int(report_of(process)["stopped"]) >= 1
+
+
+@pytest.mark.parametrize("values", [["0.1"] * 11, ["nan"] * 12])
+def test_a_start_target_that_does_not_fit(values, bundle):
+    with pytest.raises(PolicyRuntimeError, match=r"--start-target: .* is not 12 finite numbers"):
+        main(["run", str(bundle), "--link", "udp://127.0.0.1:9", "--start-target", *values])
 
 
 def test_bench(bundle, tmp_path, capsys):
