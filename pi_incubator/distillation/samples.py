@@ -39,8 +39,11 @@ class Samples:
         return min(self._count, self.capacity)
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Copy N samples, each tensor `[N, ...]`, over the oldest ones; the names are always the same."""
-        number = len(next(iter(rows.values())))
+        """Copy N samples, each tensor `[N, ...]`, over the oldest ones; the names are always the same.
+
+        Of more than `capacity` the last ones are kept.
+        """
+        number = min(len(next(iter(rows.values()))), self.capacity)
         if not self.tensors:
             shapes = {name: (self.capacity, *rows[name].shape[1:]) for name in rows}
             self.tensors = {
@@ -49,7 +52,7 @@ class Samples:
             }
         place = (self._count + torch.arange(number, device=self.device)) % self.capacity
         for name, tensor in self.tensors.items():
-            tensor[place] = rows[name]
+            tensor[place] = rows[name][-number:]
         self._count += number
 
     def draw(self, number: int) -> dict[str, Tensor]:

@@ -140,6 +140,14 @@ def test_the_ring_keeps_the_newest():
     assert set(samples.draw(200)["x"].tolist()) == {4, 5, 6, 7, 8}
 
 
+def test_a_ring_that_is_too_small_keeps_whole_samples():
+    samples = Samples(4, CPU)
+    for _ in range(3):
+        samples.add({"x": torch.arange(10), "y": -torch.arange(10)})
+        assert sorted(samples.held()["x"].tolist()) == [6, 7, 8, 9]
+        assert torch.equal(samples.held()["x"], -samples.held()["y"])
+
+
 @pytest.mark.parametrize(
     ("weights", "shares"), [((), [6, 5, 5]), ((2.0, 1.0, 1.0), [8, 4, 4]), ((1.0, 1e-9, 1.0), [8, 1, 7])]
 )
