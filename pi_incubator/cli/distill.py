@@ -117,10 +117,9 @@ def _teach(cfg: ExperimentConfig, folder: RunFolder, teachers: TeacherRuns, reco
         learner, samples = distill(cfg, folder, tracker, lessons, student, recorded)
         if record:
             write_dataset(samples, spec, record)
-        results = _judge_int8(cfg, lessons, student, learner)
-        finish_run(cfg, folder, lessons[0].env, student, tracker)
-        results |= _judge(cfg, lessons, student)
+        results = _judge_int8(cfg, lessons, student, learner) | _judge(cfg, lessons, student)
         tracker.log_artifact(_write(results, folder))
+        finish_run(cfg, folder, lessons[0].env, student, tracker)
     for lesson in lessons:
         lesson.env.close()
 

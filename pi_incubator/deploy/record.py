@@ -46,11 +46,16 @@ class Recording:
         return Recording(self.readings[:, :1], self.begins[:, :1], self.action[:, :1])
 
     def play(self, session: Session) -> Iterator[tuple[Array, Array]]:
-        """Give the readings to `session` step by step, and yield its targets beside the actions `[N, A]`."""
+        """Give the readings to `session` step by step, and yield its targets beside the actions `[N, A]`.
+
+        The last action is then set to the recorded one. Otherwise every step would also answer to the
+        rounding of those before it, and some policies amplify that: a Go1's went from 8e-7 to 2e-4.
+        """
         for readings, begins, action in zip(self.readings, self.begins, self.action, strict=True):
             session.feeds(readings)  # makes room for as many robots
             session.restart(begins)
             yield session.step(readings), action
+            session.remember_action(action)
 
 
 @torch.no_grad()

@@ -47,6 +47,16 @@ def test_rollouts_of_the_env_through_the_file(source_of, task, history, network,
         assert action_error(session, forgets_nothing, targets) > 1e-4
 
 
+def test_what_was_rounded_does_not_come_back(walker):
+    """Each step starts from the action that was recorded: a policy may amplify what it did last."""
+    source, artifact = walker
+    session, recorded = Session(artifact.model), source.recording.action.copy()
+    for t, (_, action) in enumerate(source.recording.play(session)):
+        np.testing.assert_allclose(session.last_action, action, atol=1e-5)
+        np.testing.assert_array_equal(action, recorded[t])
+        session.states["last_action_in"] += 1e-3
+
+
 def test_the_targets_are_what_the_env_sends_to_its_motors(walker):
     source, artifact = walker
     env, session, interface = source.env, Session(artifact.model), source.env.interface()

@@ -21,7 +21,10 @@ where they differ most; what a few such actions cost is for the return to say. f
 
 @gate("parity")
 def parity(candidate: Candidate) -> Result:
-    """Step the runtime through the recording, world by world, with the states that it keeps itself."""
+    """Step the runtime through the recording, world by world, with the states that it keeps itself.
+
+    Of these the last action is compared, then set to the recorded one, as `Recording.play` does it.
+    """
     recording, contract = candidate.recording, candidate.bundle.contract
     policy = Policy.of(candidate.bundle, provider="onnxruntime", max_rate=math.inf)
     worst: list[float] = []
@@ -35,6 +38,8 @@ def parity(candidate: Candidate) -> Result:
             policy.step(readings)
             num_flagged += policy.flags != 0
             worst += _differences(policy, action, candidate)
+            if (remembered := policy.states().get("last_action")) is not None:
+                remembered[:] = action
     difference = float(np.max(worst))  # a NaN in any stays one
     limit = REDUCED_LIMITS.get(contract.precision, candidate.cfg.deployment.tolerance)
     details = {"observations": recording.count, "flagged_steps": num_flagged}
