@@ -5,7 +5,6 @@ Letters: T steps, N worlds, D width of the readings, A actions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,27 +34,24 @@ class Recording:
     """`[T, N]` whether an episode begins with this row."""
     action: Array
     """`[T, N, A]`, within the env's limits."""
+    hidden: Array | None = None
+    """`[T, N, S]` after the action, of a recurrent policy."""
 
     @property
     def count(self) -> int:
         """Observations in it."""
         return self.begins.size
 
-    def first_world(self) -> Recording:
+    def of_world(self, world: int) -> Recording:
         """What one robot alone has met."""
-        return Recording(self.readings[:, :1], self.begins[:, :1], self.action[:, :1])
+        one = np.s_[:, world : world + 1]
+        hidden = None if self.hidden is None else self.hidden[one]
+        return Recording(self.readings[one], self.begins[one], self.action[one], hidden)
 
-    def play(self, session: Session) -> Iterator[tuple[Array, Array]]:
-        """Give the readings to `session` step by step, and yield its targets beside the actions `[N, A]`.
-
-        The last action is then set to the recorded one. Otherwise every step would also answer to the
-        rounding of those before it, and some policies amplify that: a Go1's went from 8e-7 to 2e-4.
-        """
-        for readings, begins, action in zip(self.readings, self.begins, self.action, strict=True):
-            session.feeds(readings)  # makes room for as many robots
-            session.restart(begins)
-            yield session.step(readings), action
-            session.remember_action(action)
+    def remembered(self, t: int) -> dict[str, Array]:
+        """What a file remembers after step `t`, if it does, `[N, S]` by name."""
+        hidden = {} if self.hidden is None else {"hidden": self.hidden[t]}
+        return {"last_action": self.action[t]} | hidden
 
 
 @torch.no_grad()
@@ -64,32 +60,41 @@ def record(env: VecEnv, policy: ActorCritic, count: int, seed: int) -> Recording
     interface, actor = env.interface(), as_actor(policy, env.num_envs)
     num_worlds = min(env.num_envs, max(1, count // STEPS_PER_WORLD))
     obs, begins = env.reset(seed), torch.ones(env.num_envs, dtype=torch.bool)
-    rows: list[tuple[Tensor, Tensor, Tensor]] = []
+    rows: list[tuple[Tensor, ...]] = []
     for _ in range(-(-count // num_worlds)):
         action = actor.act(obs)
-        rows.append((sensor_readings(obs[policy.actor_group], interface).cpu(), begins, action.cpu()))
+        hidden = () if actor.state is None else (actor.state[:, : policy.actor_state_width].cpu(),)
+        rows.append(
+            (sensor_readings(obs[policy.actor_group], interface).cpu(), begins, action.cpu(), *hidden)
+        )
         result = env.step(action)
         actor.observe(result)
         obs, begins = result.obs, (result.terminated | result.truncated).cpu()
-    columns = zip(*rows, strict=True)
-    readings, begun, actions = (torch.stack(column)[:, :num_worlds].numpy() for column in columns)
-    return Recording(readings, begun, actions)
+    return Recording(*(torch.stack(column)[:, :num_worlds].numpy() for column in zip(*rows, strict=True)))
 
 
 def action_error(session: Session, recording: Recording, targets: Targets) -> float:
-    """The largest difference between the file's actions and the policy's, and between their targets.
+    """The largest difference between the file's actions and the policy's, their targets, and hidden states.
+
+    What the file remembers is then set to what was recorded. Otherwise every step would also answer to the
+    rounding of those before it, and some policies amplify that: a Go1's went from 8e-7 to 2e-4.
 
     NaN where the file's are not finite.
     """
     worst: list[float] = []
-    for target, action in recording.play(session):
-        expected, got = torch.from_numpy(action), torch.from_numpy(target)
-        remembered = session.last_action
-        acted = action_behind(got, targets) if remembered is None else torch.from_numpy(remembered)
-        difference = torch.stack(
-            ((got - targets.control(expected)).abs().max(), (acted - expected).abs().max())
-        )
-        worst.append(difference.max().item())
+    for t, (readings, begins) in enumerate(zip(recording.readings, recording.begins, strict=True)):
+        session.feeds(readings)  # makes room for as many robots
+        session.restart(begins)
+        got, expected = session.step(readings), recording.action[t]
+        wanted = targets.control(torch.from_numpy(expected)).numpy()
+        worst.append(np.abs(got - wanted).max())
+        if session.last_action is None:
+            acted = action_behind(torch.from_numpy(got), targets).numpy()
+            worst.append(np.abs(acted - expected).max())
+        for name, recorded in recording.remembered(t).items():
+            if (state := session.states.get(f"{name}_in")) is not None:
+                worst.append(np.abs(state - recorded).max())
+                state[:] = recorded
     return float(np.max(worst))  # a NaN in any stays one
 
 
@@ -104,7 +109,7 @@ def check_parity(
     Raises:
         UserError: it is above `tolerance`, or not a number.
     """
-    played = (recording, recording.first_world())
+    played = (recording, recording.of_world(0))
     difference = float(np.max([action_error(Session(model, source), part, targets) for part in played]))
     require_within(difference, tolerance, source)
     return difference

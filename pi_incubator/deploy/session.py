@@ -63,11 +63,6 @@ class Session:
         for state in self.states.values():
             state[mask] = 0.0
 
-    def remember_action(self, action: Array) -> None:
-        """Let the last action have been `action` `[B, A]`, where the policy remembers one."""
-        if "last_action_in" in self.states:
-            self.states["last_action_in"] = action.copy()
-
     @property
     def last_action(self) -> Array | None:
         """The actions behind the last targets `[B, A]`, where the policy remembers them."""

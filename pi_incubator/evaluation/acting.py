@@ -44,6 +44,9 @@ class Actor:
         act: what it does; forgets nothing, because it remembers nothing.
     """
 
+    state: Tensor | None = None
+    """`[N, S]` after the last action, of a policy that remembers."""
+
     def __init__(self, act: Act) -> None:
         self.act = act
 
@@ -57,15 +60,15 @@ class _Remembering(Actor):
     def __init__(self, policy: StatefulPolicy, num_worlds: int) -> None:
         super().__init__(self._act)
         self._policy = policy
-        self._state = policy.initial_state(num_worlds)
+        self.state: Tensor = policy.initial_state(num_worlds)
 
     def _act(self, obs: TensorDict) -> Tensor:
-        action, self._state = self._policy.mean_step(obs, self._state)
+        action, self.state = self._policy.mean_step(obs, self.state)
         return action
 
     def observe(self, result: StepResult) -> None:
         done = result.terminated | result.truncated
-        self._state = self._state.masked_fill(done.unsqueeze(-1), 0.0)
+        self.state = self.state.masked_fill(done.unsqueeze(-1), 0.0)
 
 
 def as_actor(policy: Policy | StatefulPolicy | Act, num_worlds: int) -> Actor:

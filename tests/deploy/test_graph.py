@@ -47,14 +47,24 @@ def test_rollouts_of_the_env_through_the_file(source_of, task, history, network,
         assert action_error(session, forgets_nothing, targets) > 1e-4
 
 
-def test_what_was_rounded_does_not_come_back(walker):
-    """Each step starts from the action that was recorded: a policy may amplify what it did last."""
-    source, artifact = walker
-    session, recorded = Session(artifact.model), source.recording.action.copy()
-    for t, (_, action) in enumerate(source.recording.play(session)):
-        np.testing.assert_allclose(session.last_action, action, atol=1e-5)
-        np.testing.assert_array_equal(action, recorded[t])
-        session.states["last_action_in"] += 1e-3
+@pytest.mark.parametrize(
+    ("network", "state"), [("mlp", "last_action"), ("gru", "last_action"), ("gru", "hidden")]
+)
+def test_what_was_rounded_does_not_come_back(source_of, monkeypatch, network, state):
+    """A policy may amplify what it remembers: errors count at the step that makes them, and only there."""
+    source = source_of("go1_velocity", 2 if network == "gru" else 1, network)
+    session, targets, steps = Session(source.artifact().model), source.env.interface().targets, []
+    step = session.step
+
+    def drift(readings):
+        target = step(readings)
+        steps.append(np.abs(session.states[f"{state}_in"] - source.recording.remembered(len(steps))[state]))
+        session.states[f"{state}_in"] += 1e-3
+        return target
+
+    monkeypatch.setattr(session, "step", drift)
+    assert action_error(session, source.recording, targets) == pytest.approx(1e-3, rel=0.02)
+    assert np.max(steps) < 1e-5
 
 
 def test_the_targets_are_what_the_env_sends_to_its_motors(walker):

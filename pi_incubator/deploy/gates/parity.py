@@ -1,4 +1,4 @@
-"""The gate `parity`: on recorded observations the bundle acts like the policy in torch."""
+"""The gate `parity`: on recorded observations the bundle acts and remembers like the policy in torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from pi_incubator.deploy.gates._base import Candidate, Result
-from pi_incubator.deploy.session import Array
+from pi_incubator.deploy.record import Recording
 from pi_incubator.registry import gate
 from pi_incubator.runtime import Policy
 
@@ -23,7 +23,7 @@ where they differ most; what a few such actions cost is for the return to say. f
 def parity(candidate: Candidate) -> Result:
     """Step the runtime through the recording, world by world, with the states that it keeps itself.
 
-    Of these the last action is compared, then set to the recorded one, as `Recording.play` does it.
+    They are compared, then set to the recorded ones: see `action_error`.
     """
     recording, contract = candidate.recording, candidate.bundle.contract
     policy = Policy.of(candidate.bundle, provider="onnxruntime", max_rate=math.inf)
@@ -31,24 +31,25 @@ def parity(candidate: Candidate) -> Result:
     num_flagged = 0
     for world in range(recording.begins.shape[1]):
         policy.reset()
-        columns = (recording.readings, recording.begins, recording.action)
-        for readings, begins, action in zip(*(column[:, world] for column in columns), strict=True):
-            if begins:
+        alone = recording.of_world(world)
+        for t, (readings, begins) in enumerate(zip(alone.readings, alone.begins, strict=True)):
+            if begins[0]:
                 policy.reset()
-            policy.step(readings)
+            policy.step(readings[0])
             num_flagged += policy.flags != 0
-            worst += _differences(policy, action, candidate)
-            if (remembered := policy.states().get("last_action")) is not None:
-                remembered[:] = action
+            worst += _differences(policy, alone, t, candidate)
     difference = float(np.max(worst))  # a NaN in any stays one
     limit = REDUCED_LIMITS.get(contract.precision, candidate.cfg.deployment.tolerance)
     details = {"observations": recording.count, "flagged_steps": num_flagged}
-    return Result(difference <= limit, difference, limit, "action or target", details)
+    return Result(difference <= limit, difference, limit, "action, target or state", details)
 
 
-def _differences(policy: Policy, action: Array, candidate: Candidate) -> Iterator[float]:
-    """Of the target, and of the action behind it where the policy remembers that one."""
-    expected = candidate.interface.targets.control(torch.from_numpy(action)).numpy()
+def _differences(policy: Policy, alone: Recording, t: int, candidate: Candidate) -> Iterator[float]:
+    """Of the target, and of what the policy remembers, which is then as recorded."""
+    expected = candidate.interface.targets.control(torch.from_numpy(alone.action[t, 0])).numpy()
     yield float(np.abs(policy.target - expected).max())
-    if "last_action" in (states := policy.states()):
-        yield float(np.abs(states["last_action"] - action).max())
+    states = policy.states()
+    for name, recorded in alone.remembered(t).items():
+        if name in states:
+            yield float(np.abs(states[name] - recorded[0]).max())
+            states[name][:] = recorded[0]
