@@ -35,11 +35,11 @@ class DistillationSection(Section):
     exploration: NonNegative = 0.5
     """Factor on the standard deviation of actions while worlds are stepped; 0 takes the means."""
     buffer_size: Count = 250_000
-    """Newest samples that are learned from, over all teachers."""
+    """Newest steps that are learned from, over all teachers; at least those of one iteration."""
     num_updates: Count = 100
     """Optimizer steps of one iteration."""
     minibatch_size: Count = 512
-    """Samples of one optimizer step."""
+    """Steps in the minibatch of one optimizer step."""
     lr: Positive = 2e-3
     """Learning rate, which falls linearly to zero over the run."""
     max_grad_norm: Positive = 1.0

@@ -31,7 +31,7 @@ def write_dataset(samples: Samples, spec: EnvSpec, path: Path) -> None:
     """Write all that `samples` holds.
 
     Args:
-        samples: as `dagger.collect` fills them.
+        samples: as `Collector.collect` fills them.
         spec: of the worlds that they are from.
         path: the file.
 

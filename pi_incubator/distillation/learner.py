@@ -86,7 +86,7 @@ class StudentLearner:
     def _loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The loss of a minibatch, and the numbers of `NAMES` `[4]`."""
         student, cfg = self.student, self.cfg
-        encoded, batch = encode(student, batch)
+        encoded, batch = encode(student, batch, critic=cfg.value_coef > 0)
         mean, std = student.distribution(encoded[student.actor_features])
         hidden = self._hidden.features
         labels = batch["mean"], batch["std"]
@@ -102,13 +102,15 @@ class StudentLearner:
         return total, torch.stack([part.detach() for part in (loss, kl, value_loss, feature_loss)])
 
 
-def encode(student: ActorCritic, batch: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What actor and critic read `[B, F]`, and the labels beside it; B counts the steps of all sequences."""
+def encode(
+    student: ActorCritic, batch: dict[str, Tensor], critic: bool = True
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What actor and `critic` read `[B, F]`, and the labels beside it; B counts the steps of sequences."""
     normalized = student.normalize({group: batch[OBSERVATION + group] for group in student.groups})
     if not isinstance(student, StatefulActorCritic):
         return student.encode(normalized), batch
     by_time = {group: value.transpose(0, 1).contiguous() for group, value in normalized.items()}
-    encoded = student.encode_sequence(by_time, batch[FIRST_STATE], batch[BEGINS].T.contiguous())
+    encoded = student.encode_sequence(by_time, batch[FIRST_STATE], batch[BEGINS].T.contiguous(), critic)
     features = {name: value.transpose(0, 1).flatten(0, 1) for name, value in encoded.items()}
     return features, {name: batch[name].flatten(0, 1) for name in Labels._fields if name in batch}
 

@@ -58,13 +58,16 @@ def make_student(cfg: ExperimentConfig, plan: ComputePlan, lessons: Sequence[Les
 
     Raises:
         UserError: a lesson's worlds are not such as the student acts in.
-        ConfigError: the student has a memory and a setting that only one without it knows.
+        ConfigError: the student has a memory and a setting that only one without it knows, or the samples of
+            one iteration do not fit.
     """
     worlds = evaluation_env(cfg, 1, plan.device)
     student = make_network(cfg.network, worlds.spec)
     worlds.close()
     if student.state_width:
         _check_for_memory(cfg)
+    if cfg.distillation.dataset is None:
+        _check_buffer(cfg)
     for lesson in lessons:
         where = f"{lesson.teacher.name}: its task {lesson.env.spec.name}"
         _check_same(where, lesson.env.spec, worlds.spec, student.groups)
@@ -87,6 +90,15 @@ def split_worlds(cfg: ExperimentConfig, num_teachers: int) -> list[int]:
     for index in by_rest[: total - sum(shares)]:
         shares[index] += 1
     return shares
+
+
+def _check_buffer(cfg: ExperimentConfig) -> None:
+    """Raise ConfigError where an iteration overwrites its own samples: some worlds would teach nothing."""
+    size = cfg.distillation.buffer_size
+    if size < cfg.batch_size:
+        problem = f"is less than the {cfg.batch_size} steps of one iteration"
+        fix = f"set it to at least {cfg.batch_size}"
+        raise ConfigError("config", "distillation.buffer_size", size, problem=problem, fix=fix)
 
 
 def _check_for_memory(cfg: ExperimentConfig) -> None:

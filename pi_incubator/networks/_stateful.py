@@ -132,14 +132,18 @@ class StatefulActorCritic(ActorCritic):
         raise TypeError("a policy with a memory encodes sequences: call encode_sequence")
 
     def encode_sequence(
-        self, normalized: Mapping[str, Tensor], state: Tensor, begins: Tensor
+        self, normalized: Mapping[str, Tensor], state: Tensor, begins: Tensor, critic: bool = True
     ) -> dict[str, Tensor]:
-        """Features `[T, N, F]` under the names that the loss reads; arguments as of `Memory.sequence`."""
+        """Features `[T, N, F]` under the names that the loss reads; arguments as of `Memory.sequence`.
+
+        Without `critic` those of the actor alone.
+        """
         actor_state, critic_state = self._split(state)
-        return {
-            "actor": self.actor_memory.sequence(normalized[self.actor_group], actor_state, begins),
-            "critic": self.critic_memory.sequence(normalized[self.critic_group], critic_state, begins),
-        }
+        features = {"actor": self.actor_memory.sequence(normalized[self.actor_group], actor_state, begins)}
+        if critic:
+            seen = normalized[self.critic_group]
+            features["critic"] = self.critic_memory.sequence(seen, critic_state, begins)
+        return features
 
     def as_onnx(self) -> nn.Module:
         """Raw observation of the actor's group `[B, D]` and its state `[B, actor_state_width]` ->

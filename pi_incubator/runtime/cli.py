@@ -6,13 +6,14 @@ import argparse
 import json
 import logging
 import math
+import re
 import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -23,14 +24,18 @@ from .errors import PolicyRuntimeError, RuntimeBundleError
 from .links import PolicyLink
 from .log import FORMATS, NullLog, StepLog
 from .loop import MAX_MISSES, Loop
-from .policy import Policy
+from .policy import LARGEST, Policy
 from .providers import PROVIDERS
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a mistake is one line."""
+    """argparse, but a mistake is one line, and -1e-05 is a number."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
 
     def error(self, message: str) -> NoReturn:
         raise PolicyRuntimeError(f"{message}; see {self.prog} --help")
@@ -124,7 +129,7 @@ def _run(arguments: argparse.Namespace) -> None:
         raise RuntimeBundleError(f"{arguments.bundle}: failed its gates and is not for a robot; {fix}")
     policy = Policy.of(bundle, provider=arguments.provider, max_rate=arguments.max_rate)
     if arguments.start_target:
-        policy.reset(_targets(arguments.start_target, policy.contract.num_targets))
+        policy.reset(_start_target(arguments.start_target, policy))
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
@@ -144,12 +149,23 @@ def _run(arguments: argparse.Namespace) -> None:
     _print_rows(rows | {"log_dropped": log.dropped})
 
 
-def _targets(values: list[float], number: int) -> Array:
-    targets = np.array(values, np.float32)
-    if targets.size != number or not np.isfinite(targets).all():
-        problem = f"is not {number} finite numbers; give one for each joint of the contract"
-        raise PolicyRuntimeError(f"--start-target: {' '.join(map(str, values))} {problem}")
-    return targets
+def _start_target(values: list[float], policy: Policy) -> Array:
+    joints = policy.contract.joints
+    if len(values) != len(joints):
+        fix = "give one for each joint of the contract"
+        raise PolicyRuntimeError(f"--start-target: {len(values)} numbers, not {len(joints)}; {fix}")
+    for value, joint in zip(values, joints, strict=True):
+        low = -LARGEST if joint.target_low is None else joint.target_low
+        high = LARGEST if joint.target_high is None else joint.target_high
+        if not low <= value <= high:
+            problem = f"{value:g} is not from {low:g} to {high:g}"
+            raise PolicyRuntimeError(
+                f"--start-target: {joint.name}: {problem}; give it in the contract's unit"
+            )
+    if not policy.limits_rates:
+        problem = "nothing limits how fast targets change, so it would have no effect"
+        raise PolicyRuntimeError(f"--start-target: {problem}; give --max-rate too")
+    return np.array(values, np.float32)
 
 
 def _log(arguments: argparse.Namespace, policy: Policy) -> StepLog | NullLog:

@@ -88,6 +88,11 @@ class Policy:
         return self._network.provider
 
     @property
+    def limits_rates(self) -> bool:
+        """Whether a target may change only so fast."""
+        return self._max_change is not None
+
+    @property
     def observation(self) -> Array:
         """The observation of the last step, `[D]`: the policy's own buffer."""
         return self._observation

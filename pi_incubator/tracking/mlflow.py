@@ -134,9 +134,10 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
 
 
 def has_store(cfg: ExperimentConfig, folder: RunFolder) -> bool:
-    """Whether there is something to read: `open_store` would make an SQLite file that is not there."""
+    """Whether there may be something to read: `open_store` would make an SQLite file that is not there."""
     uri = _uri(cfg, folder)
-    return not uri.startswith(SQLITE) or Path(uri.removeprefix(SQLITE)).is_file()
+    path = Path(uri.removeprefix(SQLITE))
+    return not uri.startswith(SQLITE) or path.exists() or not path.parent.is_dir()
 
 
 def new_run(client: MlflowClient, cfg: ExperimentConfig, folder: RunFolder) -> Run:

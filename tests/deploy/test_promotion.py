@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from mlflow import MlflowClient
 
 from pi_incubator.cli import export as export_command
@@ -85,6 +86,13 @@ def test_looking_makes_no_store(run, tmp_path, capsys):
     with pytest.raises(UserError, match="no champion before"):
         command("rollback", elsewhere)
     assert list(tmp_path.iterdir()) == [elsewhere]
+    config = elsewhere / "config.yaml"
+    missing = f"sqlite:///{tmp_path}/nowhere/mlflow.db"
+    settings = yaml.safe_load(config.read_text())
+    settings["tracking"]["uri"] = missing
+    config.write_text(yaml.safe_dump(settings))
+    with pytest.raises(UserError, match=r"tracking\.uri = .* cannot be opened"):
+        command("list", elsewhere)
 
 
 def test_a_version_leads_to_its_run_and_its_files(run, client, bundles, tmp_path):

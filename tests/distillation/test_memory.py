@@ -155,3 +155,28 @@ def test_value_and_feature_terms_of_sequences(knows_the_cue):
         collector.collect(samples, 1.0)
         reports.append(learner.update(samples))
     assert reports[-1]["loss/features"] < 0.2 < reports[0]["loss/features"]
+    assert reports[-1]["loss/value"] < 0.05 < reports[0]["loss/value"]
+
+
+def test_memories_continue_where_they_were_saved():
+    """The next sequence begins with what student and teacher knew, in a collector of a continued run."""
+    torch.manual_seed(0)
+    cfg, env = config(), Recall()
+    student, elder = (make_network(cfg.network, env.spec) for _ in range(2))
+    torch.nn.init.normal_(elder.actor[-1].weight)
+    lesson = Lesson(cfg, Teacher("elder", elder), env)
+    collector = Collector(cfg, lesson, student)
+    collector.collect(Samples(NUM_ENVS, CPU), 0.0)
+    state = {name: value.clone() for name, value in collector.state_dict().items()}
+    assert all(value.any() for value in state.values())
+    time, cue, obs = env.time, env.cue, env.obs
+    one, other = Samples(NUM_ENVS, CPU), Samples(NUM_ENVS, CPU)
+    draws = torch.get_rng_state()
+    collector.collect(one, 0.0)
+    env.time, env.cue, env.obs = time, cue, obs
+    torch.set_rng_state(draws)
+    continued = Collector(cfg, lesson, student)
+    continued.load_state_dict(state)
+    continued.collect(other, 0.0)
+    for name, value in one.held().items():
+        assert torch.equal(value, other.held()[name]), name

@@ -90,7 +90,8 @@ def test_run_ends_on_a_signal_with_the_safe_target(running, number):
 
 def test_rate_limits_count_from_where_the_robot_is(running):
     """Half a unit a second at 50 Hz: the first targets are within 0.01 of what the robot held."""
-    process, link = running("--max-rate", "0.5", "--start-target", *["-0.7"] * 12)
+    options = ("--follow", "--max-misses", "100000", "--max-rate", "0.5")
+    process, link = running(*options, "--start-target", *["-0.7"] * 12)
     with closing(link) as robot:
         robot.send(np.zeros(bundles.WIDTH, np.float32))
         first = robot.receive(5.0).copy()
@@ -112,10 +113,20 @@ def test_the_watchdog_answers_a_robot_that_falls_silent(running):
     assert int(report_of(process)["stopped"]) >= 1
 
 
-@pytest.mark.parametrize("values", [["0.1"] * 11, ["nan"] * 12])
-def test_a_start_target_that_does_not_fit(values, bundle):
-    with pytest.raises(PolicyRuntimeError, match=r"--start-target: .* is not 12 finite numbers"):
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (["0.1"] * 11, "11 numbers, not 12; give one for each joint"),
+        (["nan"] * 12, "nan is not from -0.8 to 0.8"),
+        (["-1e-05"] * 11 + ["30"], "30 is not from -0.8 to 0.8; give it in the contract's unit"),
+        (["-1e300"] * 12, "-1e+300 is not from"),
+        (["0.1"] * 12, "nothing limits how fast targets change, so it would have no effect; give --max-rate"),
+    ],
+)
+def test_a_start_target_that_does_not_fit(values, message, bundle):
+    with pytest.raises(PolicyRuntimeError) as caught:
         main(["run", str(bundle), "--link", "udp://127.0.0.1:9", "--start-target", *values])
+    assert message in str(caught.value)
 
 
 def test_bench(bundle, tmp_path, capsys):
