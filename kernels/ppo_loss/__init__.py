@@ -143,14 +143,8 @@ def ppo_loss(
     """
     _check_settings(clip_epsilon, entropy_coeff, critic_coeff, loss_critic_type, clip_value, old_value)
     policy = _check_policy(mean, log_std, logits, action)
-    samples = {
-        "log_prob": log_prob,
-        "advantage": advantage,
-        "value": value,
-        "old_value": old_value,
-        "value_target": value_target,
-        "mask": mask,
-    }
+    samples = {"log_prob": log_prob, "advantage": advantage, "value": value, "old_value": old_value}
+    samples |= {"value_target": value_target, "mask": mask}
     _check_samples(policy, samples)
     scalars = {"advantage_mean": advantage_mean, "advantage_rstd": advantage_rstd}
     _check_scalars(policy, scalars)
