@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 setup(
     name="pi_incubator",
-    version="0.1.0",
+    version="0.2.0",
     description="Reinforcement learning for robots: simulator in the loop, from simulator to robot",
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -111,15 +111,15 @@ def settle(cfg: ExperimentConfig) -> ExperimentConfig:
     """`cfg` with a number of worlds, chosen here where it says auto.
 
     Raises:
-        UserError: as `settle_num_envs`.
+        UserError: as `choose_num_envs`.
     """
     if cfg.env.num_envs != OPEN:
         return cfg
     # They import torch, which is slow, and which the comparisons leave to other processes.
-    from pi_incubator.autosize import settle_num_envs
+    from pi_incubator.autosize import choose_num_envs
     from pi_incubator.compute import plan_compute
 
-    cfg, plan = settle_num_envs(cfg, plan_compute(cfg))
+    cfg, plan = choose_num_envs(cfg, plan_compute(cfg))
     print(plan.reasons[-1], file=sys.stderr)
     return cfg
 

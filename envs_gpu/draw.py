@@ -7,16 +7,15 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from envs_gpu.errors import EnvError
+from envs_gpu.errors import SettingError
 from envs_gpu.random import standard_normal
 
 
-class RandomizationError(EnvError):
-    """A knob that this model cannot have: `field = value: problem; fix`."""
+class RandomizationError(SettingError):
+    """A property that this model does not have was to be randomized; `field` without `randomization.`."""
 
     def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
-        self.field, self.value, self.problem, self.fix = f"randomization.{field}", value, problem, fix
-        super().__init__(f"{self.field} = {value!r}: {problem}; {fix}")
+        super().__init__(f"randomization.{field}", value, problem, fix)
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,23 @@ class ModelError(EnvError):
     """An MJCF model that cannot be read, compiled or acted in; names file, element and line where known."""
 
 
-class ModelChoiceError(EnvError):
-    """A task was given a robot that it does not take, or lacks one; `problem` and `fix` for `env.model`."""
+class SettingError(EnvError, ValueError):
+    """A setting that cannot be used. Who knows which file it is from adds that: see `explain_settings`.
 
-    def __init__(self, problem: str, fix: str) -> None:
-        self.problem, self.fix = problem, fix
-        super().__init__(f"env.model: {problem}; {fix}")
+    Args:
+        field: the setting's name in an experiment file, such as `env.task.control_cost_weight`.
+        value: what it was.
+        problem: what is wrong with it.
+        fix: what to write instead.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
+        self.field, self.value, self.problem, self.fix = field, value, problem, fix
+        super().__init__(f"{field} = {value!r}: {problem}; {fix}")
+
+
+class ModelChoiceError(SettingError):
+    """A task was given a robot that it does not take, or lacks one."""
+
+    def __init__(self, model: str | None, problem: str, fix: str) -> None:
+        super().__init__("env.model", model, problem, fix)

@@ -57,10 +57,10 @@ def check_model_choice(name: str, model: str | None) -> None:
     """
     takes_model = not is_zoo_name(name) and TASKS.get(name).takes_model
     if takes_model and model is None:
-        raise ModelChoiceError(f"{name} needs a robot", "set it to the path of an MJCF file")
+        raise ModelChoiceError(model, f"{name} needs a robot", "set it to the path of an MJCF file")
     if model is not None and not takes_model:
         fix = "set it to null, or env.name to a task for any robot, such as hold_pose"
-        raise ModelChoiceError(f"{name} brings its own robot", fix)
+        raise ModelChoiceError(model, f"{name} brings its own robot", fix)
 
 
 def make_task(name: str, model: str | None = None) -> Task:

@@ -24,7 +24,7 @@ from pi_incubator import memory
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.models import MAX_NUM_ENVS, OPEN
-from pi_incubator.trainers.on_policy import make_training_env
+from pi_incubator.envs import make_training_env
 
 FIRST = 16
 """Worlds of the first trial, or the next number above whose batch the minibatches divide."""
@@ -45,11 +45,11 @@ class Choice(NamedTuple):
     """Why no larger number was taken."""
 
 
-def settle_num_envs(cfg: ExperimentConfig, plan: ComputePlan) -> tuple[ExperimentConfig, ComputePlan]:
+def choose_num_envs(cfg: ExperimentConfig, plan: ComputePlan) -> tuple[ExperimentConfig, ComputePlan]:
     """`cfg` with a number of worlds, and `plan` with the reason; both as they are if there is one already.
 
     Raises:
-        ConfigError: not even the smallest number fits in memory, or the env cannot be made.
+        SettingError: not even the smallest number fits in memory, or the env cannot be made.
     """
     if cfg.env.num_envs != OPEN:
         return cfg, plan
@@ -69,8 +69,9 @@ def settle_num_envs(cfg: ExperimentConfig, plan: ComputePlan) -> tuple[Experimen
 
 def candidates(cfg: ExperimentConfig) -> list[int]:
     """The numbers to try, each twice the one before; minibatches divide the batch of each."""
-    most = min(MAX_NUM_ENVS, cfg.training.total_steps // cfg.algorithm.horizon)
-    first = cfg.num_envs_factor
+    algorithm = cfg.algorithm
+    most = min(MAX_NUM_ENVS, cfg.training.total_steps // algorithm.steps_per_iteration(1))
+    first = algorithm.num_envs_multiple()
     while first < FIRST and 2 * first <= most:
         first *= 2
     return [first << doublings for doublings in range((most // first).bit_length())]

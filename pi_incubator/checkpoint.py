@@ -1,6 +1,7 @@
 """Checkpoints: safetensors and a manifest, written whole or not at all.
 
     <run>/checkpoints/iter_00000123/   env.safetensors  policy.safetensors  ...  random.safetensors
+                                       env.rank1.safetensors  ...  what further ranks have of their own
                                        manifest.json    what it is and the SHA-256 of every file
 
 The name carries the last completed iteration; the run continues at the next one.
@@ -16,7 +17,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -28,7 +29,9 @@ from pi_incubator.errors import UserError
 from pi_incubator.provenance import config_hash, git_state, library_versions
 from pi_incubator.run_folder import RunFolder
 
-FORMAT = 1
+FORMAT = 2
+FORMAT_VERSIONS = {1: "0.1.0"}
+"""The versions of this software that wrote earlier formats, which this one does not read."""
 MANIFEST = "manifest.json"
 RANDOM = "random"
 LIBRARIES = ("torch", "tensordict", "torchrl", "safetensors", "mujoco", "mujoco-warp", "warp-lang", "jax")
@@ -42,6 +45,17 @@ class HasState(Protocol):
     def state_dict(self) -> dict[str, Tensor]: ...
 
     def load_state_dict(self, state: dict[str, Tensor], /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Part:
+    """Something that a checkpoint holds."""
+
+    value: HasState
+    saved: Literal["always", "last", "never"] = "always"
+    """`last` is kept in the newest checkpoint alone, for what is large, such as a replay buffer."""
+    per_rank: bool = False
+    """Whether each rank has one of its own, such as its worlds; of the others rank 0 saves the common one."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ def save(
     folder: RunFolder,
     iteration: int,
     env_steps: int,
-    parts: Mapping[str, HasState],
+    parts: Mapping[str, Part],
     cfg: ExperimentConfig,
     keep: int,
 ) -> Path:
@@ -87,7 +101,8 @@ def save(
         env_steps: environment steps until now, over all worlds.
         parts: what to save, by name; the names become file names.
         cfg: the experiment, whose hash is recorded.
-        keep: newest checkpoints that stay; older ones are deleted once this one is on disk.
+        keep: newest checkpoints that stay; older ones are deleted once this one is on disk, and lose their
+            parts that are `saved` as `last`.
 
     Raises:
         UserError: it cannot be written; the earlier checkpoints are untouched.
@@ -98,11 +113,13 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files = {}
-        for name, part in {**parts, RANDOM: TorchRandom()}.items():
+        saved = {name: part for name, part in parts.items() if part.saved != "never"}
+        for name, part in {**saved, RANDOM: Part(TorchRandom())}.items():
             file = partial / f"{name}.safetensors"
-            save_file({key: _packed(value) for key, value in part.state_dict().items()}, file)
+            save_file({key: _packed(value) for key, value in part.value.state_dict().items()}, file)
             files[file.name] = _sha256(file)
-        manifest = _manifest(iteration, env_steps, cfg, files)
+        only_newest = [f"{name}.safetensors" for name, part in saved.items() if part.saved == "last"]
+        manifest = _manifest(iteration, env_steps, cfg, files, only_newest)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _publish(partial, final)
     except (OSError, SafetensorError) as error:
@@ -136,7 +153,7 @@ def next_iteration(folder: RunFolder) -> int:
     return found.iteration + 1 if found else 0
 
 
-def restore(folder: RunFolder, parts: Mapping[str, HasState]) -> int:
+def restore(folder: RunFolder, parts: Mapping[str, Part]) -> int:
     """Load the newest undamaged checkpoint into `parts` and torch's generators.
 
     Returns:
@@ -149,7 +166,8 @@ def restore(folder: RunFolder, parts: Mapping[str, HasState]) -> int:
     if found is None:
         return 0
     for name, part in parts.items():
-        _load(found, name, part)
+        if part.saved != "never":
+            _load(found, name, part)
     # Last, because loading may itself draw random numbers.
     TorchRandom().load_state_dict(load_file(found.path / f"{RANDOM}.safetensors"))
     saved = folder.saved()
@@ -170,7 +188,7 @@ def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
     found = latest(folder)
     if found is None:
         raise UserError(f"{folder.path}: has no checkpoint; name the folder of a run, or train it first")
-    _load(found, "policy", policy)
+    _load(found, "policy", Part(policy))
     return found
 
 
@@ -179,7 +197,9 @@ def _packed(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
-def _manifest(iteration: int, env_steps: int, cfg: ExperimentConfig, files: dict[str, str]) -> dict[str, Any]:
+def _manifest(
+    iteration: int, env_steps: int, cfg: ExperimentConfig, files: dict[str, str], only_newest: list[str]
+) -> dict[str, Any]:
     git = git_state()
     return {
         "format": FORMAT,
@@ -190,6 +210,7 @@ def _manifest(iteration: int, env_steps: int, cfg: ExperimentConfig, files: dict
         "git_dirty": git and git.dirty,
         "libraries": library_versions(LIBRARIES),
         "files": files,
+        "only_newest": only_newest,
     }
 
 
@@ -204,9 +225,21 @@ def _publish(partial: Path, final: Path) -> None:
 
 
 def _prune(folder: RunFolder, keep: int) -> None:
+    """Delete what is older than the `keep` newest checkpoints, and what only the newest one keeps."""
     leftovers = folder.checkpoints.glob(".*.partial")
     for path in (*folder.saved()[:-keep], *leftovers):
         shutil.rmtree(path, ignore_errors=True)
+    for path in folder.saved()[:-1]:
+        for name in _only_newest(path):
+            (path / name).unlink(missing_ok=True)
+
+
+def _only_newest(path: Path) -> list[str]:
+    """The files of the checkpoint `path` that an older one may lack; none where it is damaged."""
+    try:
+        return list(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["only_newest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _verify(path: Path) -> Checkpoint:
@@ -220,28 +253,36 @@ def _verify(path: Path) -> Checkpoint:
     if manifest["format"] > FORMAT:
         problem = f"has format {manifest['format']}, this version reads {FORMAT}"
         raise UserError(f"{path}: {problem}; upgrade pi_incubator")
+    if version := FORMAT_VERSIONS.get(manifest["format"]):
+        problem = f"was written by pi_incubator {version}, whose format this version does not read"
+        raise UserError(f"{path}: {problem}; install that version to use it, or train again")
     for name, sha256 in manifest["files"].items():
+        if name in manifest["only_newest"] and not (path / name).exists():
+            continue
         if _sha256(path / name) != sha256:
             raise ValueError(f"{name} has another SHA-256 than when it was written")
     return Checkpoint(path, int(manifest["iteration"]), int(manifest["env_steps"]))
 
 
-def _load(checkpoint: Checkpoint, name: str, part: HasState) -> None:
-    """Load the part `name`, after checking that every tensor `part` has now is there in the same form.
+def _load(checkpoint: Checkpoint, name: str, part: Part) -> None:
+    """Load the part `name`, after checking that every tensor it has now is there in the same form.
 
     A checkpoint may have more, such as the moments of an optimizer that has not stepped yet here.
     """
     file = checkpoint.path / f"{name}.safetensors"
-    fix = "continue with the task, backend and network of the saved run, or set another experiment.name"
+    fix = "continue with the task, backend, algorithm and network of the saved run, or set another experiment.name"
     if not file.exists():
+        if part.saved == "last":
+            log.warning("%s was kept in a newer checkpoint only; continuing with an empty one", file)
+            return
         raise UserError(f"{file}: is not in this checkpoint; {fix}")
     state = load_file(file)
-    for key, here in part.state_dict().items():
+    for key, here in part.value.state_dict().items():
         there = state.get(key)
         if there is None or there.shape != here.shape or there.dtype != here.dtype:
             problem = f"has {_describe(there)} for {key!r}, needed is {_describe(here)}"
             raise UserError(f"{file}: {problem}; {fix}")
-    part.load_state_dict(state)
+    part.value.load_state_dict(state)
 
 
 def _describe(tensor: Tensor | None) -> str:

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import torch
 
+from envs_gpu.errors import SettingError
 from envs_gpu.make import choose_backend, lacks_device
 from envs_gpu.physics.mujoco import available_cores
 from envs_gpu.pixels import choose_renderer
 from envs_gpu.zoo import find, is_zoo_name
-from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.config import ExperimentConfig
 
 # Below this many environment steps compilation costs more than it saves on a CPU (about half a minute).
 MIN_STEPS_TO_COMPILE = 500_000
@@ -51,12 +52,8 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     """Choose what `cfg.compute` leaves open, and make torch use it.
 
     Raises:
-        ConfigError: several processes were launched, compilation was asked for without a compiler, or
-            torch has a GPU that JAX does not see.
+        SettingError: compilation was asked for without a compiler, or torch has a GPU that JAX does not see.
     """
-    if (world_size := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
-        problem = "training over several processes is not implemented"
-        raise ConfigError("launcher", "WORLD_SIZE", world_size, problem=problem, fix="use --nproc-per-node=1")
     device, device_reason = _choose_device(cfg)
     compiled, compile_reason = _choose_compile(cfg, device)
     physics_threads = cfg.compute.physics_threads or available_cores()
@@ -68,7 +65,7 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     backend, backend_reason = choose_backend(cfg.env.backend, device, cfg.env.name)
     if lack := lacks_device(backend, device):
         fix = "pip install -e '.[cuda]', or set env.backend to warp"
-        raise ConfigError("compute", "env.backend", backend, problem=lack, fix=fix)
+        raise SettingError("env.backend", backend, lack, fix)
     reasons = [device_reason, backend_reason, threads_reason, compile_reason]
     if precision_reason := _explain_precision(cfg, device):
         reasons.append(precision_reason)
@@ -104,8 +101,7 @@ def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, 
     missing = _missing_for_compile() if device.type == "cpu" else None
     if asked == "on" and missing:
         problem = f"torch.compile needs {missing}, not found here"
-        fix = "install it, or set this to auto"
-        raise ConfigError("compute", "compute.compile", asked, problem=problem, fix=fix)
+        raise SettingError("compute.compile", asked, problem, "install it, or set this to auto")
     if asked != "auto":
         return asked == "on", f"torch.compile {asked}: as asked for"
     if missing:

@@ -19,8 +19,8 @@ from pi_incubator.evaluation.curve import draw_curve
 from pi_incubator.evaluation.evaluate import Evaluation, evaluate, record_observations
 from pi_incubator.evaluation.table import print_table, show, write_json
 from pi_incubator.evaluation.video import record_video
-from pi_incubator.evaluation.worlds import evaluation_env, evaluation_seed
-from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.envs import evaluation_env, evaluation_seed
+from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker, read_metrics
 
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 
 def finish_run(
-    cfg: ExperimentConfig, folder: RunFolder, env: VecEnv, policy: ActorCritic, tracker: Tracker
+    cfg: ExperimentConfig, folder: RunFolder, env: VecEnv, policy: Policy, tracker: Tracker
 ) -> Evaluation:
     """Evaluate the trained policy and leave evaluation, curve, video and export in `folder` and `tracker`.
 
@@ -56,13 +56,13 @@ def finish_run(
 
 
 def _write_files(
-    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: ActorCritic, evaluation: Evaluation
+    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, evaluation: Evaluation
 ) -> Iterator[Path]:
     """Yield each file of the run's end as soon as it is complete."""
     yield folder.config
     write_json(evaluation.summary(), folder.evaluation)
     yield folder.evaluation
-    title = f"{cfg.experiment.name}: {cfg.method} on {cfg.env.name}"
+    title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
     draw_curve(folder.metrics, folder.curve, title)
     yield folder.curve
     seed = evaluation_seed(cfg)
@@ -73,9 +73,9 @@ def _write_files(
             yield folder.video
         except UserError as error:
             log.warning("no video: %s", error)  # a trained policy is worth more than its film
-    if cfg.deployment.export == "onnx" and policy.actor_group not in MEASURED:
+    if cfg.deployment.export == "onnx" and policy.group not in MEASURED:
         log.warning(
-            "no policy.onnx: the policy acts on the group %r, which no robot measures", policy.actor_group
+            "no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group
         )
     elif cfg.deployment.export == "onnx":
         difference = _export(cfg, folder, worlds, policy, evaluation)
@@ -85,13 +85,13 @@ def _write_files(
 
 
 def _export(
-    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: ActorCritic, evaluation: Evaluation
+    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, evaluation: Evaluation
 ) -> float:
     """Write `policy.onnx`, as it goes into a bundle; gives its largest difference from the policy."""
     origin = origin_of(folder, evaluation.summary()["return"]["mean"])
     count, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     if cfg.env.pixels:
-        pixels = record_observations(worlds, policy, count, seed, policy.actor_group)
+        pixels = record_observations(worlds, policy, count, seed, policy.group)
         return export_pixels(cfg, policy, worlds.spec, pixels, origin, folder.onnx)
     artifact = Source(cfg, worlds, policy, origin, record(worlds, policy, count, seed)).artifact()
     write_file(folder.onnx, artifact.model)

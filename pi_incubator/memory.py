@@ -1,34 +1,31 @@
-"""How much memory a run needs, about, told before any of it is allocated.
+"""An estimate of the memory that a run needs, made before any of it is allocated.
 
-Rather low than high: what libraries keep for themselves and allocators round up is not counted, so a run that
-is not refused may still run out. That error names the same settings.
-
-Letters: N worlds, T horizon, D observation width, A actions, S state width, B minibatch size, P parameters.
+The estimate is a lower bound: what libraries keep for themselves and allocators round up is not counted, so a
+run that is not refused may still run out of memory. That error names the same settings.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import psutil
 import torch
 
+from envs_gpu.errors import SettingError
 from envs_gpu.make import choose_backend
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import is_zoo_name
+from pi_incubator.algorithms import make_policy
 from pi_incubator.compute import ComputePlan
-from pi_incubator.config import ConfigError, ExperimentConfig
-from pi_incubator.networks import make_network
-from pi_incubator.trainers.on_policy import make_training_env
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.envs import make_training_env
 
 BYTES = 4
 """Of a float32."""
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "Failed to allocate", "RESOURCE_EXHAUSTED")
 """In the messages of torch on a CPU, of Warp and of XLA."""
-# Arrays as wide as what a rollout stores of a step: the rollout, its shuffled copy for an epoch. Overlap
-# learns from another.
-ROLLOUT_COPIES = 2
 # Arrays as wide as the state that the env keeps of a world: of this step, of the last, and in flight.
 WORLD_COPIES = 8
 # Constraints make most of a world in Warp and MJX: each row of the Jacobian is nv wide, and kept twice.
@@ -43,45 +40,48 @@ ACTIVATION_COPIES = 3
 class MemoryEstimate:
     """Bytes that a run allocates on its device, beside what libraries take to be loaded."""
 
-    rollout: int
+    storage: int
+    """The rollout, or the replay buffer."""
     worlds: int
-    learner: int
+    learning: int
+    """Weights, optimizer, and the activations of a minibatch."""
 
     @property
     def total(self) -> int:
-        return self.rollout + self.worlds + self.learner
+        return self.storage + self.worlds + self.learning
 
 
 def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     """What `cfg` needs on `device`; builds one world on the C backend to see the sizes.
 
     Raises:
-        ConfigError: as `make_training_env`.
+        SettingError: as `make_training_env`.
     """
     env = _one_world(cfg)
-    policy = make_network(cfg.network, env.spec)
-    num_envs, horizon = cfg.env.num_envs, cfg.algorithm.horizon
+    policy, algorithm = make_policy(cfg, env.spec), cfg.algorithm
     observed = {
         group: math.prod(env.spec.obs_shape(group)) * env.spec.obs_dtype(group).itemsize
         for group in (*env.spec.obs_dims, *(("pixels",) if cfg.env.pixels else ()))
     }
-    stored = sum(observed[group] for group in policy.groups) + BYTES * (2 * env.spec.action_dim + 8)
+    step = sum(observed[group] for group in policy.normalizer) + BYTES * (2 * env.spec.action_dim + 8)
+    # The state before the first step and now; a copy of a rollout has it at every step.
+    step += BYTES * policy.state_width * algorithm.num_networks
     backend, _ = choose_backend(cfg.env.backend, device, cfg.env.name)
     world = WORLD_COPIES * sum(observed.values()) + _physics_bytes(getattr(env, "physics", None), backend)
-    num_parameters = sum(parameter.numel() for parameter in policy.parameters())
     # Every unit of a layer costs its row of weights; pixels are far wider inside than their features.
-    units = sum(len(weight) for weight in policy.parameters() if weight.dim() > 1)
-    drawn = observed.get("pixels", 0) * max(cfg.network.channels) if cfg.env.pixels else 0
+    weights = [weight for weight in policy.parameters() if weight.dim() > 1]
+    units = sum(len(weight) for weight in weights)
+    drawn = observed.get("pixels", 0) * max(len(weight) for weight in weights) if cfg.env.pixels else 0
     sample = ACTIVATION_COPIES * (BYTES * units + drawn)
     # Acting keeps no gradients, but sees all worlds at once.
-    batch = max(min(cfg.algorithm.minibatch_size, num_envs * horizon), num_envs // ACTIVATION_COPIES)
-    # What a policy remembers of each world now and did at first; a copy of a rollout has it at every step.
-    remembered = BYTES * policy.state_width * (2 + horizon * cfg.training.overlap)
+    batch = max(algorithm.samples_per_update(cfg.env.num_envs), cfg.env.num_envs // ACTIVATION_COPIES)
+    num_parameters = sum(parameter.numel() for parameter in policy.parameters())
     env.close()
     return MemoryEstimate(
-        rollout=num_envs * ((ROLLOUT_COPIES + cfg.training.overlap) * horizon * stored + remembered),
-        worlds=num_envs * world,
-        learner=PARAMETER_COPIES * BYTES * num_parameters + batch * sample,
+        storage=algorithm.stored_steps(cfg) * step,
+        worlds=cfg.env.num_envs * world,
+        learning=algorithm.num_networks
+        * (PARAMETER_COPIES * BYTES * num_parameters + batch * sample),
     )
 
 
@@ -102,16 +102,16 @@ def check_memory(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate 
     """The estimate of a run that fits; None for envs written elsewhere, whose physics nobody can look into.
 
     Raises:
-        ConfigError: it exceeds the memory that is free; the message says how many worlds would fit.
+        SettingError: it exceeds the memory that is free; the message says how much would fit.
     """
     if is_zoo_name(cfg.env.name):
         return None
     needed, free = estimate(cfg, device), free_bytes(device)
     if needed.total <= free:
         return needed
-    fix = f"set {_that_fits(cfg, needed, free)} or shorten algorithm.horizon"
     problem = f"needs about {_gb(needed.total)} GB, {_gb(free)} GB are free on {device.type}"
-    raise ConfigError("memory", "env.num_envs", cfg.env.num_envs, problem=problem, fix=fix)
+    field, most = cfg.algorithm.storage_field, _that_fits(cfg, needed, free)
+    raise SettingError(field, _value(cfg, field), problem, f"set {most} or shorten what is stored")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -121,11 +121,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(word in str(error) for word in OUT_OF_MEMORY)
 
 
-def out_of_memory(cfg: ExperimentConfig, device: torch.device) -> ConfigError:
-    """The error of a run that was told it would fit, and did not."""
-    fix = f"lower it, or algorithm.minibatch_size = {cfg.algorithm.minibatch_size}, or algorithm.horizon"
+def out_of_memory(cfg: ExperimentConfig, device: torch.device) -> SettingError:
+    """The error of a run whose estimate fitted, and that ran out of memory all the same."""
+    field = cfg.algorithm.storage_field
     problem = f"{device.type} ran out of memory ({_gb(free_bytes(device))} GB are free)"
-    return ConfigError("memory", "env.num_envs", cfg.env.num_envs, problem=problem, fix=fix)
+    return SettingError(field, _value(cfg, field), problem, "lower it, or env.num_envs, or the minibatch")
 
 
 def _physics_bytes(physics: object, backend: str) -> int:
@@ -143,10 +143,19 @@ def _physics_bytes(physics: object, backend: str) -> int:
 
 
 def _that_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
-    """At most so many worlds, a power of two; or what else to lower."""
-    each = (needed.total - needed.learner) / cfg.env.num_envs
-    most = int((free - min(needed.learner, free // 2)) / each)
-    return f"at most {2 ** (most.bit_length() - 1)}" if most else "a smaller network"
+    """At most so many worlds, a power of two, or so many stored steps; or what else to lower."""
+    if cfg.algorithm.storage_field == "env.num_envs":
+        each = (needed.storage + needed.worlds) / cfg.env.num_envs
+        most = int((free - min(needed.learning, free // 2)) / each)
+        return f"at most {2 ** (most.bit_length() - 1)}" if most else "a smaller network"
+    each = needed.storage / int(_value(cfg, cfg.algorithm.storage_field))
+    most = int((free - needed.worlds - needed.learning) / each)
+    return f"it to at most {most}" if most > 0 else "fewer worlds or a smaller network"
+
+
+def _value(cfg: ExperimentConfig, field: str) -> Any:
+    section, key = field.split(".")
+    return getattr(getattr(cfg, section), key)
 
 
 def _gb(num_bytes: int) -> str:

@@ -164,10 +164,12 @@ def check_resume(cfg: ExperimentConfig, folder: RunFolder) -> bool:
             raise ConfigError(file, "checkpoint.resume", "must", problem=problem, fix=fix)
         return False
     old, new = flatten(load_config(folder.config)), flatten(cfg)
-    for key, value in new.items():
-        if not _continues(key, old[key], value):
+    # The names first: another algorithm or network has other keys too.
+    for key in sorted(old.keys() | new.keys(), key=lambda key: not key.endswith(".name")):
+        was, value = old.get(key), new.get(key)
+        if not _continues(key, was, value):
             fix = "set another experiment.name, or checkpoint.resume=never to delete that run and start anew"
-            problem = f"the run to be continued has {old[key]!r}"
+            problem = f"the run to be continued has {was!r}"
             raise ConfigError(str(folder.config), key, value, problem=problem, fix=fix)
     return True
 

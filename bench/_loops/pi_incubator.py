@@ -1,4 +1,4 @@
-"""Our own training loop: the parts that `train` builds, called in its order."""
+"""Our own training: the algorithm that `run` builds, iterated as the training loop does."""
 
 from __future__ import annotations
 
@@ -9,53 +9,45 @@ import torch
 from torch._dynamo.utils import counters
 
 from bench._loops import RECENT_EPISODES, ScoredLoop
-from pi_incubator.algorithms import make_algorithm
+from pi_incubator.algorithms import algorithm_class
+from pi_incubator.checkpoint import Part
 from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.networks import make_network
-from pi_incubator.trainers.on_policy import collect, due, make_act, make_training_env, overlap, to_numbers
-from pi_incubator.trainers.rollout import Rollout
+from pi_incubator.distributed import Distributed
+from pi_incubator.hooks.logging import to_numbers
 
 MAX_TOTAL_STEPS = 2**53
 
 
 class OurLoop(ScoredLoop):
-    """Collect, advantage and update, and reading the metrics as often as training does.
+    """Collects, updates, and reads the metrics as often as training does.
 
     Raises:
-        ConfigError: the config asks for hardware or a compiler that is not here.
+        UserError, EnvError: the config asks for hardware or a compiler that is not here.
     """
 
     def __init__(self, cfg: ExperimentConfig) -> None:
-        plan = plan_compute(cfg)
+        plan, distributed = plan_compute(cfg), Distributed()
         torch.manual_seed(cfg.experiment.seed)
         self.cfg = _endless(cfg)
-        self.env = make_training_env(self.cfg, plan)
-        self.policy = make_network(cfg.network, self.env.spec)
-        self.learner = make_algorithm(self.cfg, self.policy, plan.compiled)
-        self.actor = self.policy
-        if cfg.training.overlap:
-            self.learner, self.actor = overlap(self.learner, self.policy)
-        policy = self.policy
-        self.rollout = Rollout(cfg.algorithm.horizon, self.env.spec, policy.groups, policy.state_width)
-        self.act = make_act(self.actor, plan.compiled)
-        self.iteration = 0
+        kind = algorithm_class(cfg)
+        self.env = kind.make_env(self.cfg, plan, None, distributed)
+        self.algorithm = kind(self.cfg, self.env, distributed, plan)
         self.recent = RecentReturns()
         self.facts = {
             "compute": plan.reasons,
             "torch_threads": torch.get_num_threads(),
-            "num_parameters": sum(parameter.numel() for parameter in self.policy.parameters()),
+            "num_parameters": _num_parameters(self.algorithm.parts()),
         }
 
     def iterate(self) -> int:
-        collect(self.env, self.actor, self.act, self.rollout)
-        self.learner.advantage(self.rollout.data)
-        metrics = self.learner.update(self.rollout.data)
-        if due(self.iteration, self.cfg.training.log_every):
+        algorithm, before = self.algorithm, self.algorithm.env_steps
+        algorithm.collect()
+        metrics = algorithm.update()
+        if algorithm.iteration % self.cfg.training.log_every == 0:
             to_numbers(metrics)
-            self.recent.add(self.env.pop_metrics())
-        self.iteration += 1
-        return self.cfg.batch_size
+            self.recent.add(algorithm.pop_metrics())
+        return algorithm.env_steps - before
 
     def warm_up(self) -> None:
         num_graphs = None
@@ -97,6 +89,12 @@ class RecentReturns:
         (oldest, count), *newer = self._groups
         left = count - (self._total - RECENT_EPISODES)
         return (oldest * left + sum(mean * number for mean, number in newer)) / RECENT_EPISODES
+
+
+def _num_parameters(parts: dict[str, Part]) -> int:
+    """Trained numbers of all networks, each counted once."""
+    modules = [part.value for part in parts.values() if isinstance(part.value, torch.nn.Module)]
+    return sum(parameter.numel() for parameter in torch.nn.ModuleList(modules).parameters())
 
 
 def make(settings: dict[str, Any]) -> OurLoop:

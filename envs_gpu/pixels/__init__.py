@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu.errors import EnvError
+from envs_gpu.errors import SettingError
 from envs_gpu.render import AZIMUTH_DEG, DISTANCE_IN_RADII, ELEVATION_DEG, FOLLOW, find_robot
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class PixelOptions:
     """`warp`, `mujoco`, or `auto`."""
 
 
-class PixelError(EnvError):
+class PixelError(SettingError):
     """Nothing can be drawn as it was asked for; the message is one line that says why.
 
     Args:
@@ -61,8 +61,7 @@ class PixelError(EnvError):
     """
 
     def __init__(self, key: str, value: object, problem: str, fix: str) -> None:
-        self.key, self.value, self.problem, self.fix = key, value, problem, fix
-        super().__init__(f"pixels: {key} = {value}: {problem}; {fix}")
+        super().__init__(f"env.pixels.{key}", value, problem, fix)
 
 
 class Painter(ABC):

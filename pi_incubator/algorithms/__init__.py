@@ -1,17 +1,24 @@
-"""Algorithms: a TorchRL loss and its optimizer step, one file each."""
+"""Algorithms: a loss and its optimizer step, one file each."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pi_incubator.registry import algorithms
 
 if TYPE_CHECKING:
-    from pi_incubator.algorithms._learner import Learner
+    from envs_gpu.vec_env import EnvSpec
     from pi_incubator.config import ExperimentConfig
-    from pi_incubator.networks._actor_critic import ActorCritic
+    from pi_incubator.policies.policy import Policy
+    from pi_incubator.training.algorithm import Algorithm
 
 
-def make_algorithm(cfg: ExperimentConfig, policy: ActorCritic, compiled: bool = False) -> Learner:
-    """The algorithm `cfg.algorithm.name`, optimizing `policy`."""
-    return algorithms.get(cfg.algorithm.name)(cfg, policy, compiled)
+def algorithm_class(cfg: ExperimentConfig) -> type[Algorithm[Any]]:
+    """The class of `cfg.algorithm.name`."""
+    found: type[Algorithm[Any]] = algorithms.get(cfg.algorithm.name)
+    return found
+
+
+def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> Policy:
+    """The untrained policy of `cfg` for the env that `spec` describes, on its device."""
+    return algorithm_class(cfg).make_policy(cfg, spec)

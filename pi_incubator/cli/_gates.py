@@ -12,7 +12,7 @@ from pi_incubator.run_folder import RunFolder
 if TYPE_CHECKING:
     from envs_gpu.vec_env import VecEnv
     from pi_incubator.deploy.record import Recording
-    from pi_incubator.networks._actor_critic import ActorCritic
+    from pi_incubator.policies.policy import Policy
     from pi_incubator.runtime import Bundle
 
 FAILED = 1
@@ -57,7 +57,7 @@ def pass_gates(
     cfg: ExperimentConfig,
     folder: RunFolder,
     env: VecEnv,
-    policy: ActorCritic,
+    policy: Policy,
     num_episodes: int,
     recording: Recording | None = None,
 ) -> tuple[int, dict[str, Any]]:

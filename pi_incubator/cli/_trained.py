@@ -12,7 +12,7 @@ from pi_incubator.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from envs_gpu.vec_env import VecEnv
-    from pi_incubator.networks._actor_critic import ActorCritic
+    from pi_incubator.policies.policy import Policy
 
 DEVICES = ("auto", "cpu", "cuda")
 
@@ -40,18 +40,18 @@ def open_run(
     return cfg, folder
 
 
-def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tuple[VecEnv, ActorCritic]:
+def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tuple[VecEnv, Policy]:
     """Worlds to judge the run in, and its newest policy.
 
     Raises:
         UserError: no checkpoint is whole, or none fits the config.
     """
+    from pi_incubator.algorithms import make_policy
     from pi_incubator.checkpoint import load_policy
     from pi_incubator.compute import plan_compute
-    from pi_incubator.evaluation.worlds import evaluation_env
-    from pi_incubator.networks import make_network
+    from pi_incubator.envs import evaluation_env
 
     env = evaluation_env(cfg, num_envs, plan_compute(cfg).device)
-    policy = make_network(cfg.network, env.spec)
+    policy = make_policy(cfg, env.spec)
     load_policy(folder, policy)
     return env, policy

@@ -32,17 +32,17 @@ def main(argv: list[str]) -> int:
         fix = f"write it with pi-export {arguments.run} and name it: --onnx {written}"
         raise UserError(f"{onnx}: file not found; {fix}")
     # Slow imports come after every check that does not need them.
-    from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy
+    from pi_incubator.evaluation.acting import Act, Acting
     from pi_incubator.evaluation.evaluate import evaluate
     from pi_incubator.evaluation.table import print_table, write_json
-    from pi_incubator.evaluation.worlds import evaluation_seed
+    from pi_incubator.envs import evaluation_seed
 
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
     seed = evaluation_seed(cfg) if arguments.seed is None else arguments.seed
     video_worlds = arguments.video_worlds or cfg.evaluation.video_worlds
     num_envs = arguments.num_envs or max(num_episodes, video_worlds if arguments.video else 1)
     env, policy = load_trained(cfg, folder, num_envs)
-    act: Policy | StatefulPolicy | Act = policy
+    act: Acting | Act = policy
     if onnx:
         from pi_incubator.deploy.session import load_exported, load_pixels
 

@@ -39,7 +39,7 @@ def main(argv: list[str]) -> int:
     from pi_incubator.deploy.artifact import Source, origin_of
     from pi_incubator.deploy.record import record
     from pi_incubator.evaluation.table import print_table, write_json
-    from pi_incubator.evaluation.worlds import evaluation_seed
+    from pi_incubator.envs import evaluation_seed
 
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
     env, policy = load_trained(cfg, folder, num_episodes)
@@ -84,11 +84,11 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
     from pi_incubator.deploy.artifact import origin_of
     from pi_incubator.deploy.pixels import export_pixels
     from pi_incubator.evaluation.evaluate import record_observations
-    from pi_incubator.evaluation.worlds import evaluation_seed
+    from pi_incubator.envs import evaluation_seed
 
     env, policy = load_trained(cfg, folder, 1)
     number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
-    pixels = record_observations(env, policy, number, seed, policy.actor_group)
+    pixels = record_observations(env, policy, number, seed, policy.group)
     path = (arguments.out or folder.export(arguments.target)) / folder.onnx.name
     difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(folder), path)
     print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")

@@ -14,7 +14,7 @@ from envs_gpu.registry import Registry, UnknownNameError
 from envs_gpu.tasks import TASKS
 from envs_gpu.zoo import ZooError, find, is_zoo_name
 from pi_incubator.config.errors import ConfigError
-from pi_incubator.config.loader import load_with_sources
+from pi_incubator.config.loader import Sources, load_with_sources
 from pi_incubator.config.models import ExperimentConfig
 from pi_incubator.registry import algorithms, networks, trackers
 
@@ -34,8 +34,8 @@ REQUIREMENTS = {
 }
 
 
-def load_checked(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
-    """The config of a run: loaded, its names checked, its output folder made.
+def load_checked(path: str | Path, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, Sources]:
+    """The config of a run: loaded, its names checked, its output folder made; and where its values came from.
 
     Raises:
         ConfigError: the first mistake found.
@@ -43,7 +43,7 @@ def load_checked(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentC
     cfg, sources = load_with_sources(path, overrides)
     check_names(cfg, sources)
     validate_run(cfg, sources)
-    return cfg
+    return cfg, sources
 
 
 def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from reprlib import Repr
 from typing import Any
 
@@ -11,12 +12,17 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from envs_gpu.registry import nearest
-from pi_incubator.config.models import ExperimentConfig
+from envs_gpu.errors import SettingError
+from pi_incubator.config.models import UNIONS, ExperimentConfig
 from pi_incubator.errors import UserError
 
 DEFAULTS = ExperimentConfig()
 SECTIONS = {name: list(type(section).model_fields) for name, section in DEFAULTS}
+SECTIONS |= {name: union.all_fields() for name, union in UNIONS.items()}
+"""Section -> the keys that it can have; of a union, those of every member."""
 FIELDS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
+MOVED = {"distillation": "algorithm, with algorithm.name = distillation"}
+"""Sections of earlier versions, and where their fields are now."""
 
 NO_VALUE: Any = object()
 _short = Repr()
@@ -52,6 +58,9 @@ def field_called(key: str) -> str | None:
 
 def unknown_section(source: str, section: str, value: Any) -> ConfigError:
     """The error for a top-level key that is no section; a field that lost its section is recognized."""
+    if section in MOVED:
+        fix = f"its fields are now in {MOVED[section]}"
+        return ConfigError(source, section, problem="is no section any more", fix=fix)
     field = field_called(section)
     if field and not isinstance(value, Mapping):
         fix = f"did you mean {field}?"
@@ -61,12 +70,38 @@ def unknown_section(source: str, section: str, value: Any) -> ConfigError:
     return ConfigError(source, section, problem="unknown section", fix=fix)
 
 
-def unknown_key(source: str, section: str, key: str, value: Any) -> ConfigError:
-    """The error for a key that its section does not have, naming the nearest that exists."""
-    near = nearest(key, SECTIONS[section])
-    guess = field_called(key) or (f"{section}.{near}" if near else nearest(f"{section}.{key}", FIELDS))
-    fix = f"did you mean {guess}?" if guess else f"{section} has: {', '.join(SECTIONS[section])}"
+def unknown_key(source: str, section: str, key: str, value: Any, known: list[str]) -> ConfigError:
+    """The error for a key that is not `known` in its section, naming the nearest that exists."""
+    near = nearest(key, known)
+    elsewhere = field_called(key)
+    if elsewhere == f"{section}.{key}":  # another member of the union has it
+        return _key_of_another_member(source, section, key, value)
+    guess = elsewhere or (f"{section}.{near}" if near else nearest(f"{section}.{key}", FIELDS))
+    fix = f"did you mean {guess}?" if guess else f"{section} has: {', '.join(known)}"
     return ConfigError(source, f"{section}.{key}", value, problem="unknown field", fix=fix)
+
+
+def _key_of_another_member(source: str, section: str, key: str, value: Any) -> ConfigError:
+    having = [name for name in UNIONS[section].members if key in UNIONS[section].fields(name)]
+    problem = f"only {section}.name = {' or '.join(having)} has it"
+    return ConfigError(source, f"{section}.{key}", value, problem=problem, fix="remove it")
+
+
+@contextmanager
+def explain_settings(sources: Mapping[str, str], file: str) -> Iterator[None]:
+    """Turn a `SettingError` of a lower layer into a ConfigError that says where the value came from.
+
+    Args:
+        sources: `section.key` -> where its value came from; see `load_with_sources`.
+        file: stands in for values that are defaults.
+    """
+    try:
+        yield
+    except SettingError as error:
+        source = _source(error.field, sources) or file
+        raise ConfigError(
+            source, error.field, error.value, problem=error.problem, fix=error.fix
+        ) from error
 
 
 def from_validation(error: ValidationError, sources: Mapping[str, str], file: str) -> ConfigError:
@@ -79,19 +114,24 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
         source = _source(field, sources)
         problem = problem if source else f"{problem} (this value is the default)"
         return ConfigError(source or file, field, value, problem=problem, fix=fix + more)
-    section, key, *index = map(str, first["loc"])
+    section, *path = map(str, first["loc"])
+    settings = UNIONS[section].members[path.pop(0)] if section in UNIONS else type(getattr(DEFAULTS, section))
+    key, *index = path
     field = f"{section}.{key}"
-    source = sources.get(field, file)
-    problem, fix = _explain(first, default=getattr(getattr(DEFAULTS, section), key))
+    source = _source(".".join((section, *path)), sources) or file
+    problem, fix = _explain(first, default=settings.model_fields[key].default)
     where = "".join(f"[{i}]" if i.isdigit() else f".{i}" for i in index)
     value = NO_VALUE if first["type"] == "missing" else first["input"]
     return ConfigError(source, field + where, value, problem=problem, fix=fix + more)
 
 
 def _source(field: str, sources: Mapping[str, str]) -> str | None:
-    """Where `section.key` came from that holds `field`; None if it is a default."""
-    section, key, *_ = field.split(".")
-    return sources.get(f"{section}.{key}")
+    """Where the value of `field`, or of the closest field that holds it, came from; None if it is a default."""
+    while field:
+        if field in sources:
+            return sources[field]
+        field = field.rpartition(".")[0]
+    return None
 
 
 def _explain(details: ErrorDetails, default: Any) -> tuple[str, str]:

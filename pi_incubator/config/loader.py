@@ -13,7 +13,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
-from envs_gpu.registry import nearest
+from envs_gpu.registry import UnknownNameError, nearest
 from pi_incubator.config.errors import (
     SECTIONS,
     ConfigError,
@@ -23,7 +23,7 @@ from pi_incubator.config.errors import (
     unknown_key,
     unknown_section,
 )
-from pi_incubator.config.models import ExperimentConfig
+from pi_incubator.config.models import UNIONS, ExperimentConfig
 
 COMMAND_LINE = "command line"
 BASE = "base"  # top-level key: the file to inherit from
@@ -33,6 +33,9 @@ MAX_BYTES = 65_536  # larger is some other file, and would take long to parse
 MAX_DEPTH = 20  # open brackets and indentations; an experiment needs 3
 # What ruamel's parser and the constructors behind YAML tags raise on malformed text.
 YAML_ERRORS = (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+
+TABLES = ("env.task",)
+"""Fields that map names to values: a file adds to what it inherits, name by name."""
 
 Sources = dict[str, str]  # "section.key" -> "file:line" or "command line"
 
@@ -60,18 +63,64 @@ def load_with_sources(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
     Raises:
         ConfigError: as `load_config`.
     """
-    settings = _read(Path(path), asked_by=None, above=())
+    overridden: Settings = {}
     for text in overrides:
-        settings |= _parse_override(text)
+        overridden |= _parse_override(text)
+    settings = _merge(_read(Path(path), asked_by=None, above=()), overridden)
+    _check_union_keys(settings)
     sources = {field: setting.source for field, setting in settings.items()}
-    values: dict[str, dict[str, Any]] = {}
-    for field, setting in settings.items():
-        section, key = field.split(".")
-        values.setdefault(section, {})[key] = setting.value
     try:
-        return ExperimentConfig.model_validate(values), sources
+        return ExperimentConfig.model_validate(_nested(settings)), sources
     except ValidationError as error:
         raise from_validation(error, sources, file=str(path)) from None
+
+
+def _merge(lower: Settings, upper: Settings) -> Settings:
+    """`upper` over `lower`; where it names another algorithm or network, without the settings of that one."""
+    for section, union in UNIONS.items():
+        field = f"{section}.name"
+        default = Setting(union.default, "")
+        if field in upper and upper[field].value != lower.get(field, default).value:
+            kept = union.fields(upper[field].value) if union.keeps_common else []
+            lower = {
+                name: setting
+                for name, setting in lower.items()
+                if not name.startswith(f"{section}.") or name.split(".")[1] in kept
+            }
+    return lower | upper
+
+
+def _check_union_keys(settings: Settings) -> None:
+    """Check that `algorithm` and `network` have names that exist, and keys that those have.
+
+    Raises:
+        ConfigError: the first that does not.
+    """
+    for section, union in UNIONS.items():
+        default = Setting(union.default, "")
+        name = settings.get(f"{section}.name", default)
+        if name.value not in union.members:
+            fix = UnknownNameError(section, str(name.value), list(union.members)).fix
+            raise ConfigError(
+                name.source, f"{section}.name", name.value, problem=f"unknown {section}", fix=fix
+            )
+        for field, setting in settings.items():
+            key = field.removeprefix(f"{section}.")
+            if key != field and key.split(".")[0] not in (known := union.fields(name.value)):
+                raise unknown_key(setting.source, section, key, setting.value, known)
+
+
+def _nested(settings: Settings) -> dict[str, Any]:
+    """The values as nested mappings; a deeper field is set within what a shorter one gave."""
+    values: dict[str, Any] = {}
+    for field, setting in settings.items():
+        *parents, key = field.split(".")
+        mapping = values
+        for parent in parents:
+            inner = mapping.get(parent)
+            mapping[parent] = mapping = dict(inner) if isinstance(inner, Mapping) else {}
+        mapping[key] = setting.value
+    return values
 
 
 def save_config(cfg: ExperimentConfig, path: str | Path) -> None:
@@ -107,7 +156,7 @@ def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Sett
     if not isinstance(base.value, str) or not base.value:
         fix = "name one file, relative to this one"
         raise ConfigError(base.source, BASE, base.value, problem="must be a file name", fix=fix)
-    return _read(path.parent / base.value, base, (*above, path.resolve())) | settings
+    return _merge(_read(path.parent / base.value, base, (*above, path.resolve())), settings)
 
 
 def _read_text(path: Path, asked_by: Setting | None) -> str:
@@ -145,7 +194,7 @@ def _siblings(path: Path) -> dict[str, Path]:
 
 
 def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:
-    """The document and the source of each key of its first two levels.
+    """The document and the source of each key of its first three levels.
 
     Raises:
         ConfigError: a key appears twice, or the text is not one YAML document.
@@ -184,7 +233,7 @@ def _check_depth(text: str) -> None:
 
 
 def _key_lines(node: Node | None, file: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (path, "file:line") for the keys of a mapping and of the mappings one level below."""
+    """Yield (path, "file:line") for the keys of a mapping and of the mappings up to two levels below."""
     first_line: dict[str, int] = {}
     for key, value in node.value if isinstance(node, MappingNode) else []:
         if not isinstance(key, ScalarNode):
@@ -196,7 +245,7 @@ def _key_lines(node: Node | None, file: str, prefix: str = "") -> Iterator[tuple
             raise ConfigError(source, path, problem=problem, fix="keep one of the two")
         first_line[path] = line
         yield path, source
-        if not prefix:
+        if path.count(".") < 2:
             yield from _key_lines(value, file, f"{path}.")
 
 
@@ -242,13 +291,18 @@ def _flatten(data: Mapping[Any, Any], lines: Sources, file: str) -> Settings:
         for key, value in fields.items():
             source = lines.get(f"{section}.{key}", file)
             if key not in SECTIONS[section]:
-                raise unknown_key(source, section, str(key), value)
-            settings[f"{section}.{key}"] = Setting(value, source)
+                raise unknown_key(source, section, str(key), value, SECTIONS[section])
+            field = f"{section}.{key}"
+            if field in TABLES and isinstance(value, Mapping):
+                for name, entry in value.items():
+                    settings[f"{field}.{name}"] = Setting(entry, lines.get(f"{field}.{name}", source))
+            else:
+                settings[field] = Setting(value, source)
     return settings
 
 
 def _parse_override(text: str) -> Settings:
-    """The setting in `section.key=value`, its value read as YAML.
+    """The setting in `section.key=value`, its value read as YAML; `section.key.inner=value` sets one entry.
 
     Raises:
         ConfigError: there is no '=', no such field, or the value is not valid YAML.
@@ -265,4 +319,8 @@ def _parse_override(text: str) -> Settings:
     except YAML_ERRORS:
         fix = "check its quotes and brackets, and quote it for the shell"
         raise ConfigError(COMMAND_LINE, field, value, problem="is not valid YAML", fix=fix) from None
-    return _flatten({section: {key: data}}, {}, COMMAND_LINE)
+    top, *inner = key.split(".")
+    if not inner:
+        return _flatten({section: {key: data}}, {}, COMMAND_LINE)
+    _flatten({section: {top: None}}, {}, COMMAND_LINE)  # checks the names
+    return {f"{section}.{key}": Setting(data, COMMAND_LINE)}

@@ -6,24 +6,28 @@ never a conversion: "64" is no integer and true is no number.
 
 from __future__ import annotations
 
-from math import gcd, isqrt
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainSerializer, ValidatorFunctionWrapHandler, WrapValidator, model_validator
 
-from pi_incubator.config.distillation import DistillationSection
+from pi_incubator.config.algorithm import AlgorithmSettings
+from pi_incubator.config.algorithms.ppo import PPOSettings
+from pi_incubator.config.network import NetworkSettings
+from pi_incubator.config.networks.mlp import MLPSettings
 from pi_incubator.config.randomization import RandomizationSection
-from pi_incubator.config.section import Section, cross_field_error
+from pi_incubator.config.section import Count, Fraction, Name, Positive, Section, Threads, cross_field_error
+from pi_incubator.config.union import Union
 
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-# Files give a list, which is no tuple: the outer type is lenient, each size stays a strict integer.
-Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(strict=False, min_length=1)]
-Threads = Annotated[int, Field(ge=0, le=1024)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Name = Annotated[str, Field(min_length=1)]
+ALGORITHMS = Union("algorithm", "pi_incubator.config.algorithms", AlgorithmSettings, "ppo", keeps_common=False)
+NETWORKS = Union("network", "pi_incubator.config.networks", NetworkSettings, "mlp", keeps_common=True)
+UNIONS = {"algorithm": ALGORITHMS, "network": NETWORKS}
+"""The sections whose fields depend on their `name`."""
+
+if TYPE_CHECKING:  # a type checker sees what the members share
+    AnyAlgorithm, AnyNetwork = AlgorithmSettings, NetworkSettings
+else:
+    AnyAlgorithm, AnyNetwork = ALGORITHMS.annotation(), NETWORKS.annotation()
 
 MAX_NUM_ENVS = 2**20
 OPEN = 0
@@ -95,6 +99,8 @@ class EnvSection(Section):
     """Simulated seconds after which training cuts an episode off; null and evaluation go by the task."""
     observation_history: Annotated[int, Field(ge=1, le=1000)] = 1
     """Observations that the policy sees in one row, the last ones, oldest first."""
+    task: dict[str, float] = {}
+    """Parameters of the task (reward weights, command ranges, thresholds) that replace its defaults."""
     pixels: PixelsSection | None = None
     """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
 
@@ -108,60 +114,6 @@ class GuardsSection(Section):
     """Control steps before the break that a dump of a broken world holds."""
     max_dumps: Annotated[int, Field(ge=0, le=10_000)] = 10
     """Most dumps of broken worlds in the run's folder, in broken/; 0 writes none."""
-
-
-class NetworkSection(Section):
-    """The policy and value networks."""
-
-    name: Name = "mlp"
-    """Network: the name of a file in pi_incubator/networks."""
-    hidden_sizes: Sizes = (64, 64)
-    """Width of each hidden layer, in units; the first one of gru is the recurrent one."""
-    channels: Sizes = (16, 32, 32)
-    """Channels of each convolution, where there are any."""
-    activation: Literal["tanh", "elu", "relu", "silu"] = "tanh"
-    """Activation after each hidden layer."""
-    init_log_std: Annotated[float, Field(ge=-20, le=5)] = 0.0
-    """Initial natural logarithm of the action's standard deviation."""
-    normalize_observations: bool = True
-    """Whether observations are shifted and scaled by their running mean and standard deviation."""
-    observation_clip: Positive = 10.0
-    """Bound on normalized observations, in standard deviations."""
-
-
-class AlgorithmSection(Section):
-    """The learner: what it collects for an iteration and how it updates on it."""
-
-    name: Name = "ppo"
-    """Algorithm: the name of a file in pi_incubator/algorithms."""
-    horizon: Annotated[int, Field(ge=1, le=2**16)] = 64
-    """Steps of each world collected for one iteration."""
-    num_epochs: Count = 5
-    """Passes over the collected batch in one iteration."""
-    minibatch_size: Count = 512
-    """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
-    lr: Positive = 3e-4
-    """Learning rate of the optimizer, the initial one if it is scheduled."""
-    lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"
-    """constant, linear decay to zero over the run, or adaptive: steered towards desired_kl."""
-    desired_kl: Positive = 0.01
-    """KL divergence between successive policies that the adaptive schedule aims at, in nats."""
-    gamma: Fraction = 0.99
-    """Discount of the reward, per step."""
-    gae_lambda: Fraction = 0.95
-    """Decay of generalized advantage estimation: 0 is one-step TD, 1 is Monte Carlo."""
-    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the probability ratio may leave 1 before its gradient is cut."""
-    value_coef: NonNegative = 0.5
-    """Weight of the value loss."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    max_grad_norm: Positive = 1.0
-    """Gradients with a larger global L2 norm are scaled down to it."""
-    normalize_advantage: bool = True
-    """Whether advantages are shifted and scaled to zero mean and unit standard deviation."""
-    reward_scale: Positive = 1.0
-    """Factor on the reward that the learner sees; reported returns are not scaled."""
 
 
 class TrainingSection(Section):
@@ -190,6 +142,8 @@ class ComputeSection(Section):
     """Whether float32 matrix products on CUDA round their inputs to TF32, which is several times faster."""
     autocast: Literal["none", "bfloat16"] = "none"
     """Type in which the update multiplies matrices; weights and optimizer stay float32."""
+    shards: Annotated[int, Field(ge=0, le=2**16)] = 0
+    """Groups of worlds with random numbers of their own; 0 is one a process. Equal numbers train equally."""
 
 
 class TrackingSection(Section):
@@ -212,6 +166,8 @@ class EvaluationSection(Section):
     """Length of the video, in simulated seconds."""
     video_worlds: Annotated[int, Field(ge=1, le=64)] = 1
     """Worlds in the video, as tiles of one picture."""
+    every: Annotated[int, Field(ge=0, le=2**31 - 1)] = 0
+    """Iterations between two evaluations during training; 0 evaluates only at the end."""
 
 
 class CheckpointSection(Section):
@@ -251,10 +207,10 @@ class ExperimentConfig(Section):
     """What is done about worlds that broke."""
     randomization: RandomizationSection = RandomizationSection()
     """What differs between the worlds of a training; evaluation runs in the nominal world."""
-    network: NetworkSection = NetworkSection()
-    """The policy and value networks."""
-    algorithm: AlgorithmSection = AlgorithmSection()
-    """The learner."""
+    network: AnyNetwork = MLPSettings()
+    """The networks of policy and critics; its fields depend on its name."""
+    algorithm: AnyAlgorithm = PPOSettings()
+    """What learns, and from what; its fields depend on its name."""
     training: TrainingSection = TrainingSection()
     """How long to train and how often to report."""
     compute: ComputeSection = ComputeSection()
@@ -267,28 +223,14 @@ class ExperimentConfig(Section):
     """When the run is saved and whether it continues from what is there."""
     deployment: DeploymentSection = DeploymentSection()
     """What the trained policy is exported to."""
-    distillation: DistillationSection = DistillationSection()
-    """How pi-distill teaches the policy; other commands do not read it."""
-
     @property
-    def method(self) -> str:
-        """What trains the policy: the algorithm, or distillation where there are teachers."""
-        return "distillation" if self.distillation.teachers else self.algorithm.name
+    def steps_per_iteration(self) -> int:
+        """Environment steps of one iteration of one process, over all its worlds."""
+        return self.algorithm.steps_per_iteration(self.env.num_envs)
 
-    @property
-    def batch_size(self) -> int:
-        """Samples of one iteration, over all worlds."""
-        return self.env.num_envs * self.algorithm.horizon
-
-    @property
-    def num_iterations(self) -> int:
-        """Whole iterations that fit in training.total_steps."""
-        return self.training.total_steps // self.batch_size
-
-    @property
-    def num_envs_factor(self) -> int:
-        """Worlds whose batch minibatches divide come in multiples of this."""
-        return self.algorithm.minibatch_size // gcd(self.algorithm.minibatch_size, self.algorithm.horizon)
+    def num_iterations(self, world_size: int = 1) -> int:
+        """Whole iterations that fit in training.total_steps, where `world_size` processes train together."""
+        return self.training.total_steps // (self.steps_per_iteration * world_size)
 
     @property
     def run_dir(self) -> Path:
@@ -305,77 +247,54 @@ class ExperimentConfig(Section):
         return ExperimentConfig.model_validate(sections | {"env": sections["env"] | {"num_envs": num_envs}})
 
     @model_validator(mode="after")
-    def _sizes_fit(self) -> ExperimentConfig:
-        if (self.network.name == "cnn") != (self.env.pixels is not None):
+    def _sections_fit(self) -> ExperimentConfig:
+        if self.network.sees_pixels != (self.env.pixels is not None):
             raise _pixels_error(self.network.name, self.env.pixels)
+        for field in self.algorithm.unused:
+            self._check_unused(field)
+        self.algorithm.check(self)
         if self.env.num_envs == OPEN:
             self._some_number_fits()
         else:
-            self._number_fits()
+            self.algorithm.check_num_envs(self)
         return self
+
+    def _check_unused(self, field: str) -> None:
+        """Refuse a setting that has no effect with this algorithm, unless it has its default."""
+        section, key = field.split(".")
+        settings = getattr(self, section)
+        value = getattr(settings, key)
+        if value != type(settings).model_fields[key].default:
+            problem = f"has no effect with algorithm.name = {self.algorithm.name}"
+            raise cross_field_error(field=field, value=value, problem=problem, fix="remove it")
 
     def _some_number_fits(self) -> None:
         """There is a number of worlds to choose."""
-        least, horizon = self.num_envs_factor, self.algorithm.horizon
-        field, value = "algorithm.minibatch_size", self.algorithm.minibatch_size
+        algorithm, least = self.algorithm, self.algorithm.num_envs_multiple()
         if least > MAX_NUM_ENVS:
-            problem = f"divides no batch of {MAX_NUM_ENVS} worlds or fewer, as env.num_envs = auto needs"
-            fix = f"set it to algorithm.horizon = {horizon}, or a divisor of that"
-            raise cross_field_error(field=field, value=value, problem=problem, fix=fix)
-        if self.training.total_steps < least * horizon:
-            batch = f"{least} worlds * algorithm.horizon = {least} * {horizon} = {least * horizon}"
-            raise cross_field_error(
-                field="training.total_steps",
-                value=self.training.total_steps,
-                problem=f"must be at least one iteration, with env.num_envs = auto {batch}",
-                fix=f"set it to {least * horizon} or more, or lower {field} or algorithm.horizon",
-            )
-
-    def _number_fits(self) -> None:
-        num_envs, horizon = self.env.num_envs, self.algorithm.horizon
-        minibatch_size = self.algorithm.minibatch_size
-        batch = f"env.num_envs * algorithm.horizon = {num_envs} * {horizon} = {self.batch_size}"
-        if self.batch_size % minibatch_size:
-            sizes = _nearest_divisors(self.batch_size, minibatch_size)
-            envs = _nearest_multiples(self.num_envs_factor, num_envs)
             raise cross_field_error(
                 field="algorithm.minibatch_size",
-                value=minibatch_size,
-                problem=f"must divide {batch}",
-                fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
+                value=getattr(algorithm, "minibatch_size", None),
+                problem=f"divides no batch of {MAX_NUM_ENVS} worlds or fewer, as env.num_envs = auto needs",
+                fix="set it to algorithm.horizon, or a divisor of that",
             )
-        if self.training.total_steps < self.batch_size:
+        if self.training.total_steps < algorithm.steps_per_iteration(least):
+            steps = algorithm.steps_per_iteration(least)
             raise cross_field_error(
                 field="training.total_steps",
                 value=self.training.total_steps,
-                problem=f"must be at least one iteration, {batch}",
-                fix=f"set it to {self.batch_size} or more, or lower env.num_envs or algorithm.horizon",
+                problem="must be at least one iteration, with env.num_envs = auto "
+                f"{least} worlds, {steps} steps",
+                fix=f"set it to {steps} or more, or lower what an iteration collects",
             )
 
 
 def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
     """Policies see pixels or vectors: a network and an env that disagree about it."""
+    fitting = [name for name, member in NETWORKS.members.items() if member.sees_pixels == (pixels is not None)]
+    choice = " or ".join(fitting)
     if pixels is None:
-        problem, fix = "env.pixels = null draws nothing for it to see", "set env.pixels to {}, or this to mlp"
+        problem, fix = "env.pixels = null draws nothing for it to see", f"set env.pixels to {{}}, or this to {choice}"
     else:
-        problem, fix = "it cannot see env.pixels", "set it to cnn, or env.pixels to null"
+        problem, fix = "it cannot see env.pixels", f"set it to {choice}, or env.pixels to null"
     return cross_field_error(field="network.name", value=network, problem=problem, fix=fix)
-
-
-def _nearest_divisors(number: int, near: int) -> list[int]:
-    """The divisors of `number` next below and next above `near`, those that exist."""
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    divisors = sorted({*small, *(number // d for d in small)})
-    below = [d for d in divisors if d < near]
-    above = [d for d in divisors if d > near]
-    return below[-1:] + above[:1]
-
-
-def _nearest_multiples(factor: int, near: int) -> list[int]:
-    """The positive multiples of `factor` next below and next above `near`."""
-    below = near // factor * factor
-    return [multiple for multiple in (below, below + factor) if multiple > 0]
-
-
-def _either(values: list[int]) -> str:
-    return " or ".join(map(str, values))

@@ -1,11 +1,20 @@
-"""What all sections of an experiment file share."""
+"""What all sections of an experiment file share: strictness, and the types of their fields."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
+
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+# A file gives a list, which is not a tuple: the outer type is lenient, each size stays a strict integer.
+Sizes = Annotated[tuple[Annotated[int, Field(ge=1, le=2**16)], ...], Field(strict=False, min_length=1)]
+Threads = Annotated[int, Field(ge=0, le=1024)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):

@@ -20,8 +20,8 @@ from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import Recording, action_error, check_parity
 from pi_incubator.deploy.session import ExportedPolicy, Session
 from pi_incubator.evaluation.evaluate import evaluate
-from pi_incubator.evaluation.worlds import evaluation_seed
-from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.envs import evaluation_seed
+from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
 
 
@@ -51,7 +51,7 @@ class Source:
 
     cfg: ExperimentConfig
     env: VecEnv
-    policy: ActorCritic
+    policy: Policy
     origin: Origin
     recording: Recording
 
@@ -68,7 +68,7 @@ class Source:
         model = to_onnx(graph, graph.example(2), graph.input_names, graph.output_names, deployment.opset)
         exact = model.SerializeToString()
         error = check_parity(exact, ONNX, self.recording, interface.targets, deployment.tolerance)
-        normalizer = self.policy.normalizer[self.policy.actor_group]
+        normalizer = self.policy.normalizer[self.policy.group]
         contract = make_contract(
             self.cfg, self.env.spec, interface, graph.states, normalizer, self.origin, precision
         )

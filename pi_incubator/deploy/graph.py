@@ -10,29 +10,17 @@ S width of a state, A actions.
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from envs_gpu.interface import PolicyInterface, Targets
 from pi_incubator.errors import UserError
+from pi_incubator.policies.policy import Policy
 
 MEASURED = ("policy", "pixels")
 """The observation groups that a robot can give."""
-
-
-class Exportable(Protocol):
-    """What a policy must offer to be exported.
-
-    One with a memory also has `actor_state_width`, S, and its module takes and gives the hidden state.
-    """
-
-    actor_group: str
-    """The observation group that it acts on."""
-
-    def as_onnx(self) -> nn.Module:
-        """Raw observation of the actor's group `[B, D]` -> action within the env's limits `[B, A]`."""
 
 
 class State(NamedTuple):
@@ -60,10 +48,10 @@ class DeployablePolicy(nn.Module):
     offset: Tensor
     clip: Tensor
 
-    def __init__(self, policy: Exportable, interface: PolicyInterface) -> None:
+    def __init__(self, policy: Policy, interface: PolicyInterface) -> None:
         super().__init__()
-        if policy.actor_group != "policy":
-            problem = f"the policy acts on the group {policy.actor_group!r}, which no robot measures"
+        if policy.group != "policy":
+            problem = f"the policy acts on the group {policy.group!r}, which no robot measures"
             raise UserError(f"{problem}; distil it into one that acts on the group 'policy'")
         self.network = copy.deepcopy(policy.as_onnx()).cpu().eval()
         self.targets = _TargetModule(interface.targets)
@@ -142,13 +130,13 @@ class _TargetModule(nn.Module):
         return Targets(self.offset, self.scale, self.low, self.high, self.scale_below).control(action)
 
 
-def states_of(policy: Exportable, interface: PolicyInterface) -> tuple[State, ...]:
+def states_of(policy: Policy, interface: PolicyInterface) -> tuple[State, ...]:
     """What an exported `policy` remembers, in the order of the file's inputs."""
     states = [State("last_action", term.width) for term in interface.terms if term.kind == "last_action"]
     if interface.history > 1:
         states += [State("history", interface.history * interface.width), State("seen", 1)]
-    if state_width := getattr(policy, "actor_state_width", 0):
-        states.append(State("hidden", state_width))
+    if policy.state_width:
+        states.append(State("hidden", policy.state_width))
     return tuple(states)
 
 

@@ -17,14 +17,14 @@ from pi_incubator import __version__
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.bundle import write_file
 from pi_incubator.deploy.contract import Origin
-from pi_incubator.deploy.graph import Exportable
 from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import require_within
 from pi_incubator.deploy.session import open_session, run_pixels
+from pi_incubator.policies.policy import Policy
 
 
 def export_pixels(
-    cfg: ExperimentConfig, policy: Exportable, spec: EnvSpec, pixels: Tensor, origin: Origin, path: Path
+    cfg: ExperimentConfig, policy: Policy, spec: EnvSpec, pixels: Tensor, origin: Origin, path: Path
 ) -> float:
     """Write `observation` `[B, C, H, W]` uint8 -> `action` `[B, A]`, any B; returns the difference found.
 

@@ -18,7 +18,7 @@ from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.deploy.session import Array, Session, action_behind
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.acting import as_actor
-from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.policies.policy import Policy
 
 STEPS_PER_WORLD = 100
 """Few worlds and many steps, so that more of an episode is there than its beginning."""
@@ -55,7 +55,7 @@ class Recording:
 
 
 @torch.no_grad()
-def record(env: VecEnv, policy: ActorCritic, count: int, seed: int) -> Recording:
+def record(env: VecEnv, policy: Policy, count: int, seed: int) -> Recording:
     """Run the deterministic `policy` until there are `count` observations or a few more."""
     interface, actor = env.interface(), as_actor(policy, env.num_envs)
     num_worlds = min(env.num_envs, max(1, count // STEPS_PER_WORLD))
@@ -63,9 +63,9 @@ def record(env: VecEnv, policy: ActorCritic, count: int, seed: int) -> Recording
     rows: list[tuple[Tensor, ...]] = []
     for _ in range(-(-count // num_worlds)):
         action = actor.act(obs)
-        hidden = () if actor.state is None else (actor.state[:, : policy.actor_state_width].cpu(),)
+        hidden = (actor.state.cpu(),) if policy.state_width else ()
         rows.append(
-            (sensor_readings(obs[policy.actor_group], interface).cpu(), begins, action.cpu(), *hidden)
+            (sensor_readings(obs[policy.group], interface).cpu(), begins, action.cpu(), *hidden)
         )
         result = env.step(action)
         actor.observe(result)

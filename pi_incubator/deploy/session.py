@@ -79,7 +79,7 @@ class ExportedPolicy:
         """All states of the file side by side, `[num_worlds, S]` zeros."""
         return torch.zeros(num_worlds, sum(self.session.widths.values()))
 
-    def mean_step(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
+    def mean(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
         """Raw observation groups and state `[N, S]` -> action `[N, A]` and the next state."""
         session, observation = self.session, obs["policy"]
         parts = state.cpu().split(list(session.widths.values()), -1)

@@ -11,7 +11,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.distillation.teacher import Teacher
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.worlds import evaluation_env
+from pi_incubator.envs import evaluation_env
 from pi_incubator.networks import make_network
 from pi_incubator.networks._actor_critic import ActorCritic
 from pi_incubator.run_folder import RunFolder

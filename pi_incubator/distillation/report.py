@@ -11,7 +11,7 @@ from pi_incubator.distillation.lessons import Lesson
 from pi_incubator.distillation.teacher import num_parameters
 from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.evaluation.table import Rows, show
-from pi_incubator.evaluation.worlds import evaluation_env, evaluation_seed
+from pi_incubator.envs import evaluation_env, evaluation_seed
 from pi_incubator.networks._actor_critic import ActorCritic
 
 

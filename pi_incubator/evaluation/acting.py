@@ -1,4 +1,4 @@
-"""Whatever can act in worlds, made to act the same way: functions, policies, and policies with a memory.
+"""Anything that can act in worlds, made to act the same way: policies, and functions of the observation.
 
 Letters: N worlds, A actions, D observation width, S state width.
 """
@@ -6,8 +6,9 @@ Letters: N worlds, A actions, D observation width, S state width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol
 
+import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -18,61 +19,59 @@ if TYPE_CHECKING:
 Act = Callable[["TensorDict"], Tensor]
 
 
-@runtime_checkable
-class Policy(Protocol):
-    """What a policy must offer to be judged."""
-
-    def mean_action(self, obs: TensorDict) -> Tensor:
-        """Raw observation groups `[N, D]` -> the deterministic action `[N, A]`."""
-
-
-@runtime_checkable
-class StatefulPolicy(Protocol):
-    """What a policy that remembers must offer instead."""
+class Acting(Protocol):
+    """What must be offered to be judged; every `Policy` and every exported policy does."""
 
     def initial_state(self, num_worlds: int) -> Tensor:
-        """The state at the start of an episode, `[num_worlds, S]` zeros."""
+        """The state at the start of an episode, `[num_worlds, S]` zeros; S may be 0."""
 
-    def mean_step(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
+    def mean(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
         """Raw observation groups `[N, D]` and state `[N, S]` -> deterministic action and the next state."""
 
 
-class Actor:
-    """A deterministic policy at work.
+class FunctionPolicy:
+    """A function from observation groups to actions `[N, A]`, as something that acts.
 
     Args:
-        act: what it does; forgets nothing, because it remembers nothing.
+        function: has no state.
     """
 
-    state: Tensor | None = None
-    """`[N, S]` after the last action, of a policy that remembers."""
+    def __init__(self, function: Act) -> None:
+        self._function = function
 
-    def __init__(self, act: Act) -> None:
-        self.act = act
+    def initial_state(self, num_worlds: int) -> Tensor:
+        return torch.zeros(num_worlds, 0)
 
-    def observe(self, result: StepResult) -> None:
-        """Learn that the worlds have taken a step: where an episode ended, forget it."""
+    def mean(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self._function(obs), state
 
 
-class _Remembering(Actor):
-    """Carries the state of a policy from step to step."""
+class Actor:
+    """A deterministic policy at work; it carries the state from step to step.
 
-    def __init__(self, policy: StatefulPolicy, num_worlds: int) -> None:
-        super().__init__(self._act)
+    Args:
+        policy: what acts.
+        num_worlds: N, freshly reset.
+    """
+
+    def __init__(self, policy: Acting, num_worlds: int) -> None:
         self._policy = policy
-        self.state: Tensor = policy.initial_state(num_worlds)
+        self.state = policy.initial_state(num_worlds)
+        """`[N, S]` after the last action."""
 
-    def _act(self, obs: TensorDict) -> Tensor:
-        action, self.state = self._policy.mean_step(obs, self.state)
+    def act(self, obs: TensorDict) -> Tensor:
+        """The actions `[N, A]` for raw observation groups."""
+        action, self.state = self._policy.mean(obs, self.state)
         return action
 
     def observe(self, result: StepResult) -> None:
-        done = result.terminated | result.truncated
-        self.state = self.state.masked_fill(done.unsqueeze(-1), 0.0)
+        """Zero the state of worlds whose episode ended with the step that gave `result`."""
+        if self.state.shape[1]:
+            done = result.terminated | result.truncated
+            self.state = self.state.masked_fill(done.unsqueeze(-1), 0.0)
 
 
-def as_actor(policy: Policy | StatefulPolicy | Act, num_worlds: int) -> Actor:
+def as_actor(policy: Acting | Act, num_worlds: int) -> Actor:
     """`policy` at work in `num_worlds` freshly reset worlds."""
-    if isinstance(policy, StatefulPolicy):
-        return _Remembering(policy, num_worlds)
-    return Actor(policy.mean_action if isinstance(policy, Policy) else policy)
+    acting: Acting = policy if hasattr(policy, "mean") else FunctionPolicy(policy)  # type: ignore[arg-type]
+    return Actor(acting, num_worlds)

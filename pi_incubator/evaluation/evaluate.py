@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy, as_actor
+from pi_incubator.evaluation.acting import Act, Acting, as_actor
 
 if TYPE_CHECKING:
     from envs_gpu.vec_env import StepResult, VecEnv
@@ -40,7 +40,7 @@ class Evaluation:
 
 
 @torch.no_grad()
-def evaluate(env: VecEnv, policy: Policy | StatefulPolicy | Act, num_episodes: int, seed: int) -> Evaluation:
+def evaluate(env: VecEnv, policy: Acting | Act, num_episodes: int, seed: int) -> Evaluation:
     """Run the deterministic policy for exactly `num_episodes` complete episodes of freshly reset worlds.
 
     Every world contributes its first `num_episodes / N` episodes (where that is not whole, the first worlds
@@ -48,8 +48,7 @@ def evaluate(env: VecEnv, policy: Policy | StatefulPolicy | Act, num_episodes: i
 
     Args:
         env: is reset, and left in the middle of something.
-        policy: an object with `mean_action`, or with `initial_state` and `mean_step`, or a function from
-            observation groups to actions `[N, A]`.
+        policy: a policy, or a function from observation groups to actions `[N, A]`.
         num_episodes: at least 1.
         seed: of the worlds.
 
@@ -78,7 +77,7 @@ def evaluate(env: VecEnv, policy: Policy | StatefulPolicy | Act, num_episodes: i
 
 @torch.no_grad()
 def record_observations(
-    env: VecEnv, policy: Policy | StatefulPolicy | Act, count: int, seed: int, group: str = "policy"
+    env: VecEnv, policy: Acting | Act, count: int, seed: int, group: str = "policy"
 ) -> Tensor:
     """What the deterministic policy sees in `group` on its way, `[count, D]` (or pixels) on the CPU.
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from envs_gpu.render import Renderer, RenderError
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.acting import Act, Policy, StatefulPolicy, as_actor
+from pi_incubator.evaluation.acting import Act, Acting, as_actor
 
 if TYPE_CHECKING:
     from envs_gpu.vec_env import VecEnv
@@ -27,7 +27,7 @@ MAX_WIDTH = 1280  # of all tiles together
 
 def record_video(
     env: VecEnv,
-    policy: Policy | StatefulPolicy | Act,
+    policy: Acting | Act,
     path: Path,
     *,
     length_s: float,
@@ -88,7 +88,7 @@ def num_columns(num_worlds: int) -> int:
 
 @torch.no_grad()
 def _roll_out(
-    env: VecEnv, policy: Policy | StatefulPolicy | Act, seed: int, num_steps: int, num_worlds: int
+    env: VecEnv, policy: Acting | Act, seed: int, num_steps: int, num_worlds: int
 ) -> NDArray[np.floating]:
     """Positions of the first worlds before every step, `[num_steps, num_worlds, nq]`, in one transfer."""
     actor = as_actor(policy, env.num_envs)

@@ -1,17 +1,18 @@
-"""Networks: an encoder and heads behind `ActorCritic`, one file each."""
+"""Networks: encoders and heads, one file each; policies and critics are built from them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pi_incubator.registry import networks
 
 if TYPE_CHECKING:
     from envs_gpu.vec_env import EnvSpec
-    from pi_incubator.config.models import NetworkSection
-    from pi_incubator.networks._actor_critic import ActorCritic
+    from pi_incubator.config.network import NetworkSettings
+    from pi_incubator.layers.network import Network
 
 
-def make_network(cfg: NetworkSection, spec: EnvSpec) -> ActorCritic:
-    """The network `cfg.name` for this env, on the env's device."""
-    return networks.get(cfg.name)(cfg, spec).to(spec.device)
+def make_network(settings: NetworkSettings, spec: EnvSpec) -> Network[Any]:
+    """The network `settings.name` for the env that `spec` describes."""
+    network: Network[Any] = networks.get(settings.name)(settings, spec)
+    return network

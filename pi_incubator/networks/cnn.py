@@ -1,4 +1,4 @@
-"""A convolutional encoder of pixels that actor and critic share, and a head for each."""
+"""A convolutional encoder of pixels that policy and critic share, and a head for each."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from envs_gpu.vec_env import EnvSpec
-from pi_incubator.config.models import NetworkSection
-from pi_incubator.networks._actor_critic import ActorCritic
-from pi_incubator.networks.mlp import ACTIVATIONS, mlp
+from pi_incubator.config.networks.cnn import CNNSettings
+from pi_incubator.layers.encoder import Encoder, StatelessEncoder
+from pi_incubator.layers.mlp import ACTIVATIONS, mlp
+from pi_incubator.layers.network import Network
 from pi_incubator.registry import network
 
 # Kernel, stride and padding of each layer: those of Mnih et al. 2015, "Human-level control through deep
@@ -20,18 +20,32 @@ LAYERS = ((8, 4, 2), (4, 2, 1), (3, 1, 1))
 
 
 @network("cnn")
-def make_cnn(cfg: NetworkSection, spec: EnvSpec) -> ActorCritic:
-    """Actor and critic see the group `pixels` and nothing else."""
-    if spec.pixels_shape is None:
-        raise ValueError(f"network cnn: {spec.name} has no pixels; make the env with them")
-    activation = ACTIVATIONS[cfg.activation]
-    encoder = PixelEncoder(spec.pixels_shape, cfg.channels, cfg.hidden_sizes[0], activation)
-    actor = mlp([*cfg.hidden_sizes, spec.action_dim], activation, output_gain=0.01)
-    critic = mlp([*cfg.hidden_sizes, 1], activation, output_gain=1.0)
-    return ActorCritic(cfg, spec, actor, critic, groups=("pixels", "pixels"), encoders={"pixels": encoder})
+class CNN(Network[CNNSettings]):
+    """Policy and critic see the group `pixels` and nothing else."""
+
+    shares_encoder = True
+
+    @property
+    def actor_group(self) -> str:
+        return "pixels"
+
+    @property
+    def critic_group(self) -> str:
+        return "pixels"
+
+    def encoder(self, group: str) -> Encoder:
+        if self.spec.pixels_shape is None:
+            raise ValueError(f"network cnn: {self.spec.name} has no pixels; make the env with them")
+        settings = self.settings
+        activation = ACTIVATIONS[settings.activation]
+        return PixelEncoder(self.spec.pixels_shape, settings.channels, settings.hidden_sizes[0], activation)
+
+    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
+        sizes = [num_features, *self.settings.hidden_sizes[1:], num_outputs]
+        return mlp(sizes, ACTIVATIONS[self.settings.activation], output_gain)
 
 
-class PixelEncoder(nn.Module):
+class PixelEncoder(StatelessEncoder):
     """Convolutions, then one linear layer.
 
     Args:
@@ -45,6 +59,7 @@ class PixelEncoder(nn.Module):
         self, shape: tuple[int, int, int], channels: Sequence[int], width: int, activation: type[nn.Module]
     ) -> None:
         super().__init__()
+        self.num_features = width
         layers: list[nn.Module] = []
         for index, (fan_in, fan_out) in enumerate(pairwise((shape[0], *channels))):
             kernel, stride, padding = LAYERS[min(index, len(LAYERS) - 1)]
@@ -55,7 +70,7 @@ class PixelEncoder(nn.Module):
         # Normalized, so that the heads meet features of one scale, however bright the pictures are.
         self.project = nn.Sequential(_orthogonal(nn.Linear(flat, width)), nn.LayerNorm(width), activation())
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def encode(self, pixels: Tensor) -> Tensor:
         """`[B, C, H, W]` of 0 to 255, uint8 or float -> features `[B, F]`."""
         return self.project(self.convolutions(pixels.float() / 255.0 - 0.5))
 

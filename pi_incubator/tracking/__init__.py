@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pi_incubator.config import ConfigError, ExperimentConfig
+from envs_gpu.errors import SettingError
+from pi_incubator.config import ExperimentConfig
 from pi_incubator.provenance import flatten
 from pi_incubator.registry import trackers
 from pi_incubator.run_folder import RunFolder
@@ -14,27 +15,31 @@ from pi_incubator.tracking._jsonl import JsonlTracker, read_metrics
 __all__ = ["Tracker", "make_tracker", "read_metrics"]
 
 
-def make_tracker(cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> Tracker:
+def make_tracker(
+    cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0, world_size: int = 1
+) -> Tracker:
     """Everything that records the run of `cfg`; its settings are logged at once.
 
     Args:
         cfg: the experiment; `tracking.backend` names the tracking store.
         folder: the run's folder.
         start_iteration: the first iteration that will be logged; later ones from before are dropped.
+        world_size: processes that train together.
 
     Raises:
         UnknownNameError: no such tracking store.
-        ConfigError: its package is not installed, or the store cannot be opened.
+        SettingError: its package is not installed.
+        UserError: the store cannot be opened.
     """
     try:
         store = trackers.get(cfg.tracking.backend)
     except ModuleNotFoundError as error:
-        file, backend = str(folder.config), cfg.tracking.backend
         problem = f"needs {error.name}, not installed here"
         fix = f"pip install {error.name}, or set it to none"
-        raise ConfigError(file, "tracking.backend", backend, problem=problem, fix=fix) from None
-    makers = (store, JsonlTracker, ConsoleTracker)
-    recorders = [make(cfg, folder, start_iteration) for make in makers]
-    tracker = CompositeTracker(recorders, env_steps=start_iteration * cfg.batch_size)
+        raise SettingError("tracking.backend", cfg.tracking.backend, problem, fix) from None
+    recorders = [make(cfg, folder, start_iteration) for make in (store, JsonlTracker)]
+    recorders.append(ConsoleTracker(cfg, folder, start_iteration, world_size))
+    env_steps = start_iteration * cfg.steps_per_iteration * world_size
+    tracker = CompositeTracker(recorders, env_steps)
     tracker.log_params(flatten(cfg))
     return tracker

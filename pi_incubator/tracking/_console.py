@@ -17,14 +17,16 @@ from pi_incubator.tracking._base import Status, Tracker
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def summary(cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> list[str]:
+def summary(
+    cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0, world_size: int = 1
+) -> list[str]:
     """The experiment in a few lines: what is trained, what differs from the defaults, and where it goes."""
     defaults = flatten(ExperimentConfig())
     changed = [f"{key}={value}" for key, value in flatten(cfg).items() if value != defaults[key]]
     lines = [
-        f"{cfg.experiment.name}: {cfg.method} + {cfg.network.name} on {cfg.env.name}, "
-        f"{cfg.num_iterations:,} iterations x {cfg.env.num_envs:,} worlds x {cfg.algorithm.horizon} steps, "
-        f"seed {cfg.experiment.seed}",
+        f"{cfg.experiment.name}: {cfg.algorithm.name} + {cfg.network.name} on {cfg.env.name}, "
+        f"{cfg.num_iterations(world_size):,} iterations of {world_size * cfg.steps_per_iteration:,} steps "
+        f"in {world_size * cfg.env.num_envs:,} worlds, seed {cfg.experiment.seed}",
         f"changed from the defaults: {', '.join(changed) or 'nothing'}",
         f"writing to {folder.path}",
     ]
@@ -39,29 +41,30 @@ class ConsoleTracker(Tracker):
         cfg: ExperimentConfig,
         folder: RunFolder,
         start_iteration: int = 0,
+        world_size: int = 1,
         console: Console | None = None,
     ) -> None:
         self._console = console or Console(soft_wrap=True, highlight=False)
-        self._num_iterations, self._start = cfg.num_iterations, start_iteration
+        self._num_iterations, self._start = cfg.num_iterations(world_size), start_iteration
         self._began_s, self._shown_s = time.perf_counter(), float("-inf")
         self._unshown = ""
-        for line in summary(cfg, folder, start_iteration):
+        for line in summary(cfg, folder, start_iteration, world_size):
             self._console.print(line, markup=False)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f}%"))
         self._bar = Progress(*columns, console=self._console)
-        self._task = self._bar.add_task("", total=cfg.num_iterations, completed=start_iteration)
+        self._task = self._bar.add_task("", total=self._num_iterations, completed=start_iteration)
         if self._console.is_terminal:
             self._bar.start()
 
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
         now_s = time.perf_counter()
         text = self._describe(iteration + 1, env_steps, metrics, now_s)
-        last = iteration + 1 == self._num_iterations
+        is_last = iteration + 1 == self._num_iterations
         if self._console.is_terminal:
             self._bar.update(self._task, completed=iteration + 1, description=text)
-            if last:  # what is printed from here on stands below the bar
+            if is_last:  # what is printed from here on stands below the bar
                 self._bar.stop()
-        elif last or now_s - self._shown_s >= SECONDS_BETWEEN_LINES:
+        elif is_last or now_s - self._shown_s >= SECONDS_BETWEEN_LINES:
             self._console.print(text, markup=False)
             self._shown_s, self._unshown = now_s, ""
         else:

@@ -19,8 +19,8 @@ from envs_gpu.sim_env import SimEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.record import Recording, record
 from pi_incubator.evaluation.evaluate import evaluate
-from pi_incubator.evaluation.worlds import evaluation_seed
-from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.envs import evaluation_seed
+from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.runtime import Bundle
 
@@ -63,7 +63,7 @@ class Candidate:
     folder: RunFolder
     env: SimEnv
     """The run's evaluation worlds, in its own backend."""
-    policy: ActorCritic
+    policy: Policy
     """The run's, in torch."""
     num_episodes: int
     """Over which returns are measured."""

@@ -24,7 +24,7 @@ from pi_incubator.config import load_config
 from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.deploy.session import Array, action_behind
 from pi_incubator.evaluation.evaluate import evaluate
-from pi_incubator.evaluation.worlds import evaluation_env
+from pi_incubator.envs import evaluation_env
 from pi_incubator.runtime import read_bundle
 from pi_incubator.runtime.links import RobotLink
 
@@ -50,7 +50,7 @@ class Robots:
         """Whether a world is in the midst of an episode, `[num_worlds, 1]`: none is."""
         return torch.zeros(num_worlds, 1)
 
-    def mean_step(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
+    def mean(self, obs: TensorDict, state: Tensor) -> tuple[Tensor, Tensor]:
         """Observation groups -> actions `[N, A]`; every world is in an episode now."""
         readings = sensor_readings(obs["policy"], self._interface).numpy()
         noise = self._noise * self._random.uniform(-1, 1, readings.shape)

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch, set_skip_existing, skip_existing
 from torch import Tensor
+from torch.distributed import ProcessGroup
 from torchrl.objectives.value import GAE
 
 from kernels.gae import gae
@@ -34,6 +35,7 @@ class KernelGAE(GAE):
         normalize: let the kernel normalize the advantage in the same pass, over the whole batch.
         mask_key: `[T, N, 1]` bool; where it is false an entry counts for no moment, and its normalized
             advantage is 0. None keeps all.
+        group: normalizes over all ranks of this process group; None over this process alone.
         implementation: as for `kernels.gae.gae`.
         **options: of `torchrl.objectives.value.GAE`.
 
@@ -49,6 +51,7 @@ class KernelGAE(GAE):
         value_network: TensorDictModuleBase | None = None,
         normalize: bool = False,
         mask_key: str | None = None,
+        group: ProcessGroup | None = None,
         implementation: str = "auto",
         **options: Any,
     ) -> None:
@@ -61,7 +64,7 @@ class KernelGAE(GAE):
                 )
         super().__init__(gamma=gamma, lmbda=lmbda, value_network=value_network, **options)
         self.normalize, self.mask_key = normalize, mask_key
-        self.implementation = implementation
+        self.group, self.implementation = group, implementation
         self._read_from: tuple[Tensor, int, Tensor, int] | None = None
 
     @dispatch
@@ -101,6 +104,7 @@ class KernelGAE(GAE):
             lmbda,
             normalize=self.normalize,
             mask=mask,
+            group=self.group,
             implementation=self.implementation,
         )
         shape = value.movedim(time_dim, 0).shape  # [T, ...]

@@ -1,4 +1,4 @@
-"""Collection of the next rollout while the last one is learned from: policies act that are one update old."""
+"""Updates in the background: the next rollout is collected while the last one is learned from."""
 
 from __future__ import annotations
 
@@ -12,66 +12,59 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pi_incubator.algorithms._learner import Learner
-from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.policies.actor_critic import ActorCritic
 
 SWITCH_INTERVAL_S = 1e-4
 """How long a thread may hold the interpreter while another waits; Python's 5 ms is a control step or more."""
 
 
-class OverlappedLearner(Learner):
-    """Another learner whose `update` returns at once and goes on in the background.
+class OverlappedUpdates:
+    """Updates that return at once and go on in the background.
 
-    Staleness: `actor` acts with weights that lack the update under way, so a rollout is one update older than
-    what learns from it. PPO's ratios are taken to the policy that did act. The normalizer is the actor's, and
+    `actor` acts with weights that lack the update under way, so a rollout is one update older than the policy
+    that learns from it. PPO takes its ratios to the policy that did act. The normalizer is the actor's, and
     the same for a rollout and the update on it.
 
     The same seed gives the same bits: both sides meet at each `update`, where weights and rollout are copied,
     and share nothing in between.
 
     Args:
-        learner: what learns.
-        policy: what it optimizes.
+        learn: rollout -> metrics; optimizes `model`.
+        model: what is optimized.
     """
 
-    def __init__(self, learner: Learner, policy: ActorCritic) -> None:
-        self.learner, self.policy = learner, policy
-        self.actor = copy.deepcopy(policy).requires_grad_(False)
-        device = next(policy.parameters()).device
+    def __init__(self, learn: Callable[[TensorDict], dict[str, Tensor]], model: ActorCritic) -> None:
+        self._learn, self._model = learn, model
+        self.actor = copy.deepcopy(model).requires_grad_(False)
+        device = next(model.parameters()).device
         self._background: _Background = _Stream(device) if device.type == "cuda" else _Thread()
         self._data: TensorDict | None = None
         self._metrics: dict[str, Tensor] = {}
-
-    def advantage(self, data: TensorDict) -> None:
-        self.learner.advantage(data)
 
     def update(self, data: TensorDict) -> dict[str, Tensor]:
         """Start the update on a copy of `data`; returns the metrics of the one before it."""
         self.settle()
         first = self._data is None
         self._data = data.clone() if self._data is None else self._data.copy_(data)
-        self._background.start(self.learner.update, self._data)
-        if first:  # what is compiled by the way would hold up both sides
+        self._background.start(self._learn, self._data)
+        if first:  # compilation in the background would hold up both sides
             self._metrics = self._background.wait()
         return self._metrics
 
     def settle(self) -> None:
+        """Wait for the update under way, if any, and let the actor have its weights."""
         if not self._background.runs:
             return
         self._metrics = self._background.finish()
-        self.actor.commit()
-        for ours, theirs in zip(self.policy.buffers(), self.actor.buffers(), strict=True):
+        self.actor.policy.normalizer.commit()
+        for ours, theirs in zip(self._model.buffers(), self.actor.buffers(), strict=True):
             ours.copy_(theirs)
-        for theirs, weight in zip(self.actor.parameters(), self.policy.parameters(), strict=True):
+        for theirs, weight in zip(self.actor.parameters(), self._model.parameters(), strict=True):
             theirs.copy_(weight.detach())
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.learner.state_dict()
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue; the policy must have been loaded already."""
-        self.learner.load_state_dict(state)
-        self.actor.load_state_dict(self.policy.state_dict())
+    def load(self) -> None:
+        """Let the actor have what was just loaded into the model."""
+        self.actor.load_state_dict(self._model.state_dict())
 
 
 class _Background(Protocol):

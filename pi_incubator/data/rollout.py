@@ -1,4 +1,4 @@
-"""What one iteration of on-policy collection remembers, allocated once.
+"""The rollout: the data of one iteration of on-policy collection, allocated once.
 
 Letters: T horizon (steps per world), N worlds, A actions, D observation width, S state width of the policy.
 """
@@ -12,7 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.vec_env import EnvSpec, StepResult
-from pi_incubator.networks._actor_critic import Act
+from pi_incubator.policies.actor_critic import Decision
 
 _SCALARS = (
     "state_value",
@@ -28,10 +28,10 @@ class Rollout:
         horizon: T.
         spec: the env's.
         groups: the observation groups to store (normalized).
-        state_width: S, of a policy with a memory.
+        state_width: S, of policy and critic.
     """
 
-    def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...], state_width: int = 0) -> None:
+    def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...], state_width: int) -> None:
         def buffer(*width: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.zeros(horizon, spec.num_envs, *width, dtype=dtype, device=spec.device)
 
@@ -42,7 +42,7 @@ class Rollout:
             "done": buffer(1, dtype=torch.bool),
             "state_value": buffer(1),
         }
-        # False where the world broke: the step is no sample of anything.
+        # False where the world broke: the step is not learned from.
         valid = torch.ones_like(transition["done"])
         self.data = TensorDict(
             {
@@ -57,7 +57,7 @@ class Rollout:
             device=spec.device,
         )
         self.noise = buffer(spec.action_dim)
-        # What the policy remembers of every world now, and did at the first step: [N, S].
+        # The state of policy and critic now, and before the first step: [N, S].
         self.state, self.first_state = torch.zeros(2, spec.num_envs, state_width, device=spec.device)
         if state_width:
             # Beside the samples, and so as long as they are: every step shows the one row that is stored.
@@ -67,14 +67,19 @@ class Rollout:
         for row in self._rows:
             row |= {key: row[key].squeeze(-1) for key in _SCALARS}
 
-    def store_act(self, t: int, act: Act) -> None:
-        """Write what the policy saw and did at step `t`; its value completes step `t - 1`."""
+    def begin(self) -> Tensor:
+        """The state `[N, S]` before the first step, which is stored."""
+        self.first_state.copy_(self.state)
+        return self.state
+
+    def store_decision(self, t: int, decision: Decision) -> None:
+        """Write what the policy saw and did at step `t`."""
         row = self._rows[t]
-        for group, observation in act.observation.items():
+        for group, observation in decision.observation.items():
             row[group].copy_(observation)
-        row["action"].copy_(act.action)
-        row["action_log_prob"].copy_(act.log_prob)
-        row["state_value"].copy_(act.value)
+        row["action"].copy_(decision.action)
+        row["action_log_prob"].copy_(decision.log_prob)
+        row["state_value"].copy_(decision.value)
 
     def store_result(self, t: int, result: StepResult, bootstrap: Callable[[TensorDict], Tensor]) -> None:
         """Write what the env answered at step `t`.
@@ -91,15 +96,21 @@ class Rollout:
         if result.truncated.device.type != "cpu" or result.truncated.any():
             row["next", "state_value"].copy_(bootstrap(result.final_obs))
 
-    def close(self, last_value: Tensor) -> None:
-        """Fill in the next values within episodes; `last_value` `[N]` is that of the next observation."""
+    def end(self, state: Tensor, last_value: Tensor) -> None:
+        """Fill in the next values within episodes.
+
+        Args:
+            state: `[N, S]` after the last step.
+            last_value: `[N]` value of the observation after it.
+        """
+        self.state.copy_(state)
         value, done = self.data["state_value"], self.data["next", "done"]
         following = torch.cat((value[1:], last_value[None, :, None]))
         next_value = self.data["next", "state_value"]
         next_value.copy_(torch.where(done, next_value, following))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What the next rollout begins with, beside the env: the state of a policy with a memory."""
+        """What the next rollout begins with beside the env."""
         return {"state": self.state.clone()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:

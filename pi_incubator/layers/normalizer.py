@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class ObservationNormalizer(nn.Module):
     """Shift and scale by the mean and standard deviation of everything observed so far.
 
-    What a rollout observes is gathered by `gather` and takes effect at `commit`, so that a rollout and the
+    What a rollout observes is gathered by `observe` and takes effect at `commit`, so that a rollout and the
     update on it see one and the same normalization. Moments are merged as in Chan et al. 1979.
 
     Args:
@@ -35,13 +35,13 @@ class ObservationNormalizer(nn.Module):
         """`[..., D]` raw -> `[..., D]` normalized."""
         return ((observation - self.mean) / self.std).clamp(-self.clip, self.clip)
 
-    def gather(self, observation: Tensor) -> None:
-        """Remember the moments of `observation` `[N, D]`."""
+    def observe(self, observation: Tensor, mask: Tensor | None = None) -> None:
+        """Let the moments of this period see raw observations `[N, D]`; they take effect at `commit`."""
         deviation = (observation - self.mean).double()
         moments = torch.stack((torch.ones_like(deviation), deviation, deviation.square()))
         self.gathered += moments.sum(1)
 
-    def commit(self) -> None:
+    def commit(self, all_reduce: object = None) -> None:
         """Merge what was gathered into the normalization; nothing gathered changes nothing."""
         num_new = self.gathered[0, 0]
         total = self.count + num_new
@@ -66,8 +66,32 @@ class NoNormalizer(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         return observation
 
-    def gather(self, observation: Tensor) -> None:
+    def observe(self, observation: Tensor, mask: Tensor | None = None) -> None:
         """Nothing to remember."""
 
-    def commit(self) -> None:
+    def commit(self, all_reduce: object = None) -> None:
         """Nothing to merge."""
+
+
+class GroupNormalizer(nn.ModuleDict):
+    """A normalizer for each observation group."""
+
+    def forward(self, obs):
+        return {group: normalizer(obs[group]) for group, normalizer in self.items()}
+
+    def observe(self, obs) -> None:
+        for group, normalizer in self.items():
+            normalizer.observe(obs[group])
+
+    def commit(self, all_reduce=None) -> None:
+        for normalizer in self.values():
+            normalizer.commit(all_reduce)
+
+
+def make_normalizer(spec, groups, enabled, clip):
+    def one(group):
+        if not enabled or spec.obs_dtype(group) == torch.uint8:
+            return NoNormalizer()
+        return ObservationNormalizer(spec.obs_dims[group], clip)
+
+    return GroupNormalizer({group: one(group) for group in groups})

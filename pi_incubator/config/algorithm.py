@@ -1,0 +1,92 @@
+"""What the settings of every algorithm share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+
+from pi_incubator.config.section import Section, cross_field_error
+
+if TYPE_CHECKING:
+    from pi_incubator.config.models import ExperimentConfig
+
+
+class AlgorithmSettings(Section):
+    """Settings of an algorithm; a subclass in `config/algorithms/` adds its own."""
+
+    unused: ClassVar[tuple[str, ...]] = ()
+    """`section.key` of settings elsewhere that have no effect with this algorithm."""
+    storage_field: ClassVar[str] = "env.num_envs"
+    """The setting to lower where the stored steps do not fit in memory."""
+    num_networks: ClassVar[int] = 2
+    """Networks as large as the policy's, itself included: for the estimate of memory."""
+    iteration_fields: ClassVar[str] = "env.num_envs"
+    """The settings to lower where an iteration is too long."""
+
+    name: str
+    """Algorithm: the name of a file in pi_incubator/algorithms."""
+
+    @abstractmethod
+    def steps_per_iteration(self, num_envs: int) -> int:
+        """Environment steps of one iteration, over `num_envs` worlds."""
+
+    @abstractmethod
+    def stored_steps(self, cfg: ExperimentConfig) -> int:
+        """Environment steps whose data is on the device at once; copies count."""
+
+    @abstractmethod
+    def samples_per_update(self, num_envs: int) -> int:
+        """Samples of one optimizer step."""
+
+    def num_envs_multiple(self) -> int:
+        """The number of worlds must be a multiple of this."""
+        return 1
+
+    def check(self, cfg: ExperimentConfig) -> None:
+        """Check these settings against the rest of the experiment; the number of worlds may be open.
+
+        Raises:
+            PydanticCustomError: of `cross_field_error`, where they do not fit.
+        """
+
+    def check_num_envs(self, cfg: ExperimentConfig) -> None:
+        """Check that an iteration of `cfg.env.num_envs` worlds, which is given, fits into the run.
+
+        Raises:
+            PydanticCustomError: of `cross_field_error`, where it does not.
+        """
+        steps = self.steps_per_iteration(cfg.env.num_envs)
+        if cfg.training.total_steps < steps:
+            raise cross_field_error(
+                field="training.total_steps",
+                value=cfg.training.total_steps,
+                problem=f"must be at least one iteration, {self.describe_iteration(cfg.env.num_envs)}",
+                fix=f"set it to {steps} or more, or lower {self.iteration_fields}",
+            )
+
+    def describe_iteration(self, num_envs: int) -> str:
+        """The environment steps of an iteration in words, such as `64 worlds * 32 steps = 2048`."""
+        return f"{self.steps_per_iteration(num_envs)} steps"
+
+
+class RolloutSettings(AlgorithmSettings):
+    """Settings of an algorithm that collects a rollout of every world for each iteration."""
+
+    iteration_fields: ClassVar[str] = "env.num_envs or algorithm.horizon"
+
+    horizon: Annotated[int, Field(ge=1, le=2**16)] = 64
+    """Steps of each world collected for one iteration."""
+
+    def steps_per_iteration(self, num_envs: int) -> int:
+        return num_envs * self.horizon
+
+    def stored_steps(self, cfg: ExperimentConfig) -> int:
+        # The rollout, its shuffled copy for an epoch, and the copy that an update in the background reads.
+        copies = 3 if cfg.training.overlap else 2
+        return copies * self.steps_per_iteration(cfg.env.num_envs)
+
+    def describe_iteration(self, num_envs: int) -> str:
+        steps = self.steps_per_iteration(num_envs)
+        return f"env.num_envs * algorithm.horizon = {num_envs} * {self.horizon} = {steps}"

@@ -1,0 +1,106 @@
+"""Settings of proximal policy optimization."""
+
+from __future__ import annotations
+
+from math import gcd, isqrt
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from pi_incubator.config.algorithm import RolloutSettings
+from pi_incubator.config.section import Count, Fraction, NonNegative, Positive, cross_field_error
+
+if TYPE_CHECKING:
+    from pi_incubator.config.models import ExperimentConfig
+
+DESIRED_KL = 0.01
+
+
+class PPOSettings(RolloutSettings):
+    """Clipped PPO: what is collected for an iteration, and how it is learned from."""
+
+    name: Literal["ppo"] = "ppo"
+    """Algorithm: the name of a file in pi_incubator/algorithms."""
+    num_epochs: Count = 5
+    """Passes over the collected batch in one iteration."""
+    minibatch_size: Count = 512
+    """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
+    lr: Positive = 3e-4
+    """Learning rate of the optimizer, the initial one if it is scheduled."""
+    lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"
+    """constant, linear decay to zero over the run, or adaptive: steered towards desired_kl."""
+    desired_kl: Positive = DESIRED_KL
+    """KL divergence between successive policies that the adaptive schedule aims at, in nats."""
+    gamma: Fraction = 0.99
+    """Discount of the reward, per step."""
+    gae_lambda: Fraction = 0.95
+    """Decay of generalized advantage estimation: 0 is one-step TD, 1 is Monte Carlo."""
+    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """How far the probability ratio may leave 1 before its gradient is cut."""
+    value_coef: NonNegative = 0.5
+    """Weight of the value loss."""
+    entropy_coef: NonNegative = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: Positive = 1.0
+    """Gradients with a larger global L2 norm are scaled down to it."""
+    normalize_advantage: bool = True
+    """Whether advantages are shifted and scaled to zero mean and unit standard deviation."""
+    reward_scale: Positive = 1.0
+    """Factor on the reward that the algorithm sees; reported returns are not scaled."""
+
+    def samples_per_update(self, num_envs: int) -> int:
+        return min(self.minibatch_size, num_envs * self.horizon)
+
+    def num_envs_multiple(self) -> int:
+        return self.minibatch_size // gcd(self.minibatch_size, self.horizon)
+
+    def check(self, cfg: ExperimentConfig) -> None:
+        if self.lr_schedule != "adaptive" and self.desired_kl != DESIRED_KL:
+            raise cross_field_error(
+                field="algorithm.desired_kl",
+                value=self.desired_kl,
+                problem=f"has no effect with algorithm.lr_schedule = {self.lr_schedule}",
+                fix="remove it, or set algorithm.lr_schedule to adaptive",
+            )
+        if cfg.network.has_state and self.minibatch_size % self.horizon:
+            multiple = -(-self.minibatch_size // self.horizon) * self.horizon
+            raise cross_field_error(
+                field="algorithm.minibatch_size",
+                value=self.minibatch_size,
+                problem=f"network {cfg.network.name} learns from whole sequences of "
+                f"algorithm.horizon = {self.horizon}",
+                fix=f"set it to {multiple} or another multiple of that",
+            )
+
+    def check_num_envs(self, cfg: ExperimentConfig) -> None:
+        num_envs = cfg.env.num_envs
+        batch = self.steps_per_iteration(num_envs)
+        if batch % self.minibatch_size:
+            sizes = _nearest_divisors(batch, self.minibatch_size)
+            envs = _nearest_multiples(self.num_envs_multiple(), num_envs)
+            raise cross_field_error(
+                field="algorithm.minibatch_size",
+                value=self.minibatch_size,
+                problem=f"must divide {self.describe_iteration(num_envs)}",
+                fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
+            )
+        super().check_num_envs(cfg)
+
+
+def _nearest_divisors(number: int, near: int) -> list[int]:
+    """The divisors of `number` next below and next above `near`, those that exist."""
+    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
+    divisors = sorted({*small, *(number // d for d in small)})
+    below = [d for d in divisors if d < near]
+    above = [d for d in divisors if d > near]
+    return below[-1:] + above[:1]
+
+
+def _nearest_multiples(factor: int, near: int) -> list[int]:
+    """The positive multiples of `factor` next below and next above `near`."""
+    below = near // factor * factor
+    return [multiple for multiple in (below, below + factor) if multiple > 0]
+
+
+def _either(values: list[int]) -> str:
+    return " or ".join(map(str, values))

@@ -1,0 +1,30 @@
+"""What the settings of every network share."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pi_incubator.config.section import Positive, Section
+
+
+class NetworkSettings(Section):
+    """Settings of a network; a subclass in `config/networks/` adds its own."""
+
+    has_state: ClassVar[bool] = False
+    """Whether the network carries a state from step to step, and so learns from whole sequences."""
+    sees_pixels: ClassVar[bool] = False
+    """Whether it reads `env.pixels`, and nothing else."""
+
+    name: str
+    """Network: the name of a file in pi_incubator/networks."""
+    init_log_std: Annotated[float, Field(ge=-20, le=5)] = 0.0
+    """Initial natural logarithm of the action's standard deviation."""
+    normalize_observations: bool = True
+    """Whether observations are shifted and scaled by their running mean and standard deviation."""
+    observation_clip: Positive = 10.0
+    """Bound on normalized observations, in standard deviations."""
+
+
+Activation = Literal["tanh", "elu", "relu", "silu"]

@@ -1,0 +1,1 @@
+"""Settings of the networks: one class a file, chosen by `network.name`."""

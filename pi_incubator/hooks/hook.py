@@ -1,0 +1,46 @@
+"""The shape of a hook, and what it is told."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the training is after an iteration."""
+
+    iteration: int
+    """The one just completed, counted from 0."""
+    env_steps: int
+    """Environment steps so far, over all worlds of all ranks."""
+    metrics: dict[str, Tensor]
+    """0-dim tensors of the last update, on the device."""
+    is_last: bool
+    """Whether no iteration follows."""
+
+
+class Hook(ABC):
+    """Something that happens after some iterations."""
+
+    @abstractmethod
+    def due(self, progress: Progress) -> bool:
+        """Whether it happens now; called after every iteration."""
+
+    @abstractmethod
+    def __call__(self, progress: Progress) -> None:
+        """Do it."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a continued run needs of this hook; a hook without state is not saved."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state_dict` gave."""
+
+
+def is_due(progress: Progress, every: int) -> bool:
+    """Whether something that happens `every` iterations, and after the last one, happens now."""
+    return progress.is_last or (progress.iteration + 1) % every == 0

@@ -1,0 +1,77 @@
+"""Encoders: observations of one group become features, with a state that is carried from step to step.
+
+A state is one float32 row `[S]` a world, zeros at the start of an episode. S is 0 for an encoder that needs
+nothing but the observation, so no caller has to ask which kind it has. Whoever steps the worlds keeps the rows
+and zeroes those of worlds that start anew (`restarted`).
+
+Letters: T steps, N worlds, D observation width, F features, S state width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+
+class Encoder(nn.Module, ABC):
+    """Normalized observations of one group -> features."""
+
+    num_features: int
+    """F."""
+    state_width: int = 0
+    """S."""
+
+    @abstractmethod
+    def forward(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        """One step: `[N, D]` and `[N, S]` -> features `[N, F]` and the next state `[N, S]`."""
+
+    def sequence(self, observation: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+        """Features `[T, N, F]` of a sequence, the same as step by step.
+
+        Args:
+            observation: `[T, N, D]`.
+            state: `[N, S]` before the first step.
+            starts: `[T, N]` bool, where a step is the first of an episode, and so begins with zeros.
+        """
+        features = []
+        for t in range(len(observation)):
+            feature, state = self(observation[t], restarted(state, starts[t]))
+            features.append(feature)
+        return torch.stack(features)
+
+
+class StatelessEncoder(Encoder):
+    """An encoder that needs nothing but the observation."""
+
+    @abstractmethod
+    def encode(self, observation: Tensor) -> Tensor:
+        """`[B, D]` -> features `[B, F]`."""
+
+    def forward(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        return self.encode(observation), state
+
+    def sequence(self, observation: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+        return self.encode(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
+
+
+class Identity(StatelessEncoder):
+    """The observation is its own features.
+
+    Args:
+        width: D, and so F.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.num_features = width
+
+    def encode(self, observation: Tensor) -> Tensor:
+        return observation
+
+
+def restarted(state: Tensor, starts: Tensor) -> Tensor:
+    """`state` `[N, S]`, zeros where `starts` `[N]` is true: an episode starts there."""
+    # Not by multiplication: NaN left behind by a diverged policy must end with its episode.
+    return state.masked_fill(starts.unsqueeze(-1), 0.0)

@@ -1,0 +1,26 @@
+"""Fully connected layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from torch import nn
+
+ACTIVATIONS = {"tanh": nn.Tanh, "elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def mlp(sizes: Sequence[int], activation: type[nn.Module], output_gain: float) -> nn.Sequential:
+    """Linear layers of `sizes` with orthogonal weights (Saxe et al. 2014) and zero biases.
+
+    A small `output_gain` makes the first actions almost those of the untrained mean, which helps PPO
+    (Andrychowicz et al. 2021, "What Matters In On-Policy Reinforcement Learning?").
+    """
+    layers: list[nn.Module] = []
+    for fan_in, fan_out in pairwise(sizes):
+        linear = nn.Linear(fan_in, fan_out)
+        last = len(layers) == 2 * (len(sizes) - 2)
+        nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5)
+        nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, activation()]
+    return nn.Sequential(*layers)

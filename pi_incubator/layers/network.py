@@ -1,0 +1,53 @@
+"""What an entry of `pi_incubator.networks` offers: encoders and heads, from which policies and critics are built."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Generic, TypeVar, cast
+
+from torch import nn
+
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import Encoder
+
+Settings = TypeVar("Settings", bound=NetworkSettings)
+
+
+class Network(ABC, Generic[Settings]):
+    """How the networks for one env are built.
+
+    Args:
+        settings: of the config's section `network`.
+        spec: the env's observation groups and action limits.
+    """
+
+    shares_encoder: bool = False
+    """Whether policy and critic share the encoder of a group that both read."""
+
+    def __init__(self, settings: NetworkSettings, spec: EnvSpec) -> None:
+        self.settings = cast(Settings, settings)
+        self.spec = spec
+
+    @property
+    def actor_group(self) -> str:
+        """The observation group that the policy reads."""
+        return "policy"
+
+    @property
+    def critic_group(self) -> str:
+        """The observation group that critics read: the privileged one where the task has it."""
+        return "critic" if "critic" in self.spec.obs_dims else "policy"
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that policy and critics read, each once."""
+        return tuple(dict.fromkeys((self.actor_group, self.critic_group)))
+
+    @abstractmethod
+    def encoder(self, group: str) -> Encoder:
+        """A new encoder for `group`."""
+
+    @abstractmethod
+    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
+        """New layers from features `[B, num_features]` to `[B, num_outputs]`."""

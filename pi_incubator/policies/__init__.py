@@ -1,0 +1,1 @@
+"""Policies: what acts, is exported, evaluated and distilled. Critics belong to the algorithms."""

@@ -1,0 +1,113 @@
+"""A value function, and a policy with it: what actor-critic algorithms collect with.
+
+Letters: T steps, N worlds, A actions, D observation width, F features, S state width of policy and critic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.network import Network
+from pi_incubator.policies.policy import Policy
+
+
+class ValueFunction(nn.Module):
+    """An encoder of the critic's observation group, and a head with one output.
+
+    Args:
+        network: builds encoder and head.
+        policy: whose encoder it uses, if the network shares that of a group.
+    """
+
+    def __init__(self, network: Network, policy: Policy) -> None:
+        super().__init__()
+        self.group = network.critic_group
+        self.shares_encoder = network.shares_encoder and self.group == policy.group
+        self.encoder: Encoder = policy.encoder if self.shares_encoder else network.encoder(self.group)
+        self.head = network.head(self.encoder.num_features, 1, output_gain=1.0)
+
+    @property
+    def state_width(self) -> int:
+        """Width of the state of its own; a shared encoder's state is the policy's."""
+        return 0 if self.shares_encoder else self.encoder.state_width
+
+
+class Decision(NamedTuple):
+    """What a policy did and its critic thought of it, for every world."""
+
+    observation: dict[str, Tensor]
+    """The groups that both read, normalized `[N, D]`."""
+    action: Tensor
+    """`[N, A]`."""
+    log_prob: Tensor
+    """`[N]`."""
+    value: Tensor
+    """`[N]`."""
+    state: Tensor
+    """`[N, S]` after the step."""
+
+
+class ActorCritic(nn.Module):
+    """A policy and a value function; the state `[N, S]` holds the policy's first, then the critic's.
+
+    Args:
+        policy: acts; its normalizer holds the groups of both.
+        critic: values.
+    """
+
+    def __init__(self, policy: Policy, critic: ValueFunction) -> None:
+        super().__init__()
+        self.policy, self.critic = policy, critic
+        self.state_width = policy.state_width + critic.state_width
+        self.groups = tuple(dict.fromkeys((policy.group, critic.group)))
+
+    def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> Decision:
+        """Sample actions from raw observations and value them; `noise` `[N, A]` is standard normal."""
+        actor_state, critic_state = self._split(state)
+        step = self.policy.act(obs, actor_state, noise)
+        features = step.features
+        if not self.critic.shares_encoder:
+            features, critic_state = self.critic.encoder(step.observation[self.critic.group], critic_state)
+        value = self.critic.head(features).squeeze(-1)
+        state = torch.cat((step.state, critic_state), -1)
+        return Decision(step.observation, step.action, step.log_prob, value, state)
+
+    def value(self, obs: Mapping[str, Tensor], state: Tensor) -> Tensor:
+        """Value `[N]` of raw observations, where the steps before left `state` `[N, S]`."""
+        group = self.critic.group
+        actor_state, critic_state = self._split(state)
+        state = actor_state if self.critic.shares_encoder else critic_state
+        features, _ = self.critic.encoder(self.policy.normalizer[group](obs[group]), state)
+        return self.critic.head(features).squeeze(-1)
+
+    def encode(self, normalized: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Features `[B, F]` for the policy's head and the critic's, of independent samples `[B, D]`.
+
+        Only where S is 0: otherwise samples belong to sequences, see `sequence`.
+        """
+        policy, critic = self.policy, self.critic
+        nothing = policy.initial_state(0)
+        features, _ = policy.encoder(normalized[policy.group], nothing)
+        if critic.shares_encoder:
+            return features, features
+        return features, critic.encoder(normalized[critic.group], nothing)[0]
+
+    def sequence(
+        self, normalized: Mapping[str, Tensor], state: Tensor, starts: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Features `[T, N, F]` for the policy's head and the critic's; arguments as of `Encoder.sequence`."""
+        actor_state, critic_state = self._split(state)
+        features = self.policy.sequence(normalized, actor_state, starts)
+        if self.critic.shares_encoder:
+            return features, features
+        observation = normalized[self.critic.group]
+        return features, self.critic.encoder.sequence(observation, critic_state, starts)
+
+    def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        width = self.policy.state_width
+        return state[:, :width], state[:, width:]

@@ -1,0 +1,133 @@
+"""Run an experiment: the one entry of the commands, of torchrun and of notebooks."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
+from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
+
+if TYPE_CHECKING:
+    from pi_incubator.evaluation.evaluate import Evaluation
+    from pi_incubator.hooks.hook import Hook
+    from pi_incubator.tracking import Tracker
+    from pi_incubator.training.algorithm import Algorithm
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run left."""
+
+    cfg: ExperimentConfig
+    """The resolved settings."""
+    folder: Path
+    """Checkpoints, metrics, curve, video and the exported policy."""
+    evaluation: Evaluation
+    """Of the deterministic policy; `evaluation.summary()["return"]["mean"]` is the return."""
+
+
+def run(
+    config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook] = ()
+) -> RunResult:
+    """Train what an experiment file describes, then evaluate, film and export the policy.
+
+        import pi_incubator as pi
+        result = pi.run("configs/half_cheetah.yaml", ["env.num_envs=128"])
+        print(result.evaluation.summary()["return"]["mean"])
+
+    A run whose folder holds a checkpoint continues from it.
+
+    Args:
+        config: the file, YAML or JSON.
+        overrides: `section.key=value`, over the file's settings.
+        hooks: called after iterations, between the built-in ones; see `pi_incubator.hooks.hook`.
+
+    Raises:
+        UserError: a mistake in the settings, before anything is simulated; or the run failed for a reason
+            that can be mended.
+    """
+    began_s = time.perf_counter()
+    cfg, sources = load_checked(config, overrides)
+    with explain_settings(sources, str(config)), RunFolder(cfg) as folder:
+        cfg = keep_num_envs(cfg, folder)
+        check_resume(cfg, folder)
+        result = _run(cfg, folder, hooks)
+    print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
+    return result
+
+
+def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook]) -> RunResult:
+    """Everything after the checks that do not need torch, whose import takes seconds."""
+    import torch
+
+    from pi_incubator import checkpoint
+    from pi_incubator.algorithms import algorithm_class
+    from pi_incubator.autosize import choose_num_envs
+    from pi_incubator.compute import plan_compute
+    from pi_incubator.distributed import Distributed
+    from pi_incubator.finish import finish_run
+    from pi_incubator.memory import check_memory
+    from pi_incubator.tracking import make_tracker
+
+    cfg, plan = choose_num_envs(cfg, plan_compute(cfg))
+    check_memory(cfg, plan.device)
+    distributed = Distributed()
+    torch.manual_seed(cfg.experiment.seed)
+    kind = algorithm_class(cfg)
+    algorithm = kind(cfg, kind.make_env(cfg, plan, folder, distributed), distributed, plan)
+    begin(cfg, folder)
+    print("\n".join(plan.reasons))
+    try:
+        with make_tracker(cfg, folder, checkpoint.next_iteration(folder)) as tracker:
+            tracker.log_params(plan.resolved())
+            _train(cfg, folder, algorithm, hooks, tracker)
+            for path in algorithm.conclude(folder):
+                tracker.log_artifact(path)
+            evaluation = finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
+    finally:
+        algorithm.close()
+    return RunResult(cfg, folder.path, evaluation)
+
+
+def _train(
+    cfg: ExperimentConfig, folder: RunFolder, algorithm: Algorithm[Any], hooks: Sequence[Hook], tracker: Tracker
+) -> None:
+    """Train with the built-in hooks around the caller's."""
+    from pi_incubator.checkpoint import Part
+    from pi_incubator.hooks.checkpoint import Checkpoints
+    from pi_incubator.hooks.evaluation import EvaluationHook
+    from pi_incubator.hooks.guards import Guards
+    from pi_incubator.hooks.logging import Logging
+    from pi_incubator.loop import train
+    from pi_incubator.memory import is_out_of_memory, out_of_memory
+
+    stateful = {f"hook_{index}": Part(hook) for index, hook in enumerate(hooks) if hook.state_dict()}
+    parts = algorithm.parts() | stateful
+    log_every, save_every = cfg.training.log_every, cfg.checkpoint.save_every
+    everything = [
+        Logging(algorithm, tracker, log_every),
+        Guards(algorithm, log_every, save_every),
+        EvaluationHook(cfg, algorithm, tracker),
+        *hooks,
+        Checkpoints(cfg, folder, parts),
+    ]
+    try:
+        train(algorithm, everything, folder, parts, tracker)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(cfg, algorithm.compute.device) from None
+        raise
+
+
+def _peak_memory() -> str:
+    """The most memory that this process has held, in GB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    peak_bytes = peak if sys.platform == "darwin" else peak * 1024
+    return f"peak memory {peak_bytes / 1e9:.2f} GB"

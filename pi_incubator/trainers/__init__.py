@@ -1,1 +1,0 @@
-"""The loops: one file a family of algorithms."""

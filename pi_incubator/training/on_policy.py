@@ -1,0 +1,142 @@
+"""What on-policy algorithms share: a policy and a value function fill a rollout, then learn from it.
+
+Letters: T horizon, N worlds, A actions, S state width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import TypeVar
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs_gpu.compiled import compiled as compile_function
+from envs_gpu.errors import SettingError
+from envs_gpu.vec_env import EnvSpec, VecEnv
+from pi_incubator.checkpoint import Part
+from pi_incubator.compute import ComputePlan
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.algorithm import RolloutSettings
+from pi_incubator.data.rollout import Rollout
+from pi_incubator.distributed import Distributed
+from pi_incubator.layers.encoder import restarted
+from pi_incubator.networks import make_network
+from pi_incubator.policies.gaussian import GaussianPolicy
+from pi_incubator.policies.policy import Policy
+from pi_incubator.training.algorithm import Algorithm, check_finite
+from pi_incubator.policies.actor_critic import ActorCritic, Decision, ValueFunction
+from pi_incubator.training.overlap import OverlappedUpdates
+from pi_incubator.training.sharded import ShardedRandom
+
+Settings = TypeVar("Settings", bound=RolloutSettings)
+ActFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Decision]
+
+
+class OnPolicy(Algorithm[Settings]):
+    """Collects T steps of every world with the newest policy, and learns from them once.
+
+    With `training.overlap` the next rollout is collected while the last one is learned from.
+    """
+
+    def __init__(
+        self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
+    ) -> None:
+        super().__init__(cfg, env, distributed, compute)
+        self.policy = self.make_policy(cfg, env.spec)
+        self.critic = ValueFunction(make_network(cfg.network, env.spec), self.policy).to(env.device)
+        self.model = ActorCritic(self.policy, self.critic)
+        self.overlapped = self._overlapped()
+        self.actor = self.overlapped.actor if self.overlapped else self.model
+        self.rollout = Rollout(self.settings.horizon, env.spec, self.model.groups, self.model.state_width)
+        self.noise = ShardedRandom(cfg.experiment.seed, "action noise", self.shards, env.device)
+        self._act = make_act(self.actor, compute.compiled)
+
+    @staticmethod
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> Policy:
+        return GaussianPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
+
+    @abstractmethod
+    def advantage(self, data: TensorDict) -> None:
+        """Write `advantage` and `value_target` into a rollout's data of batch `[T, N]`."""
+
+    @abstractmethod
+    def learn(self, data: TensorDict) -> dict[str, Tensor]:
+        """Optimize `model` on a rollout's data; returns 0-dim metrics."""
+
+    def collect(self) -> None:
+        self.noise.normal_(self.rollout.noise)
+        collect(self.env, self.actor, self._act, self.rollout)
+
+    def update(self) -> dict[str, Tensor]:
+        data = self.rollout.data
+        self.advantage(data)
+        if self.overlapped:
+            metrics = self.overlapped.update(data)
+        else:
+            metrics = self.learn(data)
+            self.policy.normalizer.commit(self.distributed.merge_moments)
+        self._finish_iteration()
+        return metrics
+
+    def settle(self) -> None:
+        if self.overlapped:
+            self.overlapped.settle()
+
+    def check(self) -> None:
+        self.env.check()
+        check_finite(self.actor)
+
+    def parts(self) -> dict[str, Part]:
+        parts = super().parts() | {
+            "critic": Part(self.critic),
+            "noise": Part(self.noise, per_rank=True),
+        }
+        if self.model.state_width:
+            parts["rollout"] = Part(self.rollout, per_rank=True)
+        return parts
+
+    def _overlapped(self) -> OverlappedUpdates | None:
+        if not self.cfg.training.overlap:
+            return None
+        if self.distributed.world_size > 1:
+            problem, fix = "is for one process; several overlap by themselves", "set it to false"
+            raise SettingError("training.overlap", True, problem, fix)
+        return OverlappedUpdates(self.learn, self.model)
+
+
+@torch.no_grad()
+def collect(env: VecEnv, model: ActorCritic, act: ActFunction, rollout: Rollout) -> None:
+    """Fill `rollout`, whose noise is drawn, with T steps of every world from where `env` stands.
+
+    An episode that was truncated is bootstrapped with the state that the critic had at its end, before the
+    state of its world is zeroed for the next episode.
+    """
+    state = rollout.begin()
+    for t in range(rollout.horizon):
+        decision = act(dict(env.obs.items()), state, rollout.noise[t])
+        rollout.store_decision(t, decision)
+        result = env.step(decision.action)
+        rollout.store_result(t, result, partial(model.value, state=decision.state))
+        state = decision.state
+        if model.state_width:
+            state = restarted(state, result.terminated | result.truncated)
+    rollout.end(state, model.value(env.obs, state))
+
+
+def make_act(model: ActorCritic, compiled: bool) -> ActFunction:
+    """The function that acts and lets the normalizer observe, in one piece."""
+
+    def act(obs: dict[str, Tensor], state: Tensor, noise: Tensor) -> Decision:
+        model.policy.normalizer.observe(obs)
+        return model.act(obs, state, noise)
+
+    return compile_function(act) if compiled else act
+
+
+def observations_of(data: TensorDict, groups: tuple[str, ...]) -> Mapping[str, Tensor]:
+    """The stored observation groups of a rollout or a minibatch."""
+    return {group: data[group] for group in groups}
