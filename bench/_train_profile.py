@@ -16,7 +16,6 @@ from unittest.mock import patch
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from bench._loops import pi_incubator
 from bench._loops.pi_incubator import OurLoop
 from bench._result import Metric, make_metric
 from pi_incubator.config import ExperimentConfig
@@ -29,8 +28,8 @@ STAGES = {
     "collect": "",
     "collect: policy": "collect",
     "collect: physics": "collect",
-    "advantage": "",
     "update": "",
+    "update: advantage": "update",
     "update: minibatches": "update",
 }
 """Stage -> the stage that contains it."""
@@ -104,18 +103,20 @@ def profile_training(cfg: ExperimentConfig, folder: Path, num_iterations: int) -
 @contextmanager
 def _instrumented(loop: OurLoop, clock: StageClock) -> Iterator[None]:
     """Put the clock around the stages, and take it off again."""
-    learner: Any = loop.learner
+    algorithm: Any = loop.algorithm
     env: Any = loop.env
     targets: list[tuple[Any, str, str]] = [
-        (pi_incubator, "collect", "collect"),
-        (loop, "act", "collect: policy"),
+        (algorithm, "collect", "collect"),
+        (algorithm, "act", "collect: policy"),
         (env.physics, "step", "collect: physics"),
-        (learner, "advantage", "advantage"),
-        (learner, "update", "update"),
-        (learner, "_learn", "update: minibatches"),
+        (algorithm, "advantage", "update: advantage"),
+        (algorithm, "update", "update"),
+        (algorithm, "step", "update: minibatches"),
     ]
     patches = [
-        patch.object(owner, name, clock.timed(stage, getattr(owner, name))) for owner, name, stage in targets
+        patch.object(owner, name, clock.timed(stage, getattr(owner, name)))
+        for owner, name, stage in targets
+        if hasattr(owner, name)  # not every algorithm has every stage
     ]
     for one in patches:
         one.start()

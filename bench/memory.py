@@ -217,7 +217,7 @@ def _shortened(cfg: ExperimentConfig, iterations: int, folder: str) -> list[str]
     compiled = "on" if plan_compute(cfg).compiled else "off"
     return [
         f"env.num_envs={cfg.env.num_envs}",
-        f"training.total_steps={iterations * cfg.batch_size}",
+        f"training.total_steps={iterations * cfg.steps_per_iteration}",
         f"compute.compile={compiled}",
         f"experiment.output_dir={folder}",
         "tracking.uri=null",

@@ -119,8 +119,8 @@ def run_together(workers: Sequence[Worker], budget: Budget) -> float:
 
 def with_worlds(cfg: ExperimentConfig, num_envs: int) -> ExperimentConfig:
     """`cfg` with so many worlds, and minibatches that divide their batch."""
-    batch_size = num_envs * cfg.algorithm.horizon
-    minibatch_size = gcd(batch_size, cfg.algorithm.minibatch_size)
+    batch_size = cfg.algorithm.steps_per_iteration(num_envs)
+    minibatch_size = gcd(batch_size, cfg.algorithm.samples_per_update(num_envs))
     total_steps = max(batch_size, cfg.training.total_steps)
     sections = cfg.model_dump(mode="json")
     sections["env"]["num_envs"] = num_envs

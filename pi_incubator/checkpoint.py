@@ -184,11 +184,26 @@ def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
     Raises:
         UserError: the run has no checkpoint, or none that fits `policy`.
     """
+    return load_part(run, "policy", policy)
+
+
+def load_part(run: RunFolder | str | Path, name: str, part: HasState) -> Checkpoint:
+    """Load one part of a run's newest undamaged checkpoint; errors as of `load_policy`."""
+    found = _newest(run)
+    _load(found, name, Part(part))
+    return found
+
+
+def has_part(run: RunFolder | str | Path, name: str) -> bool:
+    """Whether a run's newest undamaged checkpoint has a part `name`; errors as of `load_policy`."""
+    return (_newest(run).path / f"{name}.safetensors").exists()
+
+
+def _newest(run: RunFolder | str | Path) -> Checkpoint:
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     found = latest(folder)
     if found is None:
         raise UserError(f"{folder.path}: has no checkpoint; name the folder of a run, or train it first")
-    _load(found, "policy", Part(policy))
     return found
 
 
@@ -270,7 +285,7 @@ def _load(checkpoint: Checkpoint, name: str, part: Part) -> None:
     A checkpoint may have more, such as the moments of an optimizer that has not stepped yet here.
     """
     file = checkpoint.path / f"{name}.safetensors"
-    fix = "continue with the task, backend, algorithm and network of the saved run, or set another experiment.name"
+    fix = "continue with the task, backend, algorithm and network of that run, or set another experiment.name"
     if not file.exists():
         if part.saved == "last":
             log.warning("%s was kept in a newer checkpoint only; continuing with an empty one", file)

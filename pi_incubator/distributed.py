@@ -1,6 +1,6 @@
 """Several processes that train one policy together: who this one is, and what they add up.
 
-Every rank simulates its own worlds. Gradients, moments and metrics are averaged over the ranks, so all of them
+Every rank simulates its own worlds. Gradients, moments and metrics are averaged over the ranks, so that all
 hold the same weights. One process is a group of one, for which nothing is exchanged.
 """
 

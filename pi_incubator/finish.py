@@ -14,12 +14,12 @@ from pi_incubator.deploy.bundle import write_file
 from pi_incubator.deploy.graph import MEASURED
 from pi_incubator.deploy.pixels import export_pixels
 from pi_incubator.deploy.record import record
+from pi_incubator.envs import evaluation_env, evaluation_seed
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.curve import draw_curve
 from pi_incubator.evaluation.evaluate import Evaluation, evaluate, record_observations
 from pi_incubator.evaluation.table import print_table, show, write_json
 from pi_incubator.evaluation.video import record_video
-from pi_incubator.envs import evaluation_env, evaluation_seed
 from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.tracking import Tracker, read_metrics
@@ -74,9 +74,7 @@ def _write_files(
         except UserError as error:
             log.warning("no video: %s", error)  # a trained policy is worth more than its film
     if cfg.deployment.export == "onnx" and policy.group not in MEASURED:
-        log.warning(
-            "no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group
-        )
+        log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group)
     elif cfg.deployment.export == "onnx":
         difference = _export(cfg, folder, worlds, policy, evaluation)
         where = f"{cfg.deployment.num_check_observations:,} recorded observations"

@@ -80,8 +80,7 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     return MemoryEstimate(
         storage=algorithm.stored_steps(cfg) * step,
         worlds=cfg.env.num_envs * world,
-        learning=algorithm.num_networks
-        * (PARAMETER_COPIES * BYTES * num_parameters + batch * sample),
+        learning=algorithm.num_networks * (PARAMETER_COPIES * BYTES * num_parameters + batch * sample),
     )
 
 

@@ -33,9 +33,7 @@ class RunResult:
     """Of the deterministic policy; `evaluation.summary()["return"]["mean"]` is the return."""
 
 
-def run(
-    config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook] = ()
-) -> RunResult:
+def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook] = ()) -> RunResult:
     """Train what an experiment file describes, then evaluate, film and export the policy.
 
         import pi_incubator as pi
@@ -97,7 +95,11 @@ def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook]) -> Run
 
 
 def _train(
-    cfg: ExperimentConfig, folder: RunFolder, algorithm: Algorithm[Any], hooks: Sequence[Hook], tracker: Tracker
+    cfg: ExperimentConfig,
+    folder: RunFolder,
+    algorithm: Algorithm[Any],
+    hooks: Sequence[Hook],
+    tracker: Tracker,
 ) -> None:
     """Train with the built-in hooks around the caller's."""
     from pi_incubator.checkpoint import Part

@@ -9,15 +9,25 @@ import fcntl
 import os
 import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from pydantic import ValidationError
 
-from pi_incubator.config import ConfigError, ExperimentConfig, load_config, save_config
+from envs_gpu.registry import nearest
+from pi_incubator.config import (
+    ConfigError,
+    ExperimentConfig,
+    check_names,
+    load_config,
+    load_with_sources,
+    save_config,
+)
 from pi_incubator.config.errors import from_validation
 from pi_incubator.config.models import OPEN
+from pi_incubator.errors import UserError
 from pi_incubator.provenance import flatten
 
 # What may change between a run and its continuation. A named physics backend is not among it: the checkpoint
@@ -179,3 +189,26 @@ def _continues(key: str, old: Any, new: Any) -> bool:
     # What auto chose is known once the checkpoint is loaded: it is refused then if it does not fit.
     chosen = key == "env.backend" and "auto" in (old, new)
     return old == new or chosen or key.startswith(MAY_CHANGE)
+
+
+def open_run(
+    run: str, device: str = "auto", overrides: Sequence[str] = ()
+) -> tuple[ExperimentConfig, RunFolder]:
+    """The saved config of the run folder `run`, with `section.key=value` overrides, before torch is imported.
+
+    A run is opened on `device`, whatever it was trained on: a policy from a GPU is judged on a laptop too.
+
+    Raises:
+        UserError: it is no run folder, has no checkpoint, or needs what is not installed here.
+    """
+    folder = RunFolder(run)
+    if not folder.config.is_file():
+        known = [path.parent.name for path in folder.path.parent.glob(f"*/{folder.config.name}")]
+        guess = nearest(folder.path.name, known)
+        hint = f"did you mean {folder.path.with_name(guess)}?" if guess else "name the folder of a run"
+        raise UserError(f"{run}: is no run folder (it has no {folder.config.name}); {hint}")
+    cfg, sources = load_with_sources(folder.config, [f"compute.device={device}", *overrides])
+    check_names(cfg, sources)
+    if not folder.saved():
+        raise UserError(f"{run}: has no checkpoint yet; train it first")
+    return cfg, folder

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from pi_incubator.config.algorithms.ppo import PPOSettings
+from pi_incubator.config.networks.mlp import MLPSettings
 
 if TYPE_CHECKING:
     from pi_incubator.config import ExperimentConfig
@@ -63,10 +66,15 @@ class Peer:
         if cfg.env.name not in self.tasks:
             known = ", ".join(self.tasks)
             return f"env.name = {cfg.env.name!r}: {self.family} has no such task", f"take one of: {known}"
-        if (cfg.algorithm.name, cfg.network.name) != ("ppo", "mlp"):
+        if not isinstance(cfg.algorithm, PPOSettings) or not isinstance(cfg.network, MLPSettings):
             names = f"algorithm.name = {cfg.algorithm.name!r}, network.name = {cfg.network.name!r}"
             return f"{names}: only ppo with an mlp is compared", "set them so"
         return None
+
+
+def ppo_with_mlp(cfg: ExperimentConfig) -> tuple[PPOSettings, MLPSettings]:
+    """The settings of algorithm and network, of a config that `Peer.lacks` has not refused."""
+    return cast(PPOSettings, cfg.algorithm), cast(MLPSettings, cfg.network)
 
 
 def same_numbers(cfg: ExperimentConfig) -> Settings:
@@ -75,13 +83,14 @@ def same_numbers(cfg: ExperimentConfig) -> Settings:
         *("horizon", "minibatch_size", "num_epochs", "lr", "gamma", "gae_lambda", "clip_ratio"),
         *("entropy_coef", "value_coef", "max_grad_norm", "normalize_advantage"),
     )
+    ppo, mlp = ppo_with_mlp(cfg)
     network = {
-        "hidden_sizes": list(cfg.network.hidden_sizes),
-        "activation": cfg.network.activation,
-        "init_log_std": cfg.network.init_log_std,
+        "hidden_sizes": list(mlp.hidden_sizes),
+        "activation": mlp.activation,
+        "init_log_std": mlp.init_log_std,
         "normalize_observations": False,
     }
-    return {name: getattr(cfg.algorithm, name) for name in names} | network
+    return {name: getattr(ppo, name) for name in names} | network
 
 
 def horizon_for(num_envs: int, rollout_size: int = 2048, shortest: int = 32) -> int:

@@ -63,7 +63,8 @@ class PhysicsLoop(Loop):
 def make(settings: dict[str, Any]) -> PhysicsLoop:
     """The loop with the task and the sizes of a config given as JSON types."""
     cfg = ExperimentConfig.model_validate(settings)
-    sizes = (cfg.env.num_envs, cfg.algorithm.horizon, cfg.experiment.seed)
+    num_steps = max(1, cfg.steps_per_iteration // cfg.env.num_envs)
+    sizes = (cfg.env.num_envs, num_steps, cfg.experiment.seed)
     return PhysicsLoop(cfg.env.name, *sizes, cfg.env.model)
 
 

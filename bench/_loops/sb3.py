@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench._loops import RECENT_EPISODES, ScoredLoop
-from bench._loops._peer import GYMNASIUM_IDS, Peer, Settings, horizon_for
+from bench._loops._peer import GYMNASIUM_IDS, Peer, Settings, horizon_for, ppo_with_mlp
 
 if TYPE_CHECKING:
     from pi_incubator.config import ExperimentConfig
@@ -41,7 +41,7 @@ def sized_settings(cfg: ExperimentConfig, num_envs: int) -> Settings:
 
 def same_settings(cfg: ExperimentConfig) -> Settings:
     """What `make` reads for the hyperparameters of `cfg`."""
-    ours = cfg.algorithm
+    ours, mlp = ppo_with_mlp(cfg)
     ppo = {
         "n_steps": ours.horizon,
         "batch_size": ours.minibatch_size,
@@ -56,9 +56,9 @@ def same_settings(cfg: ExperimentConfig) -> Settings:
         "normalize_advantage": ours.normalize_advantage,
     }
     network = {
-        "net_arch": list(cfg.network.hidden_sizes),
-        "activation": ACTIVATIONS[cfg.network.activation],
-        "log_std_init": cfg.network.init_log_std,
+        "net_arch": list(mlp.hidden_sizes),
+        "activation": ACTIVATIONS[mlp.activation],
+        "log_std_init": mlp.init_log_std,
     }
     return default_settings(cfg) | {"num_envs": cfg.env.num_envs, "ppo": ppo, "network": network}
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench._loops import Loop
 from bench._loops import sb3 as stable_baselines
-from bench._loops._peer import Peer, Settings
+from bench._loops._peer import Peer, Settings, ppo_with_mlp
 
 if TYPE_CHECKING:
     from pi_incubator.config import ExperimentConfig
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def same_settings(cfg: ExperimentConfig) -> Settings:
     """Those for Stable-Baselines3, with the activation by JAX's name, which is ours."""
     settings = stable_baselines.same_settings(cfg)
-    return settings | {"network": settings["network"] | {"activation": cfg.network.activation}}
+    return settings | {"network": settings["network"] | {"activation": ppo_with_mlp(cfg)[1].activation}}
 
 
 PEER = Peer(

@@ -1,4 +1,4 @@
-"""Proximal policy optimization with a clipped surrogate (Schulman et al. 2017, eq. 7 and 9), on TorchRL's loss."""
+"""Proximal policy optimization (Schulman et al. 2017, clipped surrogate of eq. 7), on TorchRL's loss."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ class PPO(OnPolicy[PPOSettings]):
         # Apart from the noise of actions: an update may go on while actions are sampled.
         self.order = ShardedRandom(cfg.experiment.seed, "minibatches", self.shards, env.device)
         self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
-        self._step = make_step(self._gradients, self._apply, distributed, compute)
+        self.step = make_step(self._gradients, self._apply, distributed, compute)
 
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.
         reward, valid = data["next", "reward"], data["valid"]
         reward.mul_(self.settings.reward_scale)
-        # The reward of a broken step is the value of its state: its advantage is zero, and the steps before it
-        # are bootstrapped with that value, as if the episode had been truncated there.
+        # The reward of a broken step is the value of its state: its advantage is zero, and earlier steps are
+        # bootstrapped with that value, as if the episode had been truncated there.
         reward.copy_(torch.where(valid, reward, data["state_value"]))
         self.loss.value_estimator(data)
 
@@ -75,7 +75,7 @@ class PPO(OnPolicy[PPOSettings]):
         for _ in range(settings.num_epochs):
             epoch = torch.zeros_like(totals)
             for minibatch in minibatches.shuffled(self.order):
-                epoch += self._step(minibatch)
+                epoch += self.step(minibatch)
             totals += epoch
             self._adapt_lr(epoch[3] / num_minibatches)
         self.num_updates += 1

@@ -22,7 +22,7 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except EnvError as error:
+    except EnvError as error:  # a SettingError that nobody could give a file is one too
         print(f"error: {error}", file=sys.stderr)
         sys.exit(UserError.exit_code)
     except KeyboardInterrupt:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pi_incubator.cli._gates import read_checked, run_of
 from pi_incubator.cli._parser import Parser
-from pi_incubator.cli._trained import open_run
+from pi_incubator.run_folder import open_run
 
 COMMANDS = ("promote", "rollback", "list")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from pi_incubator.cli._gates import pass_gates, read_checked, run_of
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
-from pi_incubator.cli._trained import DEVICES, load_trained, open_run
+from pi_incubator.cli._trained import DEVICES, load_trained
 from pi_incubator.errors import UserError
+from pi_incubator.run_folder import open_run
 
 RUNS_OWN = Path()
 """What `--onnx` is without a file's name."""
@@ -32,10 +33,10 @@ def main(argv: list[str]) -> int:
         fix = f"write it with pi-export {arguments.run} and name it: --onnx {written}"
         raise UserError(f"{onnx}: file not found; {fix}")
     # Slow imports come after every check that does not need them.
+    from pi_incubator.envs import evaluation_seed
     from pi_incubator.evaluation.acting import Act, Acting
     from pi_incubator.evaluation.evaluate import evaluate
     from pi_incubator.evaluation.table import print_table, write_json
-    from pi_incubator.envs import evaluation_seed
 
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
     seed = evaluation_seed(cfg) if arguments.seed is None else arguments.seed

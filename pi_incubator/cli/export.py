@@ -10,12 +10,12 @@ from pi_incubator.cli import _promotion
 from pi_incubator.cli._gates import pass_gates
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
-from pi_incubator.cli._trained import DEVICES, load_trained, open_run
+from pi_incubator.cli._trained import DEVICES, load_trained
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy import PRECISIONS
 from pi_incubator.errors import UserError
 from pi_incubator.registry import exporters
-from pi_incubator.run_folder import RunFolder
+from pi_incubator.run_folder import RunFolder, open_run
 
 if TYPE_CHECKING:
     from pi_incubator.deploy.artifact import Artifact, Source
@@ -38,8 +38,8 @@ def main(argv: list[str]) -> int:
     # Slow imports come after every check that does not need them.
     from pi_incubator.deploy.artifact import Source, origin_of
     from pi_incubator.deploy.record import record
-    from pi_incubator.evaluation.table import print_table, write_json
     from pi_incubator.envs import evaluation_seed
+    from pi_incubator.evaluation.table import print_table, write_json
 
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
     env, policy = load_trained(cfg, folder, num_episodes)
@@ -83,8 +83,8 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
         raise UserError(f"--target {arguments.target} --precision {arguments.precision}: {problem}")
     from pi_incubator.deploy.artifact import origin_of
     from pi_incubator.deploy.pixels import export_pixels
-    from pi_incubator.evaluation.evaluate import record_observations
     from pi_incubator.envs import evaluation_seed
+    from pi_incubator.evaluation.evaluate import record_observations
 
     env, policy = load_trained(cfg, folder, 1)
     number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)

@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from envs_gpu.registry import nearest
 from envs_gpu.errors import SettingError
+from envs_gpu.registry import nearest
 from pi_incubator.config.models import UNIONS, ExperimentConfig
 from pi_incubator.errors import UserError
 
@@ -99,9 +99,7 @@ def explain_settings(sources: Mapping[str, str], file: str) -> Iterator[None]:
         yield
     except SettingError as error:
         source = _source(error.field, sources) or file
-        raise ConfigError(
-            source, error.field, error.value, problem=error.problem, fix=error.fix
-        ) from error
+        raise ConfigError(source, error.field, error.value, problem=error.problem, fix=error.fix) from error
 
 
 def from_validation(error: ValidationError, sources: Mapping[str, str], file: str) -> ConfigError:
@@ -126,7 +124,7 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
 
 
 def _source(field: str, sources: Mapping[str, str]) -> str | None:
-    """Where the value of `field`, or of the closest field that holds it, came from; None if it is a default."""
+    """Where `field`, or the closest field that holds it, came from; None if it is a default."""
     while field:
         if field in sources:
             return sources[field]

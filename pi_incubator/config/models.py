@@ -19,13 +19,16 @@ from pi_incubator.config.randomization import RandomizationSection
 from pi_incubator.config.section import Count, Fraction, Name, Positive, Section, Threads, cross_field_error
 from pi_incubator.config.union import Union
 
-ALGORITHMS = Union("algorithm", "pi_incubator.config.algorithms", AlgorithmSettings, "ppo", keeps_common=False)
+ALGORITHMS = Union(
+    "algorithm", "pi_incubator.config.algorithms", AlgorithmSettings, "ppo", keeps_common=False
+)
 NETWORKS = Union("network", "pi_incubator.config.networks", NetworkSettings, "mlp", keeps_common=True)
 UNIONS = {"algorithm": ALGORITHMS, "network": NETWORKS}
 """The sections whose fields depend on their `name`."""
 
 if TYPE_CHECKING:  # a type checker sees what the members share
-    AnyAlgorithm, AnyNetwork = AlgorithmSettings, NetworkSettings
+    from pi_incubator.config.algorithm import AlgorithmSettings as AnyAlgorithm
+    from pi_incubator.config.network import NetworkSettings as AnyNetwork
 else:
     AnyAlgorithm, AnyNetwork = ALGORITHMS.annotation(), NETWORKS.annotation()
 
@@ -99,7 +102,7 @@ class EnvSection(Section):
     """Simulated seconds after which training cuts an episode off; null and evaluation go by the task."""
     observation_history: Annotated[int, Field(ge=1, le=1000)] = 1
     """Observations that the policy sees in one row, the last ones, oldest first."""
-    task: dict[str, float] = {}
+    task: dict[str, float] = Field(default_factory=dict)
     """Parameters of the task (reward weights, command ranges, thresholds) that replace its defaults."""
     pixels: PixelsSection | None = None
     """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
@@ -223,6 +226,7 @@ class ExperimentConfig(Section):
     """When the run is saved and whether it continues from what is there."""
     deployment: DeploymentSection = DeploymentSection()
     """What the trained policy is exported to."""
+
     @property
     def steps_per_iteration(self) -> int:
         """Environment steps of one iteration of one process, over all its worlds."""
@@ -291,10 +295,15 @@ class ExperimentConfig(Section):
 
 def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
     """Policies see pixels or vectors: a network and an env that disagree about it."""
-    fitting = [name for name, member in NETWORKS.members.items() if member.sees_pixels == (pixels is not None)]
+    fitting = [
+        name for name, member in NETWORKS.members.items() if member.sees_pixels == (pixels is not None)
+    ]
     choice = " or ".join(fitting)
     if pixels is None:
-        problem, fix = "env.pixels = null draws nothing for it to see", f"set env.pixels to {{}}, or this to {choice}"
+        problem, fix = (
+            "env.pixels = null draws nothing for it to see",
+            f"set env.pixels to {{}}, or this to {choice}",
+        )
     else:
         problem, fix = "it cannot see env.pixels", f"set it to {choice}, or env.pixels to null"
     return cross_field_error(field="network.name", value=network, problem=problem, fix=fix)

@@ -1,6 +1,6 @@
 """A section whose fields depend on its `name`: one settings class a file of a package.
 
-The classes are found by importing every file of the package, so a new algorithm or network is a new file and no
+The classes are found by importing every file of the package: a new algorithm or network is a new file, and no
 other line changes.
 """
 
@@ -13,8 +13,6 @@ from operator import or_
 from typing import Annotated, Any
 
 from pydantic import Discriminator, Tag
-
-from pi_incubator.config.section import Section
 
 
 class Union:
@@ -29,13 +27,11 @@ class Union:
             layers mean the same in every network; a learning rate does not in another algorithm.
     """
 
-    def __init__(
-        self, kind: str, package: str, base: type[Section], default: str, keeps_common: bool
-    ) -> None:
+    def __init__(self, kind: str, package: str, base: type, default: str, keeps_common: bool) -> None:
         self.kind, self.default, self.keeps_common = kind, default, keeps_common
         folder = importlib.import_module(package)
         names = [module.name for module in pkgutil.iter_modules(folder.__path__)]
-        self.members = {name: _member(f"{package}.{name}", base) for name in sorted(names)}
+        self.members: dict[str, Any] = {name: _member(f"{package}.{name}", base) for name in sorted(names)}
 
     def annotation(self) -> Any:
         """The type of the section, discriminated by `name`."""
@@ -56,7 +52,7 @@ class Union:
         return name if isinstance(name, str) else self.default
 
 
-def _member(module: str, base: type[Section]) -> type[Section]:
+def _member(module: str, base: type) -> Any:
     """The subclass of `base` that `module` defines.
 
     Raises:

@@ -19,8 +19,8 @@ from pi_incubator.deploy.precision import convert
 from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import Recording, action_error, check_parity
 from pi_incubator.deploy.session import ExportedPolicy, Session
-from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.envs import evaluation_seed
+from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
 

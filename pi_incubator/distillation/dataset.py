@@ -2,8 +2,8 @@
 
     observation.GROUP   [S, D] float32, or pixels [S, C, H, W] uint8: raw, each group that the student read
     mean, std           [S, A] float32: the teacher's action distribution, not clipped
-    value               [S]    float32: the teacher's
-    features            [S, F] float32: the actor's last hidden layer, where `feature_coef` was above 0
+    value               [S]    float32: the teacher's, where it has a value function
+    features            [S, F] float32: the last hidden layer of its head, where `feature_coef` was above 0
 
 The metadata says of which robot they are. Letters: S samples, A actions, D observation width.
 """
@@ -20,40 +20,43 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator.distillation.samples import OBSERVATION, Samples
+from pi_incubator.distillation.buffer import OBSERVATION, LabelBuffer
 from pi_incubator.errors import UserError
 
 FORMAT = 1
 AGAIN = "record it again with pi-distill --record"
 
 
-def write_dataset(samples: Samples, spec: EnvSpec, path: Path) -> None:
-    """Write all that `samples` holds.
+def write_dataset(buffer: LabelBuffer, spec: EnvSpec, path: Path) -> None:
+    """Write all that `buffer` holds.
 
     Args:
-        samples: as `Collector.collect` fills them.
+        buffer: as `Collector.collect` fills it.
         spec: of the worlds that they are from.
         path: the file.
 
     Raises:
         UserError: it cannot be written, or there is nothing to write.
     """
-    if not len(samples):
+    if not len(buffer):
         raise UserError(f"{path}: nothing was collected; set another experiment.name to begin a new run")
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in samples.held().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in buffer.held().items()}
     try:
         save_file(tensors, path, metadata={"format": str(FORMAT), **_robot(spec)})
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: cannot be written ({error}); name another file") from None
 
 
-def read_dataset(path: str | Path, spec: EnvSpec, groups: Iterable[str], features: int | None) -> Samples:
+def read_dataset(
+    path: str | Path, spec: EnvSpec, groups: Iterable[str], has_value: bool, features: int | None
+) -> LabelBuffer:
     """The demonstrations in `path`, on the device of `spec`.
 
     Args:
         path: the file.
         spec: of the worlds that the student is for.
         groups: the observation groups that the student reads.
+        has_value: whether the value term is used.
         features: width F that the feature term needs; None without one.
 
     Raises:
@@ -67,7 +70,8 @@ def read_dataset(path: str | Path, spec: EnvSpec, groups: Iterable[str], feature
             raise UserError(f"{path}: {problem}; name a file of the same robot")
     shapes = {OBSERVATION + group: (spec.obs_shape(group), spec.obs_dtype(group)) for group in groups}
     shapes |= dict.fromkeys(("mean", "std"), ((spec.action_dim,), torch.float32))
-    shapes["value"] = ((), torch.float32)
+    if has_value:
+        shapes["value"] = ((), torch.float32)
     if features is not None:
         shapes["features"] = ((features,), torch.float32)
     if missing := shapes.keys() - tensors.keys():
@@ -79,9 +83,9 @@ def read_dataset(path: str | Path, spec: EnvSpec, groups: Iterable[str], feature
         _check_tensor(path, name, tensors[name], (number, *shape), dtype)
     if not (tensors["std"] > 0).all():
         raise UserError(f"{path}: 'std' holds numbers that are not positive; {AGAIN}")
-    samples = Samples(number, spec.device)
-    samples.add({name: tensors[name].to(spec.device) for name in shapes})
-    return samples
+    buffer = LabelBuffer(number, spec.device)
+    buffer.add({name: tensors[name].to(spec.device) for name in shapes})
+    return buffer
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -6,13 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from torch import nn
+
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distillation.lessons import Lesson
 from pi_incubator.distillation.teacher import num_parameters
+from pi_incubator.envs import evaluation_env, evaluation_seed
 from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.evaluation.table import Rows, show
-from pi_incubator.envs import evaluation_env, evaluation_seed
-from pi_incubator.networks._actor_critic import ActorCritic
+from pi_incubator.policies.actor_critic import ActorCritic, ValueFunction
+from pi_incubator.policies.policy import Policy
 
 
 @dataclass(frozen=True)
@@ -20,7 +23,7 @@ class Size:
     """Parameters of a policy."""
 
     parameters: int
-    """Actor, critic and standard deviation."""
+    """Policy and value function."""
     actor_parameters: int
     """Those that travel to the robot: encoder and actor."""
 
@@ -59,15 +62,19 @@ class Comparison:
         return asdict(self) | {"return_kept": self.kept}
 
 
-def size_of(policy: ActorCritic) -> Size:
-    """How large `policy` is."""
-    return Size(num_parameters(policy), num_parameters(policy.as_onnx()))
+def size_of(policy: Policy, critic: ValueFunction | None) -> Size:
+    """How large `policy` and its value function are."""
+    modules = nn.ModuleList([policy] if critic is None else [policy, critic])  # counts what they share once
+    return Size(num_parameters(modules), num_parameters(policy.encoder, policy.head))
 
 
 def size_rows(student: ActorCritic, lessons: Sequence[Lesson]) -> Rows:
     """The student's parameters beside each teacher's, for a table."""
-    policies = {"student": student} | {lesson.teacher.name: lesson.teacher.policy for lesson in lessons}
-    return {name: asdict(size_of(policy)) for name, policy in policies.items()}
+    sizes = {"student": size_of(student.policy, student.critic)}
+    sizes |= {
+        lesson.teacher.name: size_of(lesson.teacher.policy, lesson.teacher.critic) for lesson in lessons
+    }
+    return {name: asdict(size) for name, size in sizes.items()}
 
 
 def compare(cfg: ExperimentConfig, lesson: Lesson, student: ActorCritic) -> Comparison:
@@ -76,7 +83,7 @@ def compare(cfg: ExperimentConfig, lesson: Lesson, student: ActorCritic) -> Comp
     worlds = evaluation_env(lesson.cfg, number, lesson.env.device)
     student.eval()
     try:
-        policies = (lesson.teacher.policy, student)
+        policies = (lesson.teacher.policy, student.policy)
         returns = [evaluate(worlds, policy, number, seed).summary()["return"] for policy in policies]
     finally:
         worlds.close()
@@ -84,8 +91,8 @@ def compare(cfg: ExperimentConfig, lesson: Lesson, student: ActorCritic) -> Comp
         lesson.teacher.name,
         lesson.cfg.env.name,
         number,
-        size_of(lesson.teacher.policy),
-        size_of(student),
+        size_of(lesson.teacher.policy, lesson.teacher.critic),
+        size_of(student.policy, student.critic),
         returns[0]["mean"],
         returns[0]["std"],
         returns[1]["mean"],

@@ -1,45 +1,36 @@
-"""A trained policy that says what it would do where a student stands.
+"""A trained policy that labels the states where a student is.
 
-Letters: N worlds, A actions, F features of the last hidden layer, S width of a state.
+Letters: N worlds, A actions, F features of the last hidden layer, S state width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from pi_incubator.networks._actor_critic import ActorCritic
-from pi_incubator.networks._stateful import StatefulActorCritic
+from pi_incubator.policies.actor_critic import ValueFunction
+from pi_incubator.policies.policy import Policy
 
-
-class Labels(NamedTuple):
-    """What a teacher says about the states of N worlds."""
-
-    mean: Tensor
-    """`[N, A]`, not clipped."""
-    std: Tensor
-    """`[N, A]`."""
-    value: Tensor
-    """`[N]`."""
-    features: Tensor
-    """`[N, F]`: what the actor's last layer sees."""
+MEAN, STD, VALUE, FEATURES = "mean", "std", "value", "features"
+LABELS = (MEAN, STD, VALUE, FEATURES)
+"""What a teacher says about each state: `mean` and `std` `[N, A]` of its action, not clipped; `value` `[N]`,
+where it has a value function; `features` `[N, F]`, the input of the last layer of its head."""
 
 
 class LastHidden:
-    """Keeps what the last linear layer of `actor` was given at its last call, `[N, F]`."""
+    """Keeps the input `[N, F]` of the last linear layer of `head` at its last call."""
 
     features: Tensor
 
-    def __init__(self, actor: nn.Module) -> None:
-        layer = [layer for layer in actor.modules() if isinstance(layer, nn.Linear)][-1]
+    def __init__(self, head: nn.Module) -> None:
+        layer = [layer for layer in head.modules() if isinstance(layer, nn.Linear)][-1]
         self.width = layer.in_features
         self._hook = layer.register_forward_pre_hook(self._keep)
 
     def remove(self) -> None:
-        """Keep nothing any more."""
+        """Keep nothing from now on."""
         self._hook.remove()
 
     def _keep(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -47,42 +38,49 @@ class LastHidden:
 
 
 class Teacher:
-    """A frozen policy and its name.
+    """A frozen policy, its value function if it has one, and the name of its run.
 
     Args:
         name: of its run.
         policy: trained; is frozen.
+        critic: trained with it; is frozen.
     """
 
-    def __init__(self, name: str, policy: ActorCritic) -> None:
+    def __init__(self, name: str, policy: Policy, critic: ValueFunction | None) -> None:
         self.name = name
         self.policy = policy.requires_grad_(False).eval()
-        self._hidden = LastHidden(policy.actor)
+        self.critic = None if critic is None else critic.requires_grad_(False).eval()
+        self._hidden = LastHidden(policy.head)
 
     @property
     def feature_width(self) -> int:
         """F."""
         return self._hidden.width
 
+    def initial_state(self, num_worlds: int) -> Tensor:
+        """The state at the start of an episode, `[num_worlds, S]` zeros."""
+        width = self.policy.state_width + (self.critic.state_width if self.critic else 0)
+        return self.policy.action_low.new_zeros(num_worlds, width)
+
     @torch.no_grad()
-    def label(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Labels, Tensor]:
-        """What it says about raw observation groups, of which it reads its own, and its next state.
+    def label(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """The labels of raw observation groups, of which it reads its own, and its next state.
 
         Args:
             obs: raw groups.
-            state: `[N, S]` of a policy with a memory; S is 0 of any other.
+            state: `[N, S]`.
         """
-        policy, groups = self.policy, dict(obs.items())
-        noise = torch.zeros_like(policy.action_low.expand(len(state), -1))
-        if isinstance(policy, StatefulActorCritic):
-            decision = policy.act(groups, noise, state)
-        else:
-            decision = policy.act(groups, noise)
-        mean = decision.action
-        labels = Labels(mean, policy.log_std.exp().expand_as(mean), decision.value, self._hidden.features)
-        return labels, state if decision.state is None else decision.state
+        width = self.policy.state_width
+        actor_state, critic_state = state[:, :width], state[:, width:]
+        mean, std, actor_state = self.policy.moments(obs, actor_state)
+        labels = {MEAN: mean, STD: std, FEATURES: self._hidden.features}
+        if self.critic:
+            group = self.critic.group
+            normalized = {group: self.policy.normalizer[group](obs[group])}
+            labels[VALUE], critic_state = self.critic(normalized, critic_state)
+        return labels, torch.cat((actor_state, critic_state), -1)
 
 
-def num_parameters(module: nn.Module) -> int:
-    """Numbers that training chose; a normalizer's moments are measured, and so do not count."""
-    return sum(parameter.numel() for parameter in module.parameters())
+def num_parameters(*modules: nn.Module) -> int:
+    """Trained numbers of `modules`; the moments of a normalizer are measured, and so do not count."""
+    return sum(parameter.numel() for module in modules for parameter in module.parameters())

@@ -6,7 +6,7 @@ Letters: N worlds, A actions, D observation width, S state width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -73,5 +73,5 @@ class Actor:
 
 def as_actor(policy: Acting | Act, num_worlds: int) -> Actor:
     """`policy` at work in `num_worlds` freshly reset worlds."""
-    acting: Acting = policy if hasattr(policy, "mean") else FunctionPolicy(policy)  # type: ignore[arg-type]
-    return Actor(acting, num_worlds)
+    is_policy = hasattr(policy, "mean")
+    return Actor(cast(Acting, policy) if is_policy else FunctionPolicy(cast(Act, policy)), num_worlds)

@@ -1,7 +1,7 @@
 """Encoders: observations of one group become features, with a state that is carried from step to step.
 
 A state is one float32 row `[S]` a world, zeros at the start of an episode. S is 0 for an encoder that needs
-nothing but the observation, so no caller has to ask which kind it has. Whoever steps the worlds keeps the rows
+nothing but the observation, so no caller has to ask which kind it has. What steps the worlds keeps the rows,
 and zeroes those of worlds that start anew (`restarted`).
 
 Letters: T steps, N worlds, D observation width, F features, S state width.

@@ -1,4 +1,4 @@
-"""What an entry of `pi_incubator.networks` offers: encoders and heads, from which policies and critics are built."""
+"""What an entry of `pi_incubator.networks` offers: encoders and heads, to build policies and critics from."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pi_incubator.layers.encoder import Encoder
 from pi_incubator.layers.network import Network
-from pi_incubator.policies.policy import Policy
+from pi_incubator.policies.policy import ActionMoments, Policy
 
 
 class ValueFunction(nn.Module):
@@ -35,6 +35,11 @@ class ValueFunction(nn.Module):
     def state_width(self) -> int:
         """Width of the state of its own; a shared encoder's state is the policy's."""
         return 0 if self.shares_encoder else self.encoder.state_width
+
+    def forward(self, normalized: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        """Value `[N]` of normalized groups `[N, D]`, and the next state of the encoder."""
+        features, state = self.encoder(normalized[self.group], state)
+        return self.head(features).squeeze(-1), state
 
 
 class Decision(NamedTuple):
@@ -70,10 +75,10 @@ class ActorCritic(nn.Module):
         """Sample actions from raw observations and value them; `noise` `[N, A]` is standard normal."""
         actor_state, critic_state = self._split(state)
         step = self.policy.act(obs, actor_state, noise)
-        features = step.features
-        if not self.critic.shares_encoder:
-            features, critic_state = self.critic.encoder(step.observation[self.critic.group], critic_state)
-        value = self.critic.head(features).squeeze(-1)
+        if self.critic.shares_encoder:
+            value = self.critic.head(step.features).squeeze(-1)
+        else:
+            value, critic_state = self.critic(step.observation, critic_state)
         state = torch.cat((step.state, critic_state), -1)
         return Decision(step.observation, step.action, step.log_prob, value, state)
 
@@ -81,9 +86,22 @@ class ActorCritic(nn.Module):
         """Value `[N]` of raw observations, where the steps before left `state` `[N, S]`."""
         group = self.critic.group
         actor_state, critic_state = self._split(state)
-        state = actor_state if self.critic.shares_encoder else critic_state
-        features, _ = self.critic.encoder(self.policy.normalizer[group](obs[group]), state)
-        return self.critic.head(features).squeeze(-1)
+        normalized = {group: self.policy.normalizer[group](obs[group])}
+        return self.critic(normalized, actor_state if self.critic.shares_encoder else critic_state)[0]
+
+    def moments(self, obs: Mapping[str, Tensor], state: Tensor) -> ActionMoments:
+        """The distribution of the action for raw observations, and the next state of both."""
+        actor_state, critic_state = self._split(state)
+        mean, std, actor_state = self.policy.moments(obs, actor_state)
+        if self.critic.state_width:
+            group = self.critic.group
+            normalized = self.policy.normalizer[group](obs[group])
+            _, critic_state = self.critic.encoder(normalized, critic_state)
+        return ActionMoments(mean, std, torch.cat((actor_state, critic_state), -1))
+
+    def initial_state(self, num_worlds: int) -> Tensor:
+        """The state at the start of an episode, `[num_worlds, S]` zeros."""
+        return self.policy.action_low.new_zeros(num_worlds, self.state_width)
 
     def encode(self, normalized: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Features `[B, F]` for the policy's head and the critic's, of independent samples `[B, D]`.

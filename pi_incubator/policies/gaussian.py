@@ -22,6 +22,9 @@ class GaussianPolicy(Policy):
         spec: the env's observation groups and action limits.
     """
 
+    log_std: nn.Parameter
+    """`[A]`."""
+
     def __init__(self, settings: NetworkSettings, network: Network, spec: EnvSpec) -> None:
         super().__init__(settings, network, spec, num_outputs=spec.action_dim)
         self.log_std = nn.Parameter(torch.full((spec.action_dim,), settings.init_log_std))

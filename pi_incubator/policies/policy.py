@@ -59,9 +59,7 @@ class Policy(nn.Module, ABC):
     action_low: Tensor
     action_high: Tensor
 
-    def __init__(
-        self, settings: NetworkSettings, network: Network, spec: EnvSpec, num_outputs: int
-    ) -> None:
+    def __init__(self, settings: NetworkSettings, network: Network, spec: EnvSpec, num_outputs: int) -> None:
         super().__init__()
         self.group = network.actor_group
         self.normalizer = make_normalizer(
@@ -99,7 +97,7 @@ class Policy(nn.Module, ABC):
 
     @abstractmethod
     def moments_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Features `[..., F]` -> mean and standard deviation of the action, each `[..., A]`, differentiable."""
+        """Features `[..., F]` -> mean and standard deviation of the action, each `[..., A]`."""
 
     def mean(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         """The deterministic action `[N, A]` for raw observation groups, and the next state `[N, S]`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -21,8 +22,7 @@ def summary(
     cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0, world_size: int = 1
 ) -> list[str]:
     """The experiment in a few lines: what is trained, what differs from the defaults, and where it goes."""
-    defaults = flatten(ExperimentConfig())
-    changed = [f"{key}={value}" for key, value in flatten(cfg).items() if value != defaults[key]]
+    changed = [f"{key}={value}" for key, value in flatten(cfg).items() if value != _default(cfg, key)]
     lines = [
         f"{cfg.experiment.name}: {cfg.algorithm.name} + {cfg.network.name} on {cfg.env.name}, "
         f"{cfg.num_iterations(world_size):,} iterations of {world_size * cfg.steps_per_iteration:,} steps "
@@ -31,6 +31,14 @@ def summary(
         f"writing to {folder.path}",
     ]
     return lines + ([f"continuing at iteration {start_iteration:,}"] if start_iteration else [])
+
+
+def _default(cfg: ExperimentConfig, field: str) -> Any:
+    """The default of `section.key`, as a JSON type."""
+    section, key = field.split(".")
+    settings = type(getattr(cfg, section))
+    default = settings.model_fields[key].get_default(call_default_factory=True)
+    return list(default) if isinstance(default, tuple) else default
 
 
 class ConsoleTracker(Tracker):

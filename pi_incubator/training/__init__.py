@@ -1,1 +1,1 @@
-"""What algorithms are made of: their contract, families, optimizer, minibatches, advantage, background updates."""
+"""What algorithms are made of: their contract, their families, the optimizer step, minibatches, advantage."""

@@ -143,7 +143,9 @@ def _shards_of(cfg: ExperimentConfig, distributed: Distributed) -> range:
     world_size, num_shards = distributed.world_size, cfg.compute.shards or distributed.world_size
     if num_shards % world_size:
         problem = f"cannot be divided among {world_size} processes"
-        raise SettingError("compute.shards", num_shards, problem, f"set it to a multiple of {world_size}, or 0")
+        raise SettingError(
+            "compute.shards", num_shards, problem, f"set it to a multiple of {world_size}, or 0"
+        )
     each = num_shards // world_size
     if cfg.env.num_envs % each:
         problem, fix = f"cannot be divided into {each} shards", f"set it to a multiple of {each}"

@@ -25,10 +25,9 @@ from pi_incubator.data.rollout import Rollout
 from pi_incubator.distributed import Distributed
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
-from pi_incubator.policies.gaussian import GaussianPolicy
-from pi_incubator.policies.policy import Policy
-from pi_incubator.training.algorithm import Algorithm, check_finite
 from pi_incubator.policies.actor_critic import ActorCritic, Decision, ValueFunction
+from pi_incubator.policies.gaussian import GaussianPolicy
+from pi_incubator.training.algorithm import Algorithm, check_finite
 from pi_incubator.training.overlap import OverlappedUpdates
 from pi_incubator.training.sharded import ShardedRandom
 
@@ -42,6 +41,8 @@ class OnPolicy(Algorithm[Settings]):
     With `training.overlap` the next rollout is collected while the last one is learned from.
     """
 
+    policy: GaussianPolicy
+
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
     ) -> None:
@@ -53,10 +54,10 @@ class OnPolicy(Algorithm[Settings]):
         self.actor = self.overlapped.actor if self.overlapped else self.model
         self.rollout = Rollout(self.settings.horizon, env.spec, self.model.groups, self.model.state_width)
         self.noise = ShardedRandom(cfg.experiment.seed, "action noise", self.shards, env.device)
-        self._act = make_act(self.actor, compute.compiled)
+        self.act = make_act(self.actor, compute.compiled)
 
     @staticmethod
-    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> Policy:
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> GaussianPolicy:
         return GaussianPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
 
     @abstractmethod
@@ -69,7 +70,7 @@ class OnPolicy(Algorithm[Settings]):
 
     def collect(self) -> None:
         self.noise.normal_(self.rollout.noise)
-        collect(self.env, self.actor, self._act, self.rollout)
+        collect(self.env, self.actor, self.act, self.rollout)
 
     def update(self) -> dict[str, Tensor]:
         data = self.rollout.data

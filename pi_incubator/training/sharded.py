@@ -40,8 +40,9 @@ class ShardedRandom:
             out.normal_(generator=self._generators[0])
             return
         for generator, part in zip(self._generators, out.chunk(self.num_shards, 1), strict=True):
-            # Of a contiguous tensor, as where the shard is the only one: the order of the numbers is the same.
-            part.copy_(torch.empty_like(part, memory_format=torch.contiguous_format).normal_(generator=generator))
+            # Drawn into a contiguous tensor, so that the order of the numbers is that of a single shard.
+            numbers = torch.empty_like(part, memory_format=torch.contiguous_format)
+            part.copy_(numbers.normal_(generator=generator))
 
     def permutations(self, length: int) -> list[Tensor]:
         """A permutation `[length]` of each shard, int64."""

@@ -1,4 +1,4 @@
-"""One optimizer step: gradients, their mean over the ranks, new weights; compiled and captured where it pays."""
+"""One optimizer step: gradients, their mean over the ranks, new weights; compiled, and captured on CUDA."""
 
 from __future__ import annotations
 

@@ -2,14 +2,13 @@
 
 import pytest
 import torch
+from pi_incubator.algorithms.advantage import KernelGAE
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
-
-from pi_incubator.algorithms.advantage import KernelGAE
 
 DISCOUNTS = {"gamma": 0.97, "lmbda": 0.9}
 

@@ -6,15 +6,15 @@ import copy
 
 import pytest
 import torch
+from pi_incubator.algorithms._adam import Adam, clip_by_norm
+from pi_incubator.algorithms._captured import NUM_WARM_UP, CapturedStep
+from pi_incubator.networks._actor_critic import ActorCritic
 from tensordict import TensorDict
 
 from envs_gpu.make import make_env
 from pi_incubator.algorithms import make_algorithm
-from pi_incubator.algorithms._adam import Adam, clip_by_norm
-from pi_incubator.algorithms._captured import NUM_WARM_UP, CapturedStep
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.networks import make_network
-from pi_incubator.networks._actor_critic import ActorCritic
 
 MINIBATCH = 64
 

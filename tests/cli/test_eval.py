@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pi_incubator.evaluation.worlds import evaluation_env
 from safetensors.torch import load_file, save_file
 
 from pi_incubator import checkpoint
@@ -17,7 +18,6 @@ from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.worlds import evaluation_env
 from pi_incubator.finish import finish_run
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder, begin

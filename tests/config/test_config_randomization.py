@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from pi_incubator.trainers.randomization import describe
 
 from envs_gpu.draw import Draw
 from envs_gpu.randomize import Delay, Randomization
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.config.models import RandomizationSection
-from pi_incubator.trainers.randomization import describe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

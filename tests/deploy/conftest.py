@@ -8,13 +8,13 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
+from pi_incubator.evaluation.worlds import evaluation_env
 
 from pi_incubator import checkpoint
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.artifact import Source
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.record import record
-from pi_incubator.evaluation.worlds import evaluation_env
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder, begin
 

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from pi_incubator.evaluation.worlds import evaluation_env
 
 from pi_incubator import checkpoint
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.evaluation.worlds import evaluation_env
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder, begin
 

@@ -6,12 +6,14 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from pi_incubator.algorithms._compiled import compiled_step
+from pi_incubator.trainers.on_policy import collect, make_act
+from pi_incubator.trainers.rollout import Rollout
 
 from envs_gpu.make import make_env
 from envs_gpu.pixels import PixelOptions
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.algorithms import make_algorithm
-from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli.train import main
 from pi_incubator.config import ConfigError, load_config
@@ -20,8 +22,6 @@ from pi_incubator.deploy.pixels import export_pixels
 from pi_incubator.errors import UserError
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "cartpole_balance_pixels.yaml")

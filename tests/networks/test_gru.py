@@ -5,19 +5,19 @@ from itertools import pairwise
 
 import pytest
 import torch
-
-from envs_gpu.make import make_env
-from envs_gpu.vec_env import EnvSpec
-from pi_incubator.algorithms import make_algorithm
 from pi_incubator.algorithms._captured import NUM_WARM_UP, CapturedStep
 from pi_incubator.algorithms._compiled import compiled_step
 from pi_incubator.algorithms._minibatches import Sequences
-from pi_incubator.config import ConfigError, ExperimentConfig
-from pi_incubator.networks import make_network
 from pi_incubator.networks._gru_scan import gru_scan
 from pi_incubator.networks._stateful import Memory
 from pi_incubator.trainers.on_policy import collect, make_act
 from pi_incubator.trainers.rollout import Rollout
+
+from envs_gpu.make import make_env
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.algorithms import make_algorithm
+from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.networks import make_network
 from tests.envs import record_results
 
 CPU = torch.device("cpu")

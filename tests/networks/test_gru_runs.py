@@ -7,6 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from pi_incubator.trainers.on_policy import collect, make_act
+from pi_incubator.trainers.rollout import Rollout
 from tensordict import TensorDict
 
 from envs_gpu.tasks import TASKS
@@ -18,8 +20,6 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 from tests.envs import ForgetfulEnv
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")

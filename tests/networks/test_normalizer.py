@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from pi_incubator.networks._normalizer import ObservationNormalizer
 
 

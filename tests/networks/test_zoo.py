@@ -5,6 +5,8 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
+from pi_incubator.trainers.on_policy import collect, make_act
+from pi_incubator.trainers.rollout import Rollout
 
 from envs_gpu.make import make_env
 from envs_gpu.pixels import PixelOptions
@@ -12,8 +14,6 @@ from pi_incubator.algorithms import make_algorithm
 from pi_incubator.config import load_config
 from pi_incubator.networks import make_network
 from pi_incubator.registry import networks
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
 SETTINGS = ["network.hidden_sizes=[16]", "network.channels=[4]", "env.num_envs=4", "algorithm.horizon=16"]

@@ -4,21 +4,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from pi_incubator.algorithms._minibatches import only
+from pi_incubator.trainers import on_policy
+from pi_incubator.trainers.on_policy import collect, make_act
+from pi_incubator.trainers.rollout import Rollout
 
 from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.make import make_env
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_algorithm
-from pi_incubator.algorithms._minibatches import only
 from pi_incubator.cli._main import run
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import DivergedError
 from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
-from pi_incubator.trainers import on_policy
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 
 ROOT = Path(__file__).parents[2]
 NUM_ENVS, HORIZON = 4, 12

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from pi_incubator.trainers.on_policy import collect
 
 from bench._loops.pi_incubator import OurLoop
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.trainers.on_policy import collect
 
 
 @pytest.mark.gpu

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
+from pi_incubator.trainers.on_policy import collect, make_act
+from pi_incubator.trainers.rollout import Rollout
 from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from envs_gpu.make import make_env
 from pi_incubator.algorithms import make_algorithm
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.networks import make_network
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 from tests.envs import record_results
 
 NUM_ENVS, HORIZON = 4, 24

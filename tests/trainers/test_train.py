@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from pi_incubator.trainers.overlap import OverlappedLearner
 from tensordict import TensorDict
 
 from pi_incubator.cli.distill import main as distill
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig, models
 from pi_incubator.run_folder import RunFolder
-from pi_incubator.trainers.overlap import OverlappedLearner
 
 ROOT = Path(__file__).parents[2]
 TINY = [

@@ -1,4 +1,4 @@
-"""Settings of distillation: trained policies teach a student; `pi-distill` sets them from its command line."""
+"""Settings of distillation: trained policies teach a student. `pi-distill` sets some of them."""
 
 from __future__ import annotations
 

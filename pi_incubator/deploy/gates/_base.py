@@ -18,8 +18,8 @@ from envs_gpu.interface import PolicyInterface
 from envs_gpu.sim_env import SimEnv
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.record import Recording, record
-from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.envs import evaluation_seed
+from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.runtime import Bundle

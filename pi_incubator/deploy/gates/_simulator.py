@@ -23,8 +23,8 @@ from envs_gpu.sim_env import SimEnv
 from pi_incubator.config import load_config
 from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.deploy.session import Array, action_behind
-from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.envs import evaluation_env
+from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.runtime import read_bundle
 from pi_incubator.runtime.links import RobotLink
 

@@ -18,8 +18,8 @@ from envs_gpu.randomize import Randomization
 from pi_incubator.deploy.gates._base import CPU, Candidate, Result, kept_share
 from pi_incubator.deploy.gates._heat_map import Panel, draw_panels
 from pi_incubator.deploy.session import ExportedPolicy, Session
-from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.envs import evaluation_env
+from pi_incubator.evaluation.evaluate import evaluate
 from pi_incubator.registry import gate
 
 LIMIT = 0.8

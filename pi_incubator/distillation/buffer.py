@@ -1,9 +1,9 @@
-"""What has been observed and how it was labelled: a ring of the newest samples.
+"""The newest labelled steps: a ring, for single steps or for sequences.
 
-A sample is one observation and its labels; for a student with a memory it is a sequence of T of them, with
-the state that the student had before the first (Kapturowski et al. 2019: it ages with the sample).
+A row is one observation and its labels. For a student with a state a row is a sequence of T of them, with the
+student's state before the first (Kapturowski et al. 2019: it ages with the row).
 
-Letters: N worlds, B samples of a minibatch, S samples that are held.
+Letters: N worlds, B rows of a minibatch, R rows that are held.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from pi_incubator.config import ExperimentConfig
-from pi_incubator.networks._actor_critic import ActorCritic
-
 OBSERVATION = "observation."
-"""What the names of raw observation groups begin with; the others are those of `Labels`."""
-FIRST_STATE, BEGINS = "first_state", "begins"
-"""Only of sequences: the student's state before the first step, and whether a step begins an episode."""
+"""What the names of raw observation groups begin with; the other names are those of `teacher.LABELS`."""
+FIRST_STATE, STARTS = "first_state", "starts"
+"""Only of sequences: the student's state before the first step, and where an episode starts."""
 
 
-class Samples:
-    """The newest `capacity` samples, by name; memory is taken with the first ones.
+class LabelBuffer:
+    """The newest `capacity` rows, by name; memory is taken with the first ones.
 
     Args:
-        capacity: most samples that are held.
+        capacity: most rows that are held.
         device: where.
     """
 
@@ -39,7 +36,7 @@ class Samples:
         return min(self._count, self.capacity)
 
     def add(self, rows: Mapping[str, Tensor]) -> None:
-        """Copy N samples, each tensor `[N, ...]`, over the oldest ones; the names are always the same.
+        """Copy N rows, each tensor `[N, ...]`, over the oldest ones; the names are always the same.
 
         Of more than `capacity` the last ones are kept.
         """
@@ -55,16 +52,11 @@ class Samples:
             tensor[place] = rows[name][-number:]
         self._count += number
 
-    def draw(self, number: int) -> dict[str, Tensor]:
-        """`number` samples `[B, ...]`, each as likely, by torch's default generator."""
+    def sample(self, number: int) -> dict[str, Tensor]:
+        """`number` rows `[B, ...]`, each equally likely, by torch's default generator."""
         index = torch.randint(len(self), (number,), device=self.device)
         return {name: tensor[index] for name, tensor in self.tensors.items()}
 
     def held(self) -> dict[str, Tensor]:
-        """All that are held, `[S, ...]`: views."""
+        """All rows that are held, `[R, ...]`: views."""
         return {name: tensor[: len(self)] for name, tensor in self.tensors.items()}
-
-
-def num_rows(cfg: ExperimentConfig, student: ActorCritic, steps: int) -> int:
-    """How many samples for `student` hold `steps` steps, at least one."""
-    return max(1, steps // cfg.algorithm.horizon) if student.state_width else steps
