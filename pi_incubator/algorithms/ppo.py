@@ -14,6 +14,7 @@ from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.ppo import PPOSettings
+from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
 from pi_incubator.policies.policy import Policy
 from pi_incubator.registry import algorithm
@@ -21,9 +22,8 @@ from pi_incubator.training.adam import Adam, clip_by_norm
 from pi_incubator.training.advantage import KernelGAE
 from pi_incubator.training.minibatches import Minibatches, Samples, Sequences
 from pi_incubator.training.on_policy import OnPolicy
-from pi_incubator.training.sharded import ShardedRandom
 from pi_incubator.training.state import NamedTensors
-from pi_incubator.training.step import make_step
+from pi_incubator.training.step import Phase, make_step
 
 # Adaptive learning rate: the factor that changes it, how far the KL divergence may be from the desired one
 # before that, and the bounds of the rate (the rule of rsl_rl, Schwarke et al. 2025).
@@ -54,7 +54,7 @@ class PPO(OnPolicy[PPOSettings]):
         # Apart from the noise of actions: an update may go on while actions are sampled.
         self.order = ShardedRandom(cfg.experiment.seed, "minibatches", self.shards, env.device)
         self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
-        self.step = make_step(self._gradients, self._apply, distributed, compute)
+        self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute)
 
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from pi_incubator.config.section import Section, cross_field_error
+from pi_incubator.config.section import Count, Positive, Section, cross_field_error
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
@@ -90,3 +90,48 @@ class RolloutSettings(AlgorithmSettings):
     def describe_iteration(self, num_envs: int) -> str:
         steps = self.steps_per_iteration(num_envs)
         return f"env.num_envs * algorithm.horizon = {num_envs} * {self.horizon} = {steps}"
+
+
+class ReplaySettings(RolloutSettings):
+    """Settings of an algorithm that learns from a replay buffer while it collects."""
+
+    storage_field: ClassVar[str] = "algorithm.buffer_size"
+
+    horizon: Annotated[int, Field(ge=1, le=2**16)] = 1
+    """Steps of each world between two rounds of updates."""
+    updates_per_step: Positive = 1.0
+    """Optimizer steps for each environment step, over all worlds."""
+    batch_size: Count = 256
+    """Samples of one optimizer step."""
+    buffer_size: Count = 1_000_000
+    """Newest environment steps that are learned from, over all worlds."""
+    learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
+    """Environment steps with random actions, over all worlds, before anything is learned."""
+
+    def stored_steps(self, cfg: ExperimentConfig) -> int:
+        return 2 * self.buffer_size  # each step has the observations before and after it
+
+    def samples_per_update(self, num_envs: int) -> int:
+        return self.batch_size
+
+    def check(self, cfg: ExperimentConfig) -> None:
+        network = cfg.network
+        if network.has_state or network.sees_pixels:
+            kind = "a state" if network.has_state else "pixels"
+            raise cross_field_error(
+                field="network.name",
+                value=network.name,
+                problem=f"algorithm {self.name} learns from single steps, not from networks with {kind}",
+                fix="name a network of vectors without a state",
+            )
+
+    def check_num_envs(self, cfg: ExperimentConfig) -> None:
+        if self.buffer_size < max(self.batch_size, cfg.env.num_envs):
+            least = max(self.batch_size, cfg.env.num_envs)
+            raise cross_field_error(
+                field="algorithm.buffer_size",
+                value=self.buffer_size,
+                problem="must hold at least one minibatch and one step of every world",
+                fix=f"set it to {least} or more",
+            )
+        super().check_num_envs(cfg)

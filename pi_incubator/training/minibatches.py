@@ -1,6 +1,6 @@
 """How a rollout is divided into minibatches: single samples, or whole sequences for networks with a state.
 
-Every minibatch takes the same number of samples (or worlds) from each shard of worlds, see `sharded`.
+Every minibatch takes the same number of samples (or worlds) from each shard of worlds, see `data.sharded`.
 
 Letters: T horizon, N worlds, K shards, B samples of a minibatch, n worlds of a minibatch, S state width.
 """
@@ -14,7 +14,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pi_incubator.training.sharded import ShardedRandom
+from pi_incubator.data.sharded import ShardedRandom
 
 
 class Minibatches(ABC):

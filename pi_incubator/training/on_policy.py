@@ -22,6 +22,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import RolloutSettings
 from pi_incubator.data.rollout import Rollout
+from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
@@ -29,7 +30,6 @@ from pi_incubator.policies.actor_critic import ActorCritic, Decision, ValueFunct
 from pi_incubator.policies.gaussian import GaussianPolicy
 from pi_incubator.training.algorithm import Algorithm, check_finite
 from pi_incubator.training.overlap import OverlappedUpdates
-from pi_incubator.training.sharded import ShardedRandom
 
 Settings = TypeVar("Settings", bound=RolloutSettings)
 ActFunction = Callable[[dict[str, Tensor], Tensor, Tensor], Decision]

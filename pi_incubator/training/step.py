@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -12,47 +14,41 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.training.captured import CapturedStep
 from pi_incubator.training.compiled import compiled_step
 
-Gradients = Callable[[TensorDict], tuple[Sequence[Tensor], Tensor]]
-Apply = Callable[[list[Tensor]], None]
 Step = Callable[[TensorDict], Tensor]
 
 
-def make_step(gradients: Gradients, apply: Apply, distributed: Distributed, compute: ComputePlan) -> Step:
-    """A function from a minibatch to a report, which takes one optimizer step.
+class Phase(NamedTuple):
+    """One set of weights, and how it moves."""
 
-    One process runs it as one compiled function. Several compile the two halves, and exchange gradients and
-    report in between. On CUDA the whole step, the exchange included, is captured as one graph.
+    gradients: Callable[[TensorDict], tuple[Sequence[Tensor], Tensor]]
+    """Minibatch -> gradients, and a report `[K]` of metrics."""
+    apply: Callable[[list[Tensor]], None]
+    """Takes the gradients and changes the weights in place."""
+
+
+def make_step(phases: Sequence[Phase], distributed: Distributed, compute: ComputePlan) -> Step:
+    """A function from a minibatch to the reports of all phases, which takes one optimizer step.
+
+    One process runs all phases as one compiled function. Several compile gradients and application, and
+    exchange gradients and report in between. On CUDA the step, the exchange included, is captured as one graph.
 
     Args:
-        gradients: minibatch -> gradients and a report, a tensor of metrics.
-        apply: takes the gradients and changes the weights in place.
+        phases: run one after the other; each sees the weights that the ones before it have changed.
         distributed: the ranks to average over.
         compute: whether to compile, and the device.
     """
-    if distributed.world_size == 1:
-        step = _alone(gradients, apply, compute.compiled)
-    else:
-        step = _together(gradients, apply, distributed, compute.compiled)
-    return CapturedStep(step) if compute.device.type == "cuda" else step
-
-
-def _alone(gradients: Gradients, apply: Apply, compiled: bool) -> Step:
-    def step(minibatch: TensorDict) -> Tensor:
-        grads, report = gradients(minibatch)
-        apply(list(grads))
-        return report
-
-    return compiled_step(step) if compiled else step
-
-
-def _together(gradients: Gradients, apply: Apply, distributed: Distributed, compiled: bool) -> Step:
-    if compiled:
-        gradients, apply = compiled_step(gradients), compiled_step(apply)
+    compiled, alone = compute.compiled, distributed.world_size == 1
+    if compiled and not alone:
+        phases = [Phase(compiled_step(phase.gradients), compiled_step(phase.apply)) for phase in phases]
 
     def step(minibatch: TensorDict) -> Tensor:
-        grads, report = gradients(minibatch)
-        *means, report = distributed.mean([*grads, report])
-        apply(means)
-        return report
+        reports = []
+        for phase in phases:
+            gradients, report = phase.gradients(minibatch)
+            *means, report = distributed.mean([*gradients, report])
+            phase.apply(means)
+            reports.append(report)
+        return torch.cat(reports)
 
-    return step
+    chosen = compiled_step(step) if compiled and alone else step
+    return CapturedStep(chosen) if compute.device.type == "cuda" else chosen

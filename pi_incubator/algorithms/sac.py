@@ -1,0 +1,181 @@
+"""Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905, eq. 5, 9 and 18), on TorchRL's loss.
+
+Letters: B samples of a minibatch, A actions.
+"""
+
+from __future__ import annotations
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
+from torch import Tensor, nn
+from torchrl.objectives import SACLoss
+
+from envs_gpu.vec_env import EnvSpec, VecEnv
+from pi_incubator.checkpoint import Part
+from pi_incubator.compute import ComputePlan
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.algorithms.sac import SACSettings
+from pi_incubator.data.replay.replay import NEXT, OBS
+from pi_incubator.distributed import Distributed
+from pi_incubator.layers.network import Network
+from pi_incubator.networks import make_network
+from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
+from pi_incubator.registry import algorithm
+from pi_incubator.training.adam import Adam
+from pi_incubator.training.off_policy import OffPolicy
+from pi_incubator.training.state import NamedTensors
+from pi_incubator.training.step import Phase, make_step
+
+NUM_CRITICS = 2
+
+
+@algorithm("sac")
+class SAC(OffPolicy[SACSettings]):
+    """Twin critics, a squashed Gaussian policy, and a temperature tuned to an entropy."""
+
+    policy: SquashedGaussianPolicy
+    report_names = ("loss/critic", "loss/actor", "loss/temperature", "policy/temperature", "policy/entropy")
+
+    def __init__(
+        self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
+    ) -> None:
+        super().__init__(cfg, env, distributed, compute)
+        settings, device = self.settings, env.device
+        self.loss = self._make_loss().to(device)
+        self.actor_weights = list(self.policy.parameters())
+        self.critic_weights = list(self.loss.qvalue_network_params.values(True, True))
+        self.target_weights = list(self.loss.target_qvalue_network_params.values(True, True))
+        self.actor_optimizer = Adam(self.actor_weights, torch.tensor(settings.lr_actor, device=device))
+        self.critic_optimizer = Adam(self.critic_weights, torch.tensor(settings.lr_critic, device=device))
+        lr_temperature = torch.tensor(settings.lr_temperature, device=device)
+        self.temperature_optimizer = Adam([self.loss.log_alpha], lr_temperature)
+        critics = Phase(self._critic_gradients, self._apply_to_critics)
+        actor = Phase(self._actor_gradients, self._apply_to_actor)
+        self._step = make_step([critics, actor], distributed, compute)
+
+    @staticmethod
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy:
+        return SquashedGaussianPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
+
+    def step(self, minibatch: TensorDict) -> Tensor:
+        return self._step(minibatch)
+
+    def random_action(self, noise: Tensor) -> Tensor:
+        """Uniform between the env's limits: the normal distribution's quantile of the noise."""
+        return self.policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
+
+    def parts(self) -> dict[str, Part]:
+        weights = {"critic": self.critic_weights, "target": self.target_weights}
+        named = {f"{name}.{i}": w.data for name, ws in weights.items() for i, w in enumerate(ws)}
+        return super().parts() | {
+            "critics": Part(NamedTensors(**named, log_temperature=self.loss.log_alpha.data)),
+            "actor_optimizer": Part(self.actor_optimizer),
+            "critic_optimizer": Part(self.critic_optimizer),
+            "temperature_optimizer": Part(self.temperature_optimizer),
+        }
+
+    def _critic_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
+        loss, _ = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
+        gradients = torch.autograd.grad(loss, self.critic_weights)
+        # The fused Adam kernel ignores strides, and gradients of stacked critics are transposed.
+        return [gradient.contiguous() for gradient in gradients], loss.detach().view(1)
+
+    def _apply_to_critics(self, gradients: list[Tensor]) -> None:
+        self.critic_optimizer.step(gradients)
+
+    def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Gradients of the policy, then that of the logarithm of the temperature."""
+        loss, about = self.loss.actor_loss(self._loss_input(minibatch))
+        valid = minibatch["valid"]
+        temperature_loss = self.loss.alpha_loss(about["log_prob"])
+        temperature_loss = torch.where(valid, temperature_loss, 0.0).sum() / valid.sum().clamp_min(1)
+        total = loss + temperature_loss
+        gradients = torch.autograd.grad(total, [*self.actor_weights, self.loss.log_alpha])
+        entropy = -about["log_prob"].mean()
+        report = (loss, temperature_loss, self.loss.log_alpha.exp(), entropy)
+        return gradients, torch.stack([value.detach() for value in report])
+
+    def _apply_to_actor(self, gradients: list[Tensor]) -> None:
+        *of_actor, of_temperature = gradients
+        self.actor_optimizer.step(of_actor)
+        self.temperature_optimizer.step([of_temperature])
+        with torch.no_grad():
+            for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
+                target.lerp_(weight, self.settings.tau)
+
+    def _loss_input(self, minibatch: TensorDict) -> TensorDict:
+        """The minibatch under the names that TorchRL's loss reads, observations normalized."""
+        normalizer, groups = self.policy.normalizer, self.network.groups
+        terminated = minibatch["terminated"]
+        following = {group: normalizer[group](minibatch[NEXT + group]) for group in groups}
+        following |= {
+            "noise": minibatch["noise"][:, 1],
+            "reward": (minibatch["reward"] * self.settings.reward_scale).unsqueeze(-1),
+            "terminated": terminated.unsqueeze(-1),
+            "done": (terminated | minibatch["truncated"]).unsqueeze(-1),
+        }
+        now = {group: normalizer[group](minibatch[OBS + group]) for group in groups}
+        now |= {
+            "action": self.policy.to_unit(minibatch["action"]),
+            "noise": minibatch["noise"][:, 0],
+            "valid": minibatch["valid"],
+        }
+        size = minibatch.batch_size
+        return TensorDict({**now, "next": TensorDict(following, size)}, size)
+
+    def _make_loss(self) -> SACLoss:
+        network, policy, settings = self.network, self.policy, self.settings
+        actor = ProbabilisticTensorDictSequential(
+            TensorDictModule(_Distribution(policy), in_keys=[policy.group], out_keys=["loc", "scale"]),
+            ProbabilisticTensorDictModule(
+                in_keys=["loc", "scale", "noise"],
+                out_keys=["action"],
+                distribution_class=SquashedGaussian,
+                return_log_prob=True,
+            ),
+        )
+        keys = [network.critic_group, "action"]
+        critics = [
+            TensorDictModule(_Critic(network), in_keys=keys, out_keys=["state_action_value"])
+            for _ in range(NUM_CRITICS)
+        ]
+        loss = SACLoss(
+            actor,
+            critics,
+            loss_function="l2",
+            alpha_init=settings.initial_temperature,
+            target_entropy=settings.target_entropy * self.env.spec.action_dim,
+        )
+        loss.make_value_estimator(gamma=settings.gamma)
+        loss.loss_mask_key = "valid"
+        loss.target_entropy  # noqa: B018 - becomes a buffer at the first access, which must not be compiled
+        return loss
+
+
+class _Distribution(nn.Module):
+    """Normalized observation `[B, D]` -> mean and standard deviation before tanh, each `[B, A]`."""
+
+    def __init__(self, policy: SquashedGaussianPolicy) -> None:
+        super().__init__()
+        self.encoder, self.head = policy.encoder, policy.head
+        self._policy = [policy]  # in a list, so that the loss does not own the normalizer
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        (policy,) = self._policy
+        features, _ = self.encoder(observation, policy.initial_state(0))
+        return policy.before_tanh(features)
+
+
+class _Critic(nn.Module):
+    """Normalized observation `[B, D]` and action in (-1, 1) `[B, A]` -> value `[B, 1]`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.encoder = network.encoder(network.critic_group)
+        width = self.encoder.num_features + network.spec.action_dim
+        self.head = network.head(width, 1, output_gain=1.0)
+
+    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
+        features, _ = self.encoder(observation, observation.new_zeros(0))
+        return self.head(torch.cat((features, action), -1))

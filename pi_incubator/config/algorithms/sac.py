@@ -1,0 +1,36 @@
+"""Settings of the soft actor-critic."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pi_incubator.config.algorithm import ReplaySettings
+from pi_incubator.config.section import Fraction, Positive
+
+
+class SACSettings(ReplaySettings):
+    """Soft actor-critic: twin critics, a tuned temperature, and a replay buffer."""
+
+    num_networks: ClassVar[int] = 5
+    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast", "network.init_log_std")
+
+    name: Literal["sac"] = "sac"
+    """Algorithm: the name of a file in pi_incubator/algorithms."""
+    lr_actor: Positive = 3e-4
+    """Learning rate of the policy."""
+    lr_critic: Positive = 1e-3
+    """Learning rate of the critics."""
+    lr_temperature: Positive = 3e-4
+    """Learning rate of the temperature."""
+    gamma: Fraction = 0.99
+    """Discount of the reward, per step."""
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Share of the critics that their targets take over at each update."""
+    initial_temperature: Positive = 1.0
+    """Weight of the entropy beside the reward, before it is tuned."""
+    target_entropy: float = -1.0
+    """Entropy that the temperature is tuned to, for each dimension of the action, in nats."""
+    reward_scale: Positive = 1.0
+    """Factor on the reward that the algorithm sees; reported returns are not scaled."""

@@ -1,0 +1,1 @@
+"""Where collected data is kept: the rollout of an iteration, and replay buffers."""

@@ -1,0 +1,1 @@
+"""Replay buffers: one contract (`replay.py`), one file for each kind."""

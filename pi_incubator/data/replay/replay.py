@@ -1,0 +1,77 @@
+"""The replay contract: what off-policy algorithms add to and sample from.
+
+Steps are stored raw: the observation normalizer moves on while they wait. `terminated` and `truncated` are kept
+apart, `next.GROUP` is the true last observation of an episode that ended (never the first of the next one), and
+`valid` is false where the world broke, so that nothing is learned from the step.
+
+    obs.GROUP    [N, D]  each observation group before the step
+    action       [N, A]  in the env's units
+    reward       [N]
+    terminated   [N]     bool
+    truncated    [N]     bool
+    next.GROUP   [N, D]  after the step, before any reset
+    valid        [N]     bool
+
+Letters: N worlds, A actions, D observation width, B samples of a minibatch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs_gpu.vec_env import StepResult
+
+OBS, NEXT = "obs.", "next."
+
+
+class Replay(ABC):
+    """Steps of the past, to be sampled again and again."""
+
+    @abstractmethod
+    def add(self, steps: Mapping[str, Tensor]) -> None:
+        """Store one step of every world, `[N, ...]` by the names of the module's docstring."""
+
+    @abstractmethod
+    def sample(self, size: int) -> TensorDict:
+        """A minibatch of batch `[B]`, B = `size`, with the same names."""
+
+    def update_priority(self, index: Tensor, priority: Tensor) -> None:
+        """Tell how much was learned from sampled steps; a buffer that samples uniformly does not care."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """How many steps are held, over all worlds."""
+
+    @abstractmethod
+    def state_dict(self) -> dict[str, Tensor]:
+        """Everything that a bit-exact continuation needs."""
+
+    @abstractmethod
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state_dict` gave."""
+
+
+def steps_of(
+    observation: Mapping[str, Tensor], action: Tensor, result: StepResult, groups: Iterable[str]
+) -> dict[str, Tensor]:
+    """One step of every world by the names of the contract.
+
+    Args:
+        observation: raw groups before the step.
+        action: `[N, A]`.
+        result: what the env answered.
+        groups: the groups to store.
+    """
+    steps = {OBS + group: observation[group] for group in groups}
+    steps |= {NEXT + group: result.final_obs[group] for group in groups}
+    return steps | {
+        "action": action,
+        "reward": result.reward,
+        "terminated": result.terminated,
+        "truncated": result.truncated,
+        "valid": ~result.broken,
+    }

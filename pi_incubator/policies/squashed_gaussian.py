@@ -1,0 +1,100 @@
+"""A Gaussian policy squashed by tanh into the env's action limits (Haarnoja et al. 2018, appendix C).
+
+Letters: B samples, N worlds, A actions, F features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+from envs_gpu.errors import SettingError
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.network import Network
+from pi_incubator.policies.policy import Policy, PolicyStep
+
+LOG_STD_RANGE = (-5.0, 2.0)
+"""Of the Gaussian before it is squashed."""
+
+
+class SquashedGaussian:
+    """tanh of a diagonal Gaussian, in the form that TorchRL's losses sample from.
+
+    The noise is an argument, so that sampling is a function of its inputs.
+
+    Args:
+        loc: `[B, A]` mean before tanh.
+        scale: `[B, A]` standard deviation before tanh.
+        noise: `[B, A]` standard normal.
+    """
+
+    def __init__(self, loc: Tensor, scale: Tensor, noise: Tensor) -> None:
+        self.loc, self.scale, self.noise = loc, scale, noise
+
+    def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
+        """The action in (-1, 1) `[B, A]`, and the logarithm of its probability density `[B]`."""
+        before = self.loc + self.scale * self.noise
+        gaussian = -0.5 * self.noise.square() - self.scale.log() - 0.5 * math.log(2.0 * math.pi)
+        # log(1 - tanh(x)^2), exact where tanh saturates.
+        jacobian = 2.0 * (math.log(2.0) - before - softplus(-2.0 * before))
+        return before.tanh(), (gaussian - jacobian).sum(-1)
+
+
+class SquashedGaussianPolicy(Policy):
+    """Mean and standard deviation depend on the observation; actions lie within the env's limits.
+
+    Args:
+        settings: normalization.
+        network: builds encoder and head.
+        spec: the env's observation groups and action limits.
+
+    Raises:
+        SettingError: an action has no limits.
+    """
+
+    center: Tensor
+    half_range: Tensor
+
+    def __init__(self, settings: NetworkSettings, network: Network, spec: EnvSpec) -> None:
+        super().__init__(settings, network, spec, num_outputs=2 * spec.action_dim)
+        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
+        if not (low.isfinite() & high.isfinite()).all():
+            problem = f"actions without limits cannot be squashed into them, and {spec.name} has such"
+            raise SettingError("env.name", spec.name, problem, "choose another task, or algorithm.name = ppo")
+        self.register_buffer("center", (low + high) / 2, persistent=False)
+        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+
+    def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
+        normalized = self.normalizer(obs)
+        features, state = self.encoder(normalized[self.group], state)
+        unit, log_prob = SquashedGaussian(*self.before_tanh(features), noise).rsample_and_log_prob()
+        log_prob = log_prob - self.half_range.log().sum()
+        return PolicyStep(self.to_env_units(unit), log_prob, state, normalized, features)
+
+    def before_tanh(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[..., F]` -> mean and standard deviation before tanh, each `[..., A]`."""
+        loc, raw = self.head(features).chunk(2, -1)
+        low, high = LOG_STD_RANGE
+        return loc, (low + 0.5 * (high - low) * (raw.tanh() + 1.0)).exp()
+
+    def action_of(self, features: Tensor) -> Tensor:
+        return self.to_env_units(self.before_tanh(features)[0].tanh())
+
+    def moments_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """The standard deviation is to first order: that before tanh, times the slope of tanh at the mean."""
+        loc, scale = self.before_tanh(features)
+        unit = loc.tanh()
+        return self.to_env_units(unit), self.half_range * scale * (1.0 - unit.square()).clamp_min(1e-3)
+
+    def to_env_units(self, unit: Tensor) -> Tensor:
+        """Actions in (-1, 1) `[..., A]` -> the env's units."""
+        return self.center + self.half_range * unit
+
+    def to_unit(self, action: Tensor) -> Tensor:
+        """Actions in the env's units `[..., A]` -> (-1, 1)."""
+        return (action - self.center) / self.half_range

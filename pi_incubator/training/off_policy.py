@@ -1,0 +1,107 @@
+"""What off-policy algorithms share: steps go into a replay buffer, and minibatches of it are learned from.
+
+Letters: N worlds, A actions, B samples of a minibatch.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TypeVar
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs_gpu.vec_env import VecEnv
+from pi_incubator.checkpoint import Part
+from pi_incubator.compute import ComputePlan
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.algorithm import ReplaySettings
+from pi_incubator.data.replay.replay import Replay, steps_of
+from pi_incubator.data.replay.ring import Ring
+from pi_incubator.data.sharded import ShardedRandom
+from pi_incubator.distributed import Distributed
+from pi_incubator.networks import make_network
+from pi_incubator.training.algorithm import Algorithm
+
+Settings = TypeVar("Settings", bound=ReplaySettings)
+
+
+class OffPolicy(Algorithm[Settings]):
+    """Collects some steps of every world, then takes `updates_per_step` optimizer steps for each of them.
+
+    A concrete algorithm sets `policy` and `step`.
+    """
+
+    report_names: tuple[str, ...]
+    """Names of the numbers that `step` reports."""
+
+    def __init__(
+        self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
+    ) -> None:
+        super().__init__(cfg, env, distributed, compute)
+        seed, device = cfg.experiment.seed, env.device
+        self.network = make_network(cfg.network, env.spec)
+        self.policy = self.make_policy(cfg, env.spec)
+        self.noise = ShardedRandom(seed, "action noise", self.shards, device)
+        self.sampling = ShardedRandom(seed, "replay", self.shards, device)
+        self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
+        self.replay: Replay = Ring(self.settings.buffer_size, env.spec, self.network.groups, self.sampling)
+        self._unit_noise = torch.zeros(1, env.num_envs, env.spec.action_dim, device=device)
+
+    @abstractmethod
+    def step(self, minibatch: TensorDict) -> Tensor:
+        """One optimizer step on a minibatch of the replay buffer, with `noise` `[2, B, A]`; gives a report."""
+
+    @abstractmethod
+    def random_action(self, noise: Tensor) -> Tensor:
+        """An action `[N, A]` of the first steps, from standard normal `noise`."""
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        env, policy = self.env, self.policy
+        state = policy.initial_state(env.num_envs)
+        starts_at, steps_of_all = self.settings.learning_starts, env.num_envs * self.distributed.world_size
+        for t in range(self.settings.horizon):
+            obs = {group: value.clone() for group, value in env.obs.items()}
+            policy.normalizer.observe(obs)
+            self.noise.normal_(self._unit_noise)
+            if self.env_steps + t * steps_of_all < starts_at:
+                action = self.random_action(self._unit_noise[0])
+            else:
+                action = policy.act(obs, state, self._unit_noise[0]).action
+            self.replay.add(steps_of(obs, action, env.step(action), self.network.groups))
+        policy.normalizer.commit(self.distributed.merge_moments)
+        self._finish_iteration()
+
+    def update(self) -> dict[str, Tensor]:
+        settings = self.settings
+        totals = torch.zeros(len(self.report_names), device=self.env.device)
+        num_updates = self._num_updates()
+        for _ in range(num_updates):
+            totals += self.step(self._minibatch(settings.batch_size))
+        metrics = dict(zip(self.report_names, (totals / max(1, num_updates)).unbind(), strict=True))
+        return metrics if num_updates else {}
+
+    def parts(self) -> dict[str, Part]:
+        return super().parts() | {
+            "replay": Part(self.replay, saved="last", per_rank=True),
+            "noise": Part(self.noise, per_rank=True),
+            "sampling": Part(self.sampling, per_rank=True),
+            "learning_noise": Part(self.learning_noise, per_rank=True),
+        }
+
+    def _num_updates(self) -> int:
+        """Optimizer steps that this iteration's environment steps are worth: none of random actions."""
+        starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
+        now = max(0, self.env_steps - starts)
+        before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
+        return int(now * per_step) - int(before * per_step)
+
+    def _minibatch(self, size: int) -> TensorDict:
+        minibatch = self.replay.sample(size)
+        # [2, B, A] filled by shards of B, stored as [B, 2, A].
+        noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)
+        self.learning_noise.normal_(noise)
+        minibatch["noise"] = noise.transpose(0, 1)
+        return minibatch
