@@ -32,7 +32,7 @@ class Rollout:
     """
 
     def __init__(self, horizon: int, spec: EnvSpec, groups: tuple[str, ...], state_width: int) -> None:
-        def buffer(*width: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        def buffer(*width: int, dtype: torch.dtype | None = None) -> Tensor:
             return torch.zeros(horizon, spec.num_envs, *width, dtype=dtype, device=spec.device)
 
         self.horizon = horizon
