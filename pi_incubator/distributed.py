@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.normalize.running import merge_moments
 
 TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others, which is as long as rank 0 evaluates; a dead rank is noticed at once."""
+"""How long a rank waits for the others, while rank 0 evaluates; a rank that died is noticed at once."""
 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 """In the messages of gloo and NCCL when another process has ended."""
@@ -126,7 +126,7 @@ def lost_another_rank(error: BaseException, distributed: Distributed) -> bool:
 
 
 def _keep_to_share_of_cores(local_rank: int, local_size: int) -> None:
-    """Pin this process to its part of the cores that it may use; not where there are fewer cores than ranks."""
+    """Pin this process to its part of the cores that it may use, if there is a core for each rank."""
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // local_size
     if share:
