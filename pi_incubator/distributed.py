@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.normalize.running import merge_moments
+from kernels.normalize.running import merge_all
 
 TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others, while rank 0 evaluates; a rank that died is noticed at once."""
@@ -61,10 +61,7 @@ class Distributed:
             return moments
         gathered = [torch.empty_like(moments) for _ in range(self.world_size)]
         dist.all_gather(gathered, moments)
-        total = gathered[0]
-        for other in gathered[1:]:
-            merge_moments(total, other)
-        return total
+        return merge_all(torch.stack(gathered))
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gave, in their order, on rank 0; empty on the others."""
