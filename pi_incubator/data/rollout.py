@@ -46,7 +46,7 @@ class Rollout:
         valid = torch.ones_like(transition["done"])
         self.data = TensorDict(
             {
-                **{group: buffer(*spec.obs_shape(group), dtype=_stored_dtype(spec, group)) for group in groups},
+                **{name: buffer(*spec.obs_shape(name), dtype=_stored_dtype(spec, name)) for name in groups},
                 "action": buffer(spec.action_dim),
                 "action_log_prob": buffer(),
                 "state_value": buffer(1),

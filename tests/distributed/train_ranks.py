@@ -1,6 +1,6 @@
 """Run by torchrun in the tests: trains some iterations in float64, and rank 0 saves the weights.
 
-    python -m torch.distributed.run --nproc-per-node=2 train_ranks.py OUT ITERATIONS SETTINGS...
+python -m torch.distributed.run --nproc-per-node=2 train_ranks.py OUT ITERATIONS SETTINGS...
 """
 
 import sys
