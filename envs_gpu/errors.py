@@ -5,6 +5,21 @@ class EnvError(Exception):
     """One clear line: what is wrong and what to do."""
 
 
+class SettingError(EnvError, ValueError):
+    """A setting with a wrong value.
+
+    Args:
+        field: its full name in an experiment file, such as `env.task.control_cost_weight`.
+        value: what it was set to.
+        problem: what is wrong with it.
+        fix: what to write instead.
+    """
+
+    def __init__(self, field: str, value: object, problem: str, fix: str) -> None:
+        self.field, self.value, self.problem, self.fix = field, value, problem, fix
+        super().__init__(f"{field} = {value}: {problem}; {fix}")
+
+
 class RobotUnavailableError(EnvError):
     """A robot's files could be neither found nor downloaded."""
 

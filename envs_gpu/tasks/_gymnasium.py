@@ -41,6 +41,6 @@ class GymnasiumTask(Task):
         return qpos, episode.random.uniform(1, self.num_velocities, -noise, noise)
 
 
-def strictly_between(value: Tensor, low: float, high: float) -> Tensor:
+def strictly_between(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """`low < value < high`, elementwise."""
     return (value > low) & (value < high)
