@@ -90,12 +90,12 @@ class Velocity(Legged):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
-        half_yaw = 0.5 * random.uniform(0, 1, -torch.pi, torch.pi)
-        joints = self._default_qpos[7:] + random.uniform(1, self._num_joints, -0.1, 0.1)
+        half_yaw = 0.5 * random.uniform("start_yaw", 1, -torch.pi, torch.pi)
+        joints = self._default_qpos[7:] + random.uniform("start_joints", self._num_joints, -0.1, 0.1)
         zero = torch.zeros_like(half_yaw)
         position = self._start_position(episode)
         qpos = torch.cat((position, half_yaw.cos(), zero, zero, half_yaw.sin(), joints), -1)
-        base_velocity = random.uniform(2, 6, -0.2, 0.2)
+        base_velocity = random.uniform("start_velocity", 6, -0.2, 0.2)
         return qpos, torch.cat((base_velocity, torch.zeros_like(joints)), -1)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -109,7 +109,7 @@ class Velocity(Legged):
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         chance = self.control_dt / episode.parameters["command_interval_s"][:, None]  # [N, 1]
-        change = episode.random.uniform(5, 1) < chance
+        change = episode.random.uniform("command_change", 1) < chance
         air_time_s = episode.memory["air_time_s"]
         return {
             "command": torch.where(change, self._draw_command(episode), episode.memory["command"]),
@@ -168,6 +168,7 @@ class Velocity(Legged):
         """A velocity `[N, 3]` float32: forward, sideways, turn; zero for those that are to stand."""
         names = ("command_forward_m_s", "command_sideways_m_s", "command_turn_rad_s")
         reach = torch.stack([episode.parameters[name] for name in names], -1).float()
-        unit = episode.random.uniform(3, 3, -1.0, 1.0)
-        stands = episode.random.uniform(4, 1) < episode.parameters["command_standing_share"][:, None]
+        unit = episode.random.uniform("command", 3, -1.0, 1.0)
+        standing_share = episode.parameters["command_standing_share"][:, None]  # [N, 1]
+        stands = episode.random.uniform("command_standing", 1) < standing_share
         return torch.where(stands, 0.0, unit * reach).float()

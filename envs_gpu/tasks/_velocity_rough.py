@@ -19,8 +19,6 @@ from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms.stage import TILES, add_light_and_sky
 from envs_gpu.terrain import KINDS, Terrain
 
-_PLACE, _KIND, _LEVEL = 6, 7, 8
-"""Draws, beside those of `Velocity`."""
 SHADE = (0.7, 0.7, 0.7, 1.0)
 """Darker than a level floor, or slopes that face the light are plain white."""
 
@@ -105,7 +103,7 @@ class RoughVelocity(Velocity):
         """Level and kind `[N]` int64 of the tile that the next episode starts on."""
         memory, random = episode.memory, episode.random
         if not memory:
-            return _whole(random, _LEVEL, self.num_first_levels), _whole(random, _KIND, len(KINDS))
+            return _whole(random, "level", self.num_first_levels), _whole(random, "kind", len(KINDS))
         level = next_level(
             memory["level"],
             memory["walked_m"],
@@ -114,13 +112,13 @@ class RoughVelocity(Velocity):
             far_m=0.5 * self.terrain.tile_m,
             promotion_share=episode.parameters["promotion_share"],
             demotion_share=episode.parameters["demotion_share"],
-            after_last=_whole(random, _LEVEL, self.terrain.num_levels),
+            after_last=_whole(random, "level", self.terrain.num_levels),
             num_levels=self.terrain.num_levels,
         )
         return level, memory["kind"]
 
     def _start_position(self, episode: Episode) -> Tensor:
-        offset = episode.random.uniform(_PLACE, 2, -self.start_reach_m, self.start_reach_m)
+        offset = episode.random.uniform("start_place", 2, -self.start_reach_m, self.start_reach_m)
         xy = self._ground.tile_middle(*self._next_tile(episode)) + offset
         highest = self._ground.height_at(xy[:, None] + self._footprint).amax(-1, keepdim=True)
         return torch.cat((xy, highest + self.robot.base_height_m), -1)
@@ -178,9 +176,9 @@ def next_level(
     return torch.where(level >= num_levels, after_last, level.clamp_min(0))
 
 
-def _whole(random: Draws, draw: int, count: int) -> Tensor:
+def _whole(random: Draws, name: str, count: int) -> Tensor:
     """`[N]` int64 whole numbers from 0 to `count - 1`."""
-    return random.uniform(draw, 1, 0.0, count).long().squeeze(-1)
+    return random.uniform(name, 1, 0.0, count).long().squeeze(-1)
 
 
 def _grid(size_m: tuple[float, float], points: tuple[int, int], device: torch.device) -> Tensor:

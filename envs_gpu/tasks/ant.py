@@ -103,8 +103,8 @@ class Ant(Task):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         nq, nv = 15, 14
-        noise = episode.random.uniform(0, nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
-        return self._initial_qpos + noise, RESET_NOISE_SCALE * episode.random.normal(1, nv)
+        noise = episode.random.uniform("start_position", nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
+        return self._initial_qpos + noise, RESET_NOISE_SCALE * episode.random.normal("start_velocity", nv)
 
     def _contact_forces(self, state: PhysicsState) -> Tensor:
         """Clipped external wrench on every body about the ant's centre of mass `[N, 13, 6]`."""

@@ -24,8 +24,6 @@ from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
 from envs_gpu.terms.pose import quaternion, quaternion_product
 
-_CHOICE, _YAW, _ORIENTATION, _JOINTS, _VELOCITY = range(5)
-"""Draws of the initial state."""
 NUM_FALLS, SETTLE_S = 128, 1.5
 """Falls that are simulated once for the lying states, and how long each may take to come to rest."""
 
@@ -93,14 +91,14 @@ class Go1Getup(Legged):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
-        choice = random.uniform(_CHOICE, 2)
+        choice = random.uniform("start_choice", 2)
         lies = choice[:, :1] < self.lying_share
         lying = self._lying[(choice[:, 1] * len(self._lying)).long()]
-        yaw = random.uniform(_YAW, 1, -torch.pi, torch.pi)
+        yaw = random.uniform("start_yaw", 1, -torch.pi, torch.pi)
         turn = quaternion(torch.cat((torch.zeros_like(yaw), torch.zeros_like(yaw), yaw), -1))
         turned = torch.cat((lying[:, :3], quaternion_product(turn, lying[:, 3:7]), lying[:, 7:]), -1)
         qpos = torch.where(lies, turned, self._dropped(episode))
-        speed = random.uniform(_VELOCITY, 6 + self._num_joints, -0.5, 0.5)
+        speed = random.uniform("start_velocity", 6 + self._num_joints, -0.5, 0.5)
         return qpos, torch.where(lies, 0.0, speed)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -142,9 +140,9 @@ class Go1Getup(Legged):
     def _dropped(self, episode: Episode) -> Tensor:
         """In the air `[N, nq]`, turned any way, with the joints anywhere."""
         random = episode.random
-        orientation = random.normal(_ORIENTATION, 4)
+        orientation = random.normal("start_orientation", 4)
         orientation = orientation / orientation.square().sum(-1, keepdim=True).sqrt()
-        share = random.uniform(_JOINTS, self._num_joints)
+        share = random.uniform("start_joints", self._num_joints)
         joints = self._target_low + share * (self._target_high - self._target_low)
         position = torch.zeros_like(orientation[:, :3])
         position[:, 2] = self.drop_height_m

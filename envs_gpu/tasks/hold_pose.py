@@ -102,12 +102,13 @@ class HoldPose(Task):
         return PolicyInterface(targets, self.servos, terms, commands)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        unit = episode.random.uniform(0, self._pose.num_velocities)
+        unit = episode.random.uniform("start_position", self._pose.num_velocities)
         change = torch.lerp(self._noise[0], self._noise[1], unit)
         qpos = self._pose.displace(self._target.expand(len(unit), -1), change)
         qpos = torch.minimum(torch.maximum(qpos, self._limits[0]), self._limits[1])
         moves = self._noise[1] > 0
-        return qpos, moves * episode.random.uniform(1, self._pose.num_velocities, -NOISE, NOISE)
+        speed = episode.random.uniform("start_velocity", self._pose.num_velocities, -NOISE, NOISE)
+        return qpos, moves * speed
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         num_actions = len(self.action_low)

@@ -68,12 +68,13 @@ class Reacher(GymnasiumTask):
         return Outcome(reward, never, {"distance_m": distance})
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        angle = self.initial_qpos[:2] + episode.random.uniform(0, 2, -ANGLE_NOISE_RAD, ANGLE_NOISE_RAD)
+        random, noise = episode.random, ANGLE_NOISE_RAD
+        angle = self.initial_qpos[:2] + random.uniform("start_angle", 2, -noise, noise)
         # Uniform in the disc: Gymnasium draws from the square until it hits the disc.
-        radius = TARGET_RADIUS_M * episode.random.uniform(1, 1).sqrt()
-        direction = episode.random.uniform(2, 1, 0.0, 2.0 * math.pi)
+        radius = TARGET_RADIUS_M * random.uniform("target_radius", 1).sqrt()
+        direction = random.uniform("target_direction", 1, 0.0, 2.0 * math.pi)
         qpos = torch.cat((angle, radius * direction.cos(), radius * direction.sin()), dim=-1)
-        velocity = episode.random.uniform(3, 2, -VELOCITY_NOISE_RAD_S, VELOCITY_NOISE_RAD_S)
+        velocity = random.uniform("start_velocity", 2, -VELOCITY_NOISE_RAD_S, VELOCITY_NOISE_RAD_S)
         return qpos, torch.cat((velocity, torch.zeros_like(velocity)), dim=-1)
 
     def _tip_from_target(self, state: PhysicsState) -> Tensor:

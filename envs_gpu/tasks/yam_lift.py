@@ -129,12 +129,13 @@ class YamLift(Arm):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random, noise = episode.random, self.initial_noise_rad
-        unit = random.uniform(1, len(self.action_low) - 1, -noise, noise)
+        unit = random.uniform("start_joints", len(self.action_low) - 1, -noise, noise)
         joints = self._default_qpos.expand(len(unit), -1).clone()
         joints[:, : unit.shape[-1]] += unit
-        half_yaw = random.uniform(2, 1, -torch.pi / 8, torch.pi / 8)  # a quarter turn more is the same cube
+        # A quarter turn more is the same cube.
+        half_yaw = random.uniform("cube_yaw", 1, -torch.pi / 8, torch.pi / 8)
         zero = torch.zeros_like(half_yaw)
-        place = _uniform(random.uniform(3, 2), *self._start_m)
+        place = _uniform(random.uniform("cube_place", 2), *self._start_m)
         rest = torch.full_like(zero, self.cube.half_size_m - self.cube.sinks_in_m)
         qpos = torch.cat((joints, place, rest, half_yaw.cos(), zero, zero, half_yaw.sin()), -1)
         return qpos, torch.zeros_like(qpos[:, 1:])
@@ -144,7 +145,7 @@ class YamLift(Arm):
             torch.stack([episode.parameters[f"goal_{axis}_{end}_m"] for axis in "xyz"], -1)
             for end in ("min", "max")
         )
-        goal = _uniform(episode.random.uniform(4, 3), low, high).float()
+        goal = _uniform(episode.random.uniform("goal", 3), low, high).float()
         return {"goal": goal, "last_action": goal.new_zeros(len(goal), len(self.action_low))}
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:

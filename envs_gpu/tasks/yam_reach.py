@@ -84,7 +84,8 @@ class YamReach(Arm):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.initial_noise_rad
-        qpos = self._default_qpos + episode.random.uniform(1, self._num_joints, -noise, noise)
+        offset = episode.random.uniform("start_joints", self._num_joints, -noise, noise)
+        qpos = self._default_qpos + offset
         return qpos, torch.zeros_like(qpos)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -93,7 +94,7 @@ class YamReach(Arm):
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         chance = self.control_dt / episode.parameters["target_interval_s"][:, None]  # [N, 1]
-        change = episode.random.uniform(3, 1) < chance
+        change = episode.random.uniform("target_change", 1) < chance
         target = torch.where(change, self._draw_target(episode), episode.memory["target"])
         return {"target": target, "last_action": action.clone()}
 
@@ -116,7 +117,7 @@ class YamReach(Arm):
 
     def _draw_target(self, episode: Episode) -> Tensor:
         """One of the reachable positions `[N, 3]`."""
-        number = (episode.random.uniform(2, 1) * len(self._reachable_m)).long().squeeze(-1)
+        number = (episode.random.uniform("target", 1) * len(self._reachable_m)).long().squeeze(-1)
         return self._reachable_m[number]
 
 
