@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import mujoco
 import torch
@@ -12,6 +13,7 @@ import torch
 from envs_gpu.disturbance import Disturbance, DisturbedPhysics
 from envs_gpu.errors import ModelChoiceError
 from envs_gpu.guards import GuardOptions
+from envs_gpu.parameters import Parameter, unknown_parameter
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from envs_gpu.physics.mujoco import available_cores
@@ -76,6 +78,18 @@ def make_task(name: str, model: str | None = None) -> Task:
     return TASKS.get(name)(model=model)
 
 
+def task_parameters(name: str) -> tuple[Parameter, ...]:
+    """What `env.task` may set for the env `name`; none for an env that brings its own rules.
+
+    It imports the task, and with it torch.
+
+    Raises:
+        UnknownNameError: no such task; the message suggests the nearest.
+    """
+    parameters: tuple[Parameter, ...] = () if is_zoo_name(name) else TASKS.get(name).parameters
+    return parameters
+
+
 def make_env(
     name: str,
     *,
@@ -93,6 +107,7 @@ def make_env(
     randomization: Randomization = Randomization(),  # noqa: B008 - frozen
     observation_history: int = 1,
     disturbance: Disturbance | None = None,
+    task_parameters: Mapping[str, float] = MappingProxyType({}),
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
@@ -108,6 +123,7 @@ def make_env(
         ZooError: the family's package is not installed, or a policy cannot handle the env.
         PixelError: the worlds cannot be drawn as asked for.
         RandomizationError: the task's model cannot have what `randomization` describes.
+        SettingError: the task has no such parameter as in `task_parameters`, or it cannot have this value.
     """
     if is_zoo_name(name):
         if model is not None:
@@ -118,6 +134,8 @@ def make_env(
         if not randomization.is_off or observation_history > 1:
             problem = f"{name} brings its own physics and observations, which cannot be randomized or stacked"
             raise ZooError(problem, "leave randomization out and env.observation_history at 1")
+        for parameter, value in task_parameters.items():
+            raise unknown_parameter(name, parameter, value, {})
         family, env_name = find(name)
         env = family.make(env_name, num_envs, device, seed, first_world)
         env.book.share.limit = guards.max_broken_share
@@ -148,6 +166,7 @@ def make_env(
         randomization,
         observation_history,
         episode_length_s,
+        task_parameters,
     )
 
 

@@ -9,11 +9,9 @@ import torch
 from torch import Tensor
 
 from envs_gpu.draw import Draw
-from envs_gpu.random import Draws
+from envs_gpu.random import OBSERVATION_NOISE, Draws
 
 _SEEN_BY_ROBOT = "policy"
-_NOISE = 0x4000
-"""A draw of a step that no task uses, which count theirs from zero; the randomizer has the next ones."""
 
 
 class Perception:
@@ -46,7 +44,8 @@ class Perception:
         if self._noise is None:
             return truth
         width = 1 if self._noise.shared else truth.shape[-1]
-        noise = self._noise.numbers(draws.uniform(_NOISE, self._noise.num_lanes(width))).to(truth.dtype)
+        unit = draws.uniform(OBSERVATION_NOISE, self._noise.num_lanes(width))
+        noise = self._noise.numbers(unit).to(truth.dtype)
         return truth + (noise if self._scale is None else noise * self._scale)
 
     @staticmethod

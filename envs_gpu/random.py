@@ -1,8 +1,12 @@
 """Random numbers that belong to a world, not to its place in the batch.
 
-Every draw is a hash of (world's key, how many times that world was reset, which draw, which lane), so a
+Every draw is a hash of (world's key, how many times that world was reset, which stream, which lane), so a
 trajectory depends on neither the number of worlds, nor the order of resets, nor the neighbours. There is no
 hidden state to keep on the host, and a captured graph replays fresh numbers because the counter is a tensor.
+
+A stream is what one draw of a step reads; two draws of one stream in one step give the same numbers. Tasks
+name theirs. A name's stream is its CRC-32 above 2³², and the env's own streams are numbers below, so that no
+name can meet one of those. Whether two names of one task meet is tested over all tasks.
 
 The hash is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorandom number generators").
 """
@@ -10,6 +14,7 @@ The hash is splitmix64 (Steele, Lea and Flood 2014, "Fast splittable pseudorando
 from __future__ import annotations
 
 import math
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -21,24 +26,38 @@ _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
 _MIX_2 = 0x94D049BB133111EB - (1 << 64)
 
 
+OBSERVATION_NOISE, RANDOMIZATION, INITIAL_POSITION, INITIAL_VELOCITY = range(0x4000, 0x4004)
+"""The env's own streams."""
+
+
+@torch.compiler.assume_constant_result  # compiled code has the number built in
+def stream(name: str) -> int:
+    """The number of the stream called `name`."""
+    return (1 << 32) + zlib.crc32(name.encode())
+
+
 class Draws(NamedTuple):
-    """One block of numbers a world; the same `draw` always gives the same numbers."""
+    """One block of numbers a world; the same stream always gives the same numbers.
+
+    A stream is a name, or one of the env's own numbers.
+    """
 
     block: Tensor
     """`[N]` int64."""
 
-    def uniform(self, draw: int, width: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """`[N, width]` float64 numbers in [low, high)."""
-        lane = torch.arange(width, device=self.block.device) + (draw << 16)  # [width]
+    def uniform(self, name: str | int, width: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """`[N, width]` float64 numbers in [low, high) of the stream `name`; `width` below 65,536."""
+        number = stream(name) if isinstance(name, str) else name
+        lane = torch.arange(width, device=self.block.device) + (number << 16)  # [width]
         # Added to loaded numbers first, or Inductor multiplies without wrapping, at compile time.
         lane = (self.block[:, None] & 0) + lane  # [N, width]
         bits = _splitmix(self.block[:, None] + lane * _GOLDEN)  # [N, width]
         unit = _shift_right(bits, 11).double() * 2.0**-53
         return unit if (low, high) == (0.0, 1.0) else low + (high - low) * unit
 
-    def normal(self, draw: int, width: int) -> Tensor:
-        """`[N, width]` float64 standard normal numbers."""
-        return standard_normal(self.uniform(draw, 2 * width))
+    def normal(self, name: str | int, width: int) -> Tensor:
+        """`[N, width]` float64 standard normal numbers of the stream `name`; `width` below 32,768."""
+        return standard_normal(self.uniform(name, 2 * width))
 
 
 class WorldRandom:

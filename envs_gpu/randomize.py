@@ -23,11 +23,16 @@ from envs_gpu.compiled import compiled
 from envs_gpu.draw import Draw
 from envs_gpu.model_knobs import KNOBS, ModelKnobs, element_names, matching
 from envs_gpu.physics.base import Physics
-from envs_gpu.random import Draws, WorldRandom, draws
+from envs_gpu.random import (
+    INITIAL_POSITION,
+    INITIAL_VELOCITY,
+    RANDOMIZATION,
+    Draws,
+    WorldRandom,
+    draws,
+)
 from envs_gpu.terms.pose import Pose
 
-# Draws of an episode or a step that no task uses, which count theirs from zero.
-_NUMBERS, _POSITION, _VELOCITY = range(0x4001, 0x4004)
 _FEW = 8
 """Worlds that a compiled redraw takes at a time on a CPU: mostly fewer begin or are due; more take turns."""
 
@@ -135,10 +140,10 @@ class Randomizer:
     def start(self, qpos: Tensor, qvel: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         """The start `qpos` `[N, nq]`, `qvel` `[N, nv]` with the initial state's noise."""
         if draw := self._settings.initial_position:
-            unit = draws.uniform(_POSITION, draw.num_lanes(len(self._position)))
+            unit = draws.uniform(INITIAL_POSITION, draw.num_lanes(len(self._position)))
             qpos = self._pose.displace(qpos.double(), self._offset(draw, self._position, unit))
         if draw := self._settings.initial_velocity:
-            unit = draws.uniform(_VELOCITY, draw.num_lanes(len(self._velocity)))
+            unit = draws.uniform(INITIAL_VELOCITY, draw.num_lanes(len(self._velocity)))
             qvel = qvel + self._offset(draw, self._velocity, unit)
         return qpos, qvel
 
@@ -197,7 +202,7 @@ class Randomizer:
         begins, due, push = begins[worlds], due[worlds], self._settings.pushes
         episode, this_step = (draws(key[worlds], counter[worlds], at) for at in (None, step[worlds]))
         lanes = (self.knobs.num_lanes, due.shape[1], 1, push.num_lanes(len(self._pushed)) if push else 0)
-        own = Draws(torch.where(begins, episode.block, this_step.block)).uniform(_NUMBERS, sum(lanes))
+        own = Draws(torch.where(begins, episode.block, this_step.block)).uniform(RANDOMIZATION, sum(lanes))
         for_knobs, for_waits, for_delay, for_push = own.split(lanes, -1)
         begins = begins[:, None]
         self.knobs.turn(worlds, for_knobs, begins | self.knobs.timed_columns(due))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 import mujoco
@@ -18,6 +19,7 @@ from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.models import compile_model, driven_joints, naming
+from envs_gpu.parameters import ParameterTable
 from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
 from envs_gpu.pixels import GROUP as PIXELS
@@ -34,9 +36,6 @@ class Clock(NamedTuple):
     key: Tensor
     counter: Tensor
     step: Tensor
-
-    def episode(self, memory: dict[str, Tensor]) -> Episode:
-        return Episode(self.step, memory, draws(*self))
 
 
 class Judgement(NamedTuple):
@@ -77,8 +76,10 @@ class SimEnv(VecEnv):
         randomization: what differs between worlds.
         observation_history: how many of its last observations the policy sees in one row, oldest first.
         episode_length_s: simulated seconds after which an episode is cut off; None leaves it to the task.
+        task_parameters: name -> value for all worlds of those that are not to have their defaults.
 
     Raises:
+        SettingError: the task does not have such a parameter, or it cannot have such a value.
         RandomizationError: the task's model cannot have what `randomization` describes.
     """
 
@@ -99,6 +100,7 @@ class SimEnv(VecEnv):
         randomization: Randomization = Randomization(),  # noqa: B008 - frozen
         observation_history: int = 1,
         episode_length_s: float | None = None,
+        task_parameters: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.task = task
         scene = task.scene()
@@ -108,13 +110,14 @@ class SimEnv(VecEnv):
         if episode_length_s:
             task.max_episode_steps = max(1, round(episode_length_s / task.control_dt))
         self.physics = make_physics(model)
+        num_envs, dtype = self.physics.num_worlds, self.physics.state.qpos.dtype
+        self._parameters = ParameterTable(name, task.parameters, num_envs, dtype, device, task_parameters)
         self._guards = Guards(
             guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
         )
         self._overflow = OverflowWatch(self.physics)
         self._pixels = make_pixels(task.scene()) if make_pixels else NoPixels()
         self._first_world = first_world
-        num_envs = self.physics.num_worlds
         self._episode_step = torch.zeros(num_envs, dtype=torch.int64, device=device)
         self._episode_return = torch.zeros(num_envs, device=device)
         self._differ = not randomization.is_off
@@ -172,7 +175,14 @@ class SimEnv(VecEnv):
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
         judged = self._judge(
-            self.physics.state, self._clock(), self._memory, action, given, self._seen, self._episode_return
+            self.physics.state,
+            self._clock(),
+            self._parameters.table,
+            self._memory,
+            action,
+            given,
+            self._seen,
+            self._episode_return,
         )
         self._memory, self._seen = judged.memory, judged.observation["policy"]
         self._totals = judged.totals if self._totals is None else self._totals + judged.totals
@@ -187,7 +197,7 @@ class SimEnv(VecEnv):
         if self._differ:
             self._randomizer.after_step(done, self._random, self._episode_step)
         if restarts:
-            states = judged.start or self._start_states(self._clock(), self._memory)
+            states = judged.start or self._start_states(self._episode())
             self.obs = self._start(done, states, judged.observation)
         return StepResult(
             self.obs,
@@ -220,6 +230,7 @@ class SimEnv(VecEnv):
         state["episode_step"] = self._episode_step.clone()
         state["episode_return"] = self._episode_return.clone()
         state |= {f"randomizer.{name}": value for name, value in self._randomizer.state_dict().items()}
+        state |= {f"parameters.{name}": value for name, value in self._parameters.state_dict().items()}
         state |= {f"memory.{name}": value.clone() for name, value in self._memory.items()}
         state |= {f"pixels.{name}": value for name, value in self._pixels.state_dict().items()}
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items() if group != PIXELS}
@@ -229,6 +240,7 @@ class SimEnv(VecEnv):
         self.physics.load_state_dict(_below(state, "physics.", self.device))
         self._random.load_state_dict(_below(state, "random.", self.device))
         self._randomizer.load_state_dict(_below(state, "randomizer.", self.device))
+        self._parameters.load_state_dict(_below(state, "parameters.", self.device))
         self._episode_step.copy_(state["episode_step"])
         self._episode_return.copy_(state["episode_return"])
         self._memory = _below(state, "memory.", self.device)
@@ -237,6 +249,13 @@ class SimEnv(VecEnv):
         self._seen = observation["policy"]
         self.obs = self._pack(observation)
         self._guards.forget()
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        return self._parameters.rows()
+
+    def set_parameters(self, mask: Tensor | None, values: Mapping[str, float | Tensor]) -> None:
+        self._parameters.write(mask, values)
 
     @property
     def drawn_model(self) -> mujoco.MjModel:
@@ -261,12 +280,16 @@ class SimEnv(VecEnv):
         return Clock(self._random.key, self._random.counter, self._episode_step)
 
     def _episode(self) -> Episode:
-        return self._clock().episode(self._memory)
+        return self._episode_at(self._clock(), self._parameters.table, self._memory)
+
+    def _episode_at(self, clock: Clock, parameters: Tensor, memory: dict[str, Tensor]) -> Episode:
+        return Episode(clock.step, memory, draws(*clock), self._parameters.rows(parameters))
 
     def _judge_outcome(
         self,
         state: PhysicsState,
         clock: Clock,
+        parameters: Tensor,
         before: dict[str, Tensor],
         action: Tensor,
         given: Tensor,
@@ -275,11 +298,11 @@ class SimEnv(VecEnv):
     ) -> Judgement:
         """Everything between the physics step and the reset, in one compiled piece.
 
-        `before` is the memory before the step, `given` the action before it was clipped, `seen` what the
-        policy saw last. The episodes' clocks and returns go on in place.
+        `parameters` `[P, N]` are the task's, `before` is the memory before the step, `given` the action
+        before it was clipped, `seen` what the policy saw last. Clocks and returns go on in place.
         """
         clock.step.add_(1)
-        episode = clock.episode(before)
+        episode = self._episode_at(clock, parameters, before)
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
         observation = self.task.observe(state, episode._replace(memory=memory))
@@ -317,7 +340,7 @@ class SimEnv(VecEnv):
             broken_by,
             metrics,
             totals,
-            self._start_states(anew, memory) if self._foresees else None,
+            self._start_states(self._episode_at(anew, parameters, memory)) if self._foresees else None,
         )
 
     def _restart(self, mask: Tensor, last: dict[str, Tensor]) -> TensorDict:
@@ -325,7 +348,7 @@ class SimEnv(VecEnv):
         self._rewind(mask)
         if self._differ:
             self._randomizer.begin(mask, self._random, self._episode_step)
-        return self._start(mask, self._start_states(self._clock(), self._memory), last)
+        return self._start(mask, self._start_states(self._episode()), last)
 
     def _rewind(self, done: Tensor) -> None:
         """Set the clocks of the worlds where `done` `[N]` is true to a new episode."""
@@ -339,24 +362,25 @@ class SimEnv(VecEnv):
         self._pixels.restart(done, self.physics.state.qpos)
         # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
         begin = self._begin if last else self._begin_episodes
-        self._memory, fresh = begin(self.physics.state, self._clock(), self._memory, done, last)
+        parameters = self._parameters.table
+        self._memory, fresh = begin(self.physics.state, self._clock(), parameters, self._memory, done, last)
         self._seen = fresh["policy"]
         return self._pack(fresh)
 
-    def _start_states(self, clock: Clock, memory: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        episode = clock.episode(memory)
+    def _start_states(self, episode: Episode) -> tuple[Tensor, Tensor]:
         return self._randomizer.start(*self.task.initial_state(episode), episode.random)
 
     def _begin_episodes(
         self,
         state: PhysicsState,
         clock: Clock,
+        parameters: Tensor,
         before: dict[str, Tensor],
         done: Tensor,
         last: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
-        episode = clock.episode(before)
+        episode = self._episode_at(clock, parameters, before)
         begun = self.task.begin(state, episode)
         memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
         fresh = self.task.observe(state, episode._replace(memory=memory))

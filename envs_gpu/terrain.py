@@ -115,8 +115,8 @@ class Ground:
         """`[N, 2]` x and y of the tiles' middles, m, for `level` and `kind` `[N]` int64."""
         return (torch.stack((level, kind), -1) - self._middle) * self._tile_m
 
-    def near_edge(self, xy: Tensor, margin_m: float) -> Tensor:
-        """`[N]` bool: `xy` `[N, 2]` is less than `margin_m` inside the edge of the ground."""
+    def near_edge(self, xy: Tensor, margin_m: float | Tensor) -> Tensor:
+        """`[N]` bool: `xy` `[N, 2]` is less than `margin_m`, a number or `[N, 1]`, inside the edge."""
         return (xy.abs() > self._half_m - margin_m).any(-1)
 
 

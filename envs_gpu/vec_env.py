@@ -29,6 +29,7 @@ Tensors that `reset` and `step` return are the env's own buffers: valid until th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
+from envs_gpu.parameters import unknown_parameter
 
 
 @dataclass(frozen=True)
@@ -121,11 +123,32 @@ class VecEnv(ABC):
 
     @abstractmethod
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything that a bit-exact continuation needs: physics, random numbers, episode counters."""
+        """Everything that a bit-exact continuation needs: physics, random numbers, counters, parameters."""
 
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`; the next `step` gives what it would have given then."""
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """The task's parameters, name -> `[N]`: views to read; `set_parameters` writes them."""
+        return {}
+
+    def set_parameters(self, mask: Tensor | None, values: Mapping[str, float | Tensor]) -> None:
+        """Set task parameters in the worlds where `mask` `[N]` is true; it counts from the next step on.
+
+        Call it between steps. What an episode drew before, such as a command, stays until it is drawn again.
+
+        Args:
+            mask: bool; None is all worlds.
+            values: name -> a number, or a tensor `[]` or `[N]`. Nothing is written if one of them is wrong.
+
+        Raises:
+            SettingError: an unknown name, no number, a wrong shape, or out of range.
+            ValueError: `mask` is not `[N]` bool.
+        """
+        for name, value in values.items():
+            raise unknown_parameter(self.spec.name, name, value, {})
 
     @property
     def drawn_model(self) -> Any:

@@ -64,6 +64,7 @@ def make_training_env(
             episode_length_s=cfg.env.episode_length_s,
             randomization=randomization_of(cfg.randomization),
             observation_history=cfg.env.observation_history,
+            task_parameters=cfg.env.task,
         )
 
 
@@ -97,6 +98,7 @@ def evaluation_env(
             model=cfg.env.model,
             pixels=pixel_options(cfg),
             observation_history=cfg.env.observation_history,
+            task_parameters=cfg.env.task,
             randomization=randomization,
             disturbance=disturbance,
         )

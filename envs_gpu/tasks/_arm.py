@@ -7,7 +7,6 @@ table, and what it is to grasp; the links do not touch one another.
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
 from typing import ClassVar
 
 import mujoco
@@ -15,6 +14,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Targets, Term, joint_position_term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import Robot, robot_model
 from envs_gpu.tasks.base import Task
@@ -40,21 +40,16 @@ CAMERA_M, CAMERA_QUAT = (0.85, -0.85, 0.6), (0.7856, 0.5334, 0.1761, 0.2594)
 PALM_CAPSULES = ("link6_1_collision", "link6_3_collision")
 
 
-@dataclass(frozen=True)
-class Effort:
-    """What moving costs a second; see `Arm.effort_terms`."""
-
-    action_rate: float = -0.02
-    joint_velocity: float = -2e-3
-    torque: float = -1e-4
-    joint_limits: float = -2.0
-
-
 class Arm(Task):
     """The first `J` positions and velocities are the robot's; the scene's own bodies come after it."""
 
     robot: ClassVar[Robot]
-    effort = Effort()
+    parameters: ClassVar[tuple[Parameter, ...]] = (  # what `effort_terms` are worth a second
+        Parameter("action_rate_weight", -0.02, "1/s", "squared change of the action", high=0.0),
+        Parameter("joint_velocity_weight", -2e-3, "s/rad²", "squared joint velocities", high=0.0),
+        Parameter("torque_weight", -1e-4, "1/(s N²m²)", "squared torques", high=0.0),
+        Parameter("joint_limits_weight", -2.0, "1/(s rad)", "how far joints are beyond limits", high=0.0),
+    )
     action_reach = 2.0
     """Actions are within ± this, times the robot's action scale in rad around the default pose."""
     initial_noise_rad = 0.1
@@ -135,19 +130,14 @@ class Arm(Task):
         return state.sensordata[:, self.sensor[sensor]]
 
     def effort_terms(self, state: PhysicsState, action: Tensor, last_action: Tensor) -> dict[str, Tensor]:
-        """The weighted terms that every task of the arm fines, name -> `[N]`."""
+        """The terms that every task of the arm fines, unweighted, name -> `[N]`."""
         position, velocity = state.qpos[:, : self._num_joints], state.qvel[:, : self._num_joints]
-        terms = {
+        return {
             "action_rate": (action - last_action).square().sum(-1),
             "joint_velocity": velocity.square().sum(-1),
             "torque": state.sensordata[:, self._torque].square().sum(-1),
             "joint_limits": beyond_limits(position, self._joint_low, self._joint_high),
         }
-        return self.weigh(self.effort, terms)
-
-    def weigh(self, weights: object, terms: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`terms` times their weights a second times the length of a control step."""
-        return {name: getattr(weights, name) * self.control_dt * term for name, term in terms.items()}
 
     def _add_sensors(self, spec: mujoco.MjSpec) -> None:
         (tool,) = self.robot.end_effectors

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.stage import add_stage
@@ -25,6 +26,10 @@ NUM_MARKS, MARK_M = 17, 0.25
 class Cartpole(Task):
     """Observation `policy` `[N, 5]`: cart x (m), cos and sin of the pole's angle, both velocities."""
 
+    parameters = (
+        Parameter("position_margin_m", 2.0, "m", "distance from the middle that halves the reward", low=1e-3),
+        Parameter("velocity_margin_rad_s", 5.0, "rad/s", "speed of the pole that does so too", low=1e-3),
+    )
     substeps = 1
     max_episode_steps = 1000
 
@@ -92,9 +97,10 @@ class Cartpole(Task):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         upright = (state.qpos[:, 1].cos() + 1) / 2
-        centered = (1 + gaussian_tolerance(state.qpos[:, 0], margin=2)) / 2
+        margin = episode.parameters
+        centered = (1 + gaussian_tolerance(state.qpos[:, 0], margin["position_margin_m"])) / 2
         small_control = (4 + quadratic_tolerance(action[:, 0], margin=1)) / 5
-        small_velocity = (1 + gaussian_tolerance(state.qvel[:, 1], margin=5)) / 2
+        small_velocity = (1 + gaussian_tolerance(state.qvel[:, 1], margin["velocity_margin_rad_s"])) / 2
         reward = upright * small_control * small_velocity * centered
         never = torch.zeros_like(reward, dtype=torch.bool)
         return Outcome({"smooth": reward}, never, {"upright": upright})

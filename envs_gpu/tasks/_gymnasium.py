@@ -35,12 +35,13 @@ class GymnasiumTask(Task):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.reset_noise_scale
-        qpos = self.initial_qpos + episode.random.uniform(0, len(self.initial_qpos), -noise, noise)
+        offset = episode.random.uniform("start_position", len(self.initial_qpos), -noise, noise)
+        qpos = self.initial_qpos + offset
         if self.normal_velocity_noise:
-            return qpos, noise * episode.random.normal(1, self.num_velocities)
-        return qpos, episode.random.uniform(1, self.num_velocities, -noise, noise)
+            return qpos, noise * episode.random.normal("start_velocity", self.num_velocities)
+        return qpos, episode.random.uniform("start_velocity", self.num_velocities, -noise, noise)
 
 
-def strictly_between(value: Tensor, low: float, high: float) -> Tensor:
+def strictly_between(value: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
     """`low < value < high`, elementwise."""
     return (value > low) & (value < high)

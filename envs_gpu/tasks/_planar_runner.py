@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks._gymnasium import GymnasiumTask
 from envs_gpu.tasks.base import Episode, Outcome
+
+HEALTHY_REWARD = Parameter("healthy_reward", 1.0, "1", "reward for a step on its feet", low=0.0)
 
 
 class PlanarRunner(GymnasiumTask):
     """Observation `policy`: qpos without the root's first, then qvel within `max_observed_velocity`."""
 
-    control_cost_weight: float
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("forward_weight", 1.0, "s/m", "reward for the forward velocity"),
+        Parameter("control_cost_weight", 1e-3, "1", "cost of the squared actions", low=0.0),
+    )
     unobserved_positions = 1
     """Of the root, from the first: where the runner is must not matter."""
     max_observed_velocity = float("inf")
@@ -46,18 +53,22 @@ class PlanarRunner(GymnasiumTask):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt
+        parameters = episode.parameters
         reward = {
-            "forward": forward_velocity,
-            "control": -self.control_cost_weight * action.square().sum(-1),
+            "forward": parameters["forward_weight"] * forward_velocity,
+            "control": -parameters["control_cost_weight"].to(action.dtype) * action.square().sum(-1),
         }
-        healthy = self.healthy(state)
+        healthy = self.healthy(state, parameters)
         if healthy is None:
             terminated = torch.zeros_like(forward_velocity, dtype=torch.bool)
         else:
-            reward["healthy"] = healthy.to(forward_velocity.dtype)
+            reward["healthy"] = parameters["healthy_reward"] * healthy
             terminated = ~healthy
         return Outcome(reward, terminated, {"forward_velocity_m_s": forward_velocity})
 
-    def healthy(self, state: PhysicsState) -> Tensor | None:
-        """`[N]` bool: still on its feet; None for a runner that cannot fall."""
+    def healthy(self, state: PhysicsState, parameters: dict[str, Tensor]) -> Tensor | None:
+        """`[N]` bool: still on its feet; None for a runner that cannot fall.
+
+        A runner that can has `HEALTHY_REWARD` among its parameters.
+        """
         return None

@@ -9,50 +9,19 @@ sees more than a robot can measure.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import mujoco
 import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks._legged import Legged
 from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
 from envs_gpu.terms.contact import normal_force
-
-
-@dataclass(frozen=True)
-class Commands:
-    """Velocities that are asked for, in the base's frame, drawn uniformly within ± these."""
-
-    forward_m_s: float = 1.0
-    sideways_m_s: float = 0.6
-    turn_rad_s: float = 1.0
-    standing_share: float = 0.1
-    """Share of the commands that are to stand still."""
-    mean_interval_s: float = 5.0
-    """A new command comes at random, on average after so long."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the reward's terms are worth a second; see `Velocity.outcome`."""
-
-    track_linear: float = 2.0
-    track_turn: float = 1.0
-    alive: float = 0.3
-    vertical_velocity: float = -1.0
-    tilt_rate: float = -0.05
-    orientation: float = -2.0
-    pose: float = -0.15
-    power: float = -1e-3
-    torque: float = -1e-4
-    action_rate: float = -0.02
-    joint_limits: float = -2.0
-    air_time: float = 0.25
-    slip: float = -0.1
-    fall: float = -50.0
 
 
 @dataclass(frozen=True)
@@ -76,18 +45,37 @@ class Velocity(Legged):
     the feet's time in the air (F).
     """
 
-    commands = Commands()
-    weights = Weights()
+    parameters: ClassVar[tuple[Parameter, ...]] = (
+        Parameter("track_linear_weight", 2.0, "1/s", "the linear velocity is the command", low=0.0),
+        Parameter("track_turn_weight", 1.0, "1/s", "the turn rate is the command", low=0.0),
+        Parameter("alive_weight", 0.3, "1/s", "not to have fallen", low=0.0),
+        Parameter("vertical_velocity_weight", -1.0, "s/m²", "squared vertical velocity", high=0.0),
+        Parameter("tilt_rate_weight", -0.05, "s/rad²", "squared rates of roll and pitch", high=0.0),
+        Parameter("orientation_weight", -2.0, "1/s", "squared sine of the tilt", high=0.0),
+        Parameter("pose_weight", -0.15, "1/(s rad²)", "squared distance from the default pose", high=0.0),
+        Parameter("power_weight", -1e-3, "1/J", "mechanical power", high=0.0),
+        Parameter("torque_weight", -1e-4, "1/(s N²m²)", "squared torques", high=0.0),
+        Parameter("action_rate_weight", -0.02, "1/s", "squared change of the action", high=0.0),
+        Parameter("joint_limits_weight", -2.0, "1/(s rad)", "how far joints are beyond limits", high=0.0),
+        Parameter("air_time_weight", 0.25, "1/s", "a step's time in the air", low=0.0),
+        Parameter("slip_weight", -0.1, "s/m²", "squared speed of the feet on the ground", high=0.0),
+        Parameter("fall_weight", -50.0, "1/s", "the step in which it falls", high=0.0),
+        Parameter("tracking_std_m_s", 0.5, "m/s, rad/s", "error that leaves exp(-1) of a track", low=1e-3),
+        Parameter("standing_pose_factor", 5.0, "1", "on the pose's weight where it is to stand", low=0.0),
+        Parameter("swing_min_s", 0.15, "s", "a swing that earns nothing; shorter ones cost", low=0.0),
+        Parameter("swing_max_s", 0.4, "s", "a longer swing earns no more", low=0.0),
+        Parameter("upright_cosine_min", 0.5, "1", "a base that is tilted further has fallen", -1.0, 1.0),
+        Parameter("command_forward_m_s", 1.0, "m/s", "commands are uniform within ± this", 0.0, 10.0),
+        Parameter("command_sideways_m_s", 0.6, "m/s", "commands are uniform within ± this", 0.0, 10.0),
+        Parameter("command_turn_rad_s", 1.0, "rad/s", "commands are uniform within ± this", 0.0, 10.0),
+        Parameter("command_standing_share", 0.1, "1", "share of the commands to stand still", 0.0, 1.0),
+        Parameter("command_interval_s", 5.0, "s", "a new one comes at random, after this on average", 1e-3),
+    )
     sensor_noise = SensorNoise()
-    tracking_std_m_s = 0.5
-    max_tilt_cosine = 0.5  # a base tilted by more than 60 degrees has fallen
-    swing_s = (0.15, 0.4)
     max_episode_steps = 1000
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
-        reach = (self.commands.forward_m_s, self.commands.sideways_m_s, self.commands.turn_rad_s)
-        self._command_reach = torch.tensor(reach, device=device)
         noise, joints = self.sensor_noise, torch.ones(self._num_joints, device=device)
         blocks = [(noise.gravity, 3), (noise.turn_rad_s, 3), (0.0, 3)]  # in the order of `observe`
         base = torch.cat([torch.full((width,), scale, device=device) for scale, width in blocks])
@@ -102,12 +90,12 @@ class Velocity(Legged):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
-        half_yaw = 0.5 * random.uniform(0, 1, -torch.pi, torch.pi)
-        joints = self._default_qpos[7:] + random.uniform(1, self._num_joints, -0.1, 0.1)
+        half_yaw = 0.5 * random.uniform("start_yaw", 1, -torch.pi, torch.pi)
+        joints = self._default_qpos[7:] + random.uniform("start_joints", self._num_joints, -0.1, 0.1)
         zero = torch.zeros_like(half_yaw)
         position = self._start_position(episode)
         qpos = torch.cat((position, half_yaw.cos(), zero, zero, half_yaw.sin(), joints), -1)
-        base_velocity = random.uniform(2, 6, -0.2, 0.2)
+        base_velocity = random.uniform("start_velocity", 6, -0.2, 0.2)
         return qpos, torch.cat((base_velocity, torch.zeros_like(joints)), -1)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -120,7 +108,8 @@ class Velocity(Legged):
         }
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
-        change = episode.random.uniform(5, 1) < self.control_dt / self.commands.mean_interval_s
+        chance = self.control_dt / episode.parameters["command_interval_s"][:, None]  # [N, 1]
+        change = episode.random.uniform("command_change", 1) < chance
         air_time_s = episode.memory["air_time_s"]
         return {
             "command": torch.where(change, self._draw_command(episode), episode.memory["command"]),
@@ -135,23 +124,25 @@ class Velocity(Legged):
         return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
-        memory, read, weight = episode.memory, state.sensordata, self.weights
+        memory, read, value = episode.memory, state.sensordata, episode.parameters
         command, up = memory["command"], read[:, self.sensor["up"]]
         velocity, turn = read[:, self.sensor["velocity"]], read[:, self.sensor["gyro"]]
         torque, foot_velocity = read[:, self._torque], read[:, self._foot_velocity].unflatten(-1, (-1, 3))
         joints, contact = state.qpos[:, 7:], self._foot_contact(state)
         moving = command.square().sum(-1) > 0
-        fallen = self._fallen(state)
+        fallen = self._fallen(state, value)
         pose_error = (joints - self._default_pose).square().sum(-1)
-        swing = locomotion.step_air_time(memory["air_time_s"], contact, *self.swing_s)
+        air_time_s = memory["air_time_s"]
+        swing_s = (value[name][:, None].to(air_time_s.dtype) for name in ("swing_min_s", "swing_max_s"))
+        swing = locomotion.step_air_time(air_time_s, contact, *swing_s)
         terms = {
-            "track_linear": locomotion.tracking(command[:, :2], velocity[:, :2], self.tracking_std_m_s),
-            "track_turn": locomotion.tracking(command[:, 2:], turn[:, 2:], self.tracking_std_m_s),
+            "track_linear": locomotion.tracking(command[:, :2], velocity[:, :2], value["tracking_std_m_s"]),
+            "track_turn": locomotion.tracking(command[:, 2:], turn[:, 2:], value["tracking_std_m_s"]),
             "alive": torch.ones_like(pose_error),
             "vertical_velocity": velocity[:, 2].square(),
             "tilt_rate": turn[:, :2].square().sum(-1),
             "orientation": up[:, :2].square().sum(-1),
-            "pose": pose_error * torch.where(moving, 1.0, 5.0),
+            "pose": pose_error * torch.where(moving, 1.0, value["standing_pose_factor"]),
             "power": locomotion.mechanical_power(torque, state.qvel[:, 6:]),
             "torque": torque.square().sum(-1),
             "action_rate": (action - memory["last_action"]).square().sum(-1),
@@ -160,22 +151,24 @@ class Velocity(Legged):
             "slip": locomotion.slip(foot_velocity, contact),
             "fall": fallen.double(),
         }
-        reward = {name: getattr(weight, name) * self.control_dt * term for name, term in terms.items()}
         error = (command[:, :2] - velocity[:, :2]).square().sum(-1).sqrt()
         measures = {"tracking_error_m_s": error, "fallen": fallen}
-        return Outcome(reward, fallen, measures)
+        return Outcome(self.weigh(terms, value), fallen, measures)
 
     def _start_position(self, episode: Episode) -> Tensor:
         """Where the base is `[N, 3]` at the start of an episode, m."""
         return self._default_qpos[:3].expand(len(episode.step), 3)
 
-    def _fallen(self, state: PhysicsState) -> Tensor:
+    def _fallen(self, state: PhysicsState, parameters: dict[str, Tensor]) -> Tensor:
         """`[N]` bool: too far from upright, or the base touches the ground."""
-        tilted = state.sensordata[:, self.sensor["up"]][:, 2] < self.max_tilt_cosine
+        tilted = state.sensordata[:, self.sensor["up"]][:, 2] < parameters["upright_cosine_min"]
         return tilted | (normal_force(state.sensordata[:, self._base_touch]) > 0)
 
     def _draw_command(self, episode: Episode) -> Tensor:
-        """A velocity `[N, 3]`: forward, sideways, turn; zero for those that are to stand."""
-        unit = episode.random.uniform(3, 3, -1.0, 1.0)
-        stands = episode.random.uniform(4, 1) < self.commands.standing_share
-        return torch.where(stands, 0.0, unit * self._command_reach).float()
+        """A velocity `[N, 3]` float32: forward, sideways, turn; zero for those that are to stand."""
+        names = ("command_forward_m_s", "command_sideways_m_s", "command_turn_rad_s")
+        reach = torch.stack([episode.parameters[name] for name in names], -1).float()
+        unit = episode.random.uniform("command", 3, -1.0, 1.0)
+        standing_share = episode.parameters["command_standing_share"][:, None]  # [N, 1]
+        stands = episode.random.uniform("command_standing", 1) < standing_share
+        return torch.where(stands, 0.0, unit * reach).float()

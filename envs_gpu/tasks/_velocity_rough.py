@@ -10,16 +10,15 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.parameters import Parameter, with_defaults
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.random import Draws
 from envs_gpu.tasks._legged import GROUND
-from envs_gpu.tasks._velocity import Velocity, Weights
+from envs_gpu.tasks._velocity import Velocity
 from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms.stage import TILES, add_light_and_sky
 from envs_gpu.terrain import KINDS, Terrain
 
-_PLACE, _KIND, _LEVEL = 6, 7, 8
-"""Draws, beside those of `Velocity`."""
 SHADE = (0.7, 0.7, 0.7, 1.0)
 """Darker than a level floor, or slopes that face the light are plain white."""
 
@@ -34,13 +33,18 @@ class RoughVelocity(Velocity):
     """
 
     terrain = Terrain()
-    weights = Weights(vertical_velocity=-0.5, orientation=-1.0)  # a slope asks for both
+    parameters = (
+        # A slope asks for both.
+        *with_defaults(Velocity.parameters, vertical_velocity_weight=-0.5, orientation_weight=-1.0),
+        Parameter("promotion_share", 0.8, "1", "share of the way asked for that leads a level up", low=0.0),
+        Parameter("demotion_share", 0.5, "1", "walking less than this leads a level down", low=0.0),
+        Parameter("edge_margin_m", 1.0, "m", "so near to the edge of the ground an episode is cut", low=0.0),
+    )
     contacts_per_foot_geom = 4
     num_first_levels = 3
     """The first episode of a world is at one of the first levels."""
     start_reach_m = 0.3
     """How far from a tile's middle an episode may start, in x and in y."""
-    edge_margin_m = 1.0
     scan_size_m = (1.0, 0.6)
     """Of the grid of scanned points, along the base and across."""
     scan_points = (11, 7)
@@ -81,7 +85,7 @@ class RoughVelocity(Velocity):
             "kind": memory["kind"].clone(),
             "asked_m": memory["asked_m"] + speed * self.control_dt,
             "walked_m": memory["walked_m"] + along * self.control_dt,
-            "fell": self._fallen(state),
+            "fell": self._fallen(state, episode.parameters),
         }
 
     def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -92,27 +96,29 @@ class RoughVelocity(Velocity):
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         outcome = super().outcome(state, episode, action)
         measures = outcome.measures | {"terrain_level": episode.memory["level"]}
-        at_edge = self._ground.near_edge(state.qpos[:, :2], self.edge_margin_m)
+        at_edge = self._ground.near_edge(state.qpos[:, :2], episode.parameters["edge_margin_m"][:, None])
         return outcome._replace(measures=measures, truncated=at_edge)
 
     def _next_tile(self, episode: Episode) -> tuple[Tensor, Tensor]:
         """Level and kind `[N]` int64 of the tile that the next episode starts on."""
         memory, random = episode.memory, episode.random
         if not memory:
-            return _whole(random, _LEVEL, self.num_first_levels), _whole(random, _KIND, len(KINDS))
+            return _whole(random, "level", self.num_first_levels), _whole(random, "kind", len(KINDS))
         level = next_level(
             memory["level"],
             memory["walked_m"],
             memory["asked_m"],
             memory["fell"],
             far_m=0.5 * self.terrain.tile_m,
-            after_last=_whole(random, _LEVEL, self.terrain.num_levels),
+            promotion_share=episode.parameters["promotion_share"],
+            demotion_share=episode.parameters["demotion_share"],
+            after_last=_whole(random, "level", self.terrain.num_levels),
             num_levels=self.terrain.num_levels,
         )
         return level, memory["kind"]
 
     def _start_position(self, episode: Episode) -> Tensor:
-        offset = episode.random.uniform(_PLACE, 2, -self.start_reach_m, self.start_reach_m)
+        offset = episode.random.uniform("start_place", 2, -self.start_reach_m, self.start_reach_m)
         xy = self._ground.tile_middle(*self._next_tile(episode)) + offset
         highest = self._ground.height_at(xy[:, None] + self._footprint).amax(-1, keepdim=True)
         return torch.cat((xy, highest + self.robot.base_height_m), -1)
@@ -142,14 +148,16 @@ def next_level(
     fell: Tensor,
     *,
     far_m: float,
+    promotion_share: float | Tensor,
+    demotion_share: float | Tensor,
     after_last: Tensor,
     num_levels: int,
 ) -> Tensor:
     """The level `[N]` after an episode.
 
-    Up for a world that did not fall, walked `far_m` and 0.8 of what was asked for; down for one that fell or
-    walked less than half of it. Whoever is through with the last level goes to `after_last`, so that all
-    levels stay in the batch.
+    Up for a world that did not fall, walked `far_m` and `promotion_share` of what was asked for; down for one
+    that fell or walked less than `demotion_share` of it. Whoever is through with the last level goes to
+    `after_last`, so that all levels stay in the batch.
 
     Args:
         level: `[N]` int64, from 0.
@@ -157,18 +165,20 @@ def next_level(
         asked_m: `[N]` that the commands' speeds made.
         fell: `[N]` bool.
         far_m: less than it says little.
+        promotion_share: a number, or `[N]`; 0.8 in the paper.
+        demotion_share: a number, or `[N]`; 0.5 in the paper.
         after_last: `[N]` int64.
         num_levels: L.
     """
-    up = ~fell & (walked_m >= far_m) & (walked_m >= 0.8 * asked_m)
-    down = fell | (walked_m < 0.5 * asked_m)
+    up = ~fell & (walked_m >= far_m) & (walked_m >= promotion_share * asked_m)
+    down = fell | (walked_m < demotion_share * asked_m)
     level = level + up.long() - down.long()
     return torch.where(level >= num_levels, after_last, level.clamp_min(0))
 
 
-def _whole(random: Draws, draw: int, count: int) -> Tensor:
+def _whole(random: Draws, name: str, count: int) -> Tensor:
     """`[N]` int64 whole numbers from 0 to `count - 1`."""
-    return random.uniform(draw, 1, 0.0, count).long().squeeze(-1)
+    return random.uniform(name, 1, 0.0, count).long().squeeze(-1)
 
 
 def _grid(size_m: tuple[float, float], points: tuple[int, int], device: torch.device) -> Tensor:

@@ -16,17 +16,14 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import gymnasium_model
 from envs_gpu.tasks import task
 from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.contact import add_contact_sensor, contact_wrench
 
-CTRL_COST_WEIGHT = 0.5
-CONTACT_COST_WEIGHT = 5e-4
 CONTACT_FORCE_RANGE = (-1.0, 1.0)
-HEALTHY_REWARD = 1.0
-HEALTHY_Z_RANGE_M = (0.2, 1.0)
 RESET_NOISE_SCALE = 0.1
 NUM_BODIES = 13
 CONTACTS_PER_BODY = 2  # a capsule touches the floor with its two ends, the torso's sphere once
@@ -36,6 +33,14 @@ CONTACTS_PER_BODY = 2  # a capsule touches the floor with its two ends, the tors
 class Ant(Task):
     """Observation `policy` `[N, 105]`: qpos without x and y (13), qvel (14), cfrc_ext of 13 bodies (78)."""
 
+    parameters = (
+        Parameter("forward_weight", 1.0, "s/m", "reward for the forward velocity"),
+        Parameter("healthy_reward", 1.0, "1", "reward for a healthy step", low=0.0),
+        Parameter("control_cost_weight", 0.5, "1", "cost of the squared actions", low=0.0),
+        Parameter("contact_cost_weight", 5e-4, "1", "cost of the squared contact wrenches", low=0.0),
+        Parameter("healthy_z_min_m", 0.2, "m", "height of the torso below which the episode ends"),
+        Parameter("healthy_z_max_m", 1.0, "m", "height of the torso above which the episode ends"),
+    )
     substeps = 5
     max_episode_steps = 1000
 
@@ -86,19 +91,20 @@ class Ant(Task):
         forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt
         height = state.qpos[:, 2]
         finite = state.qpos.isfinite().all(-1) & state.qvel.isfinite().all(-1)
-        healthy = finite & (height >= HEALTHY_Z_RANGE_M[0]) & (height <= HEALTHY_Z_RANGE_M[1])
+        value = episode.parameters
+        healthy = finite & (height >= value["healthy_z_min_m"]) & (height <= value["healthy_z_max_m"])
         reward = {
-            "forward": forward_velocity,
-            "healthy": HEALTHY_REWARD * healthy,
-            "control": -CTRL_COST_WEIGHT * action.square().sum(-1),
-            "contact": -CONTACT_COST_WEIGHT * self._contact_forces(state).square().sum((-1, -2)),
+            "forward": value["forward_weight"] * forward_velocity,
+            "healthy": value["healthy_reward"] * healthy,
+            "control": -value["control_cost_weight"].to(action.dtype) * action.square().sum(-1),
+            "contact": -value["contact_cost_weight"] * self._contact_forces(state).square().sum((-1, -2)),
         }
         return Outcome(reward, ~healthy, {"forward_velocity_m_s": forward_velocity})
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         nq, nv = 15, 14
-        noise = episode.random.uniform(0, nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
-        return self._initial_qpos + noise, RESET_NOISE_SCALE * episode.random.normal(1, nv)
+        noise = episode.random.uniform("start_position", nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
+        return self._initial_qpos + noise, RESET_NOISE_SCALE * episode.random.normal("start_velocity", nv)
 
     def _contact_forces(self, state: PhysicsState) -> Tensor:
         """Clipped external wrench on every body about the ant's centre of mass `[N, 13, 6]`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, identity_targets, servos_of
 from envs_gpu.models import Sensors
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.random import Draws, WorldRandom
 
@@ -40,12 +41,14 @@ class Episode(NamedTuple):
     """What the task keeps from step to step (a command, the last action), name -> `[N, ...]`."""
     random: Draws
     """Numbers of this world, episode and step."""
+    parameters: dict[str, Tensor]
+    """The task's parameters, name -> `[N]` in the simulator's dtype; `[:, None]` beside what is `[N, D]`."""
 
     @staticmethod
     def first(random: WorldRandom) -> Episode:
-        """Before any world has run."""
+        """Before any world has run, and without parameters: enough for `initial_state`."""
         step = torch.zeros_like(random.counter)
-        return Episode(step, {}, random.draws(step))
+        return Episode(step, {}, random.draws(step), {})
 
 
 class Task(ABC):
@@ -55,8 +58,12 @@ class Task(ABC):
 
     The functions see the state in the simulator's dtype and must not write to it; the env casts what they
     return to float32. They are compiled, so they must not sync with the host or branch on values, and
-    attributes must not change after `bind`: numbers are built in. What changes belongs into the memory.
+    attributes must not change after `bind`: numbers are built in. What changes from step to step belongs into
+    the memory, and what an experiment or a curriculum sets into `parameters`.
     """
+
+    parameters: ClassVar[tuple[Parameter, ...]] = ()
+    """Reward weights, command ranges and thresholds; their values are in `Episode.parameters`."""
 
     substeps: int
     """Physics timesteps per control step (frame skip)."""
@@ -95,6 +102,13 @@ class Task(ABC):
         found = [where for name, where in self.sensor.items() if name.startswith(prefix)][first:stop]
         return slice(found[0].start, found[-1].stop)
 
+    def weigh(self, terms: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`terms`, name -> `[N]`, times a control step's length times their worth a second, `NAME_weight`."""
+        return {
+            name: (parameters[f"{name}_weight"] * self.control_dt).to(term.dtype) * term
+            for name, term in terms.items()
+        }
+
     def control(self, action: Tensor) -> Tensor:
         """Clipped `action` `[N, A]` -> simulator controls `[N, nu]`."""
         return action
@@ -111,6 +125,7 @@ class Task(ABC):
         """Draw `qpos` `[N, nq]` and `qvel` `[N, nv]` for the start of an episode.
 
         `episode` holds the memory that the last episode left (empty before the first one), for curricula.
+        Before the first one it may lack the parameters too (see `Episode.first`): read none of them then.
         """
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:

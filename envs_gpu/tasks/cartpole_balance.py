@@ -15,6 +15,7 @@ class CartpoleBalance(Cartpole):
     """The return is at most 1000: one for every step upright, centred, slow and with little force."""
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        position = episode.random.uniform(0, 1, -0.1, 0.1)
-        angle = episode.random.uniform(1, 1, -0.034, 0.034)
-        return torch.cat((position, angle), dim=-1), 0.01 * episode.random.normal(2, 2)
+        position = episode.random.uniform("start_position", 1, -0.1, 0.1)
+        angle = episode.random.uniform("start_angle", 1, -0.034, 0.034)
+        velocity = 0.01 * episode.random.normal("start_velocity", 2)
+        return torch.cat((position, angle), dim=-1), velocity

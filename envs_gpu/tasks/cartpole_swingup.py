@@ -17,5 +17,6 @@ class CartpoleSwingup(Cartpole):
     """The return is below 1000 by what the swing costs."""
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        position, angle = (0.01 * episode.random.normal(0, 2)).split(1, dim=-1)
-        return torch.cat((position, math.pi + angle), dim=-1), 0.01 * episode.random.normal(1, 2)
+        position, angle = (0.01 * episode.random.normal("start_position", 2)).split(1, dim=-1)
+        velocity = 0.01 * episode.random.normal("start_velocity", 2)
+        return torch.cat((position, math.pi + angle), dim=-1), velocity

@@ -2,9 +2,10 @@
 
 import mujoco
 
+from envs_gpu.parameters import with_defaults
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
-from envs_gpu.tasks._velocity import Commands, Velocity, Weights
+from envs_gpu.tasks._velocity import Velocity
 
 
 @task("g1_velocity")
@@ -19,6 +20,16 @@ class G1Velocity(Velocity):
     base_geoms = ("pelvis_collision", "torso_collision", "head_collision")
     # Light wrists under stiff motors: their damping has to be integrated implicitly.
     integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-    commands = Commands(forward_m_s=1.0, sideways_m_s=0.4, turn_rad_s=0.8)
-    weights = Weights(alive=1.0, pose=-0.3, torque=-1e-5, power=-3e-4, air_time=0.5, slip=-0.2)
-    swing_s = (0.2, 0.6)
+    parameters = with_defaults(
+        Velocity.parameters,
+        alive_weight=1.0,
+        pose_weight=-0.3,
+        torque_weight=-1e-5,
+        power_weight=-3e-4,
+        air_time_weight=0.5,
+        slip_weight=-0.2,
+        swing_min_s=0.2,
+        swing_max_s=0.6,
+        command_sideways_m_s=0.4,
+        command_turn_rad_s=0.8,
+    )

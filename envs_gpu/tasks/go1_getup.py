@@ -6,7 +6,7 @@ Letters: N worlds, A actions, B lying states.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import mujoco
 import numpy as np
@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
@@ -23,24 +24,8 @@ from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
 from envs_gpu.terms.pose import quaternion, quaternion_product
 
-_CHOICE, _YAW, _ORIENTATION, _JOINTS, _VELOCITY = range(5)
-"""Draws of the initial state."""
 NUM_FALLS, SETTLE_S = 128, 1.5
 """Falls that are simulated once for the lying states, and how long each may take to come to rest."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the reward's terms are worth a second; see `Go1Getup.outcome`."""
-
-    upright: float = 2.0
-    height: float = 2.0
-    pose: float = 2.0
-    still: float = 0.5
-    power: float = -2e-4
-    torque: float = -5e-5
-    action_rate: float = -0.01
-    joint_limits: float = -0.5
 
 
 @task("go1_getup")
@@ -68,12 +53,20 @@ class Go1Getup(Legged):
         *("geom_17", "geom_28", "geom_40", "geom_52"),  # calves, upper half
         *("geom_18", "geom_29", "geom_41", "geom_53"),  # and lower half
     )
-    weights = Weights()
+    parameters = (
+        Parameter("upright_weight", 2.0, "1/s", "how far it has turned over", low=0.0),
+        Parameter("height_weight", 2.0, "1/s", "how high an upright base is", low=0.0),
+        Parameter("pose_weight", 2.0, "1/s", "a high base above the default pose", low=0.0),
+        Parameter("still_weight", 0.5, "1/s", "a high base over joints at rest", low=0.0),
+        Parameter("power_weight", -2e-4, "1/J", "mechanical power", high=0.0),
+        Parameter("torque_weight", -5e-5, "1/(s N²m²)", "squared torques", high=0.0),
+        Parameter("action_rate_weight", -0.01, "1/s", "squared change of the action", high=0.0),
+        Parameter("joint_limits_weight", -0.5, "1/(s rad)", "how far joints are beyond limits", high=0.0),
+        Parameter("upright_cosine_min", 0.9, "1", "of a base that counts as upright", -1.0, 1.0),
+    )
     lying_share = 0.8
     drop_height_m = 0.5
     """Of the base; the legs reach 0.45 m."""
-    upright_cosine = 0.9
-    """A base is upright within 26 degrees of it."""
     standing_share_of_height, standing_feet = 0.7, 3
     """A robot stands that is upright, so high, and on so many feet; its default pose sags to 0.8 of it."""
     max_episode_steps = 300
@@ -98,14 +91,14 @@ class Go1Getup(Legged):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
-        choice = random.uniform(_CHOICE, 2)
+        choice = random.uniform("start_choice", 2)
         lies = choice[:, :1] < self.lying_share
         lying = self._lying[(choice[:, 1] * len(self._lying)).long()]
-        yaw = random.uniform(_YAW, 1, -torch.pi, torch.pi)
+        yaw = random.uniform("start_yaw", 1, -torch.pi, torch.pi)
         turn = quaternion(torch.cat((torch.zeros_like(yaw), torch.zeros_like(yaw), yaw), -1))
         turned = torch.cat((lying[:, :3], quaternion_product(turn, lying[:, 3:7]), lying[:, 7:]), -1)
         qpos = torch.where(lies, turned, self._dropped(episode))
-        speed = random.uniform(_VELOCITY, 6 + self._num_joints, -0.5, 0.5)
+        speed = random.uniform("start_velocity", 6 + self._num_joints, -0.5, 0.5)
         return qpos, torch.where(lies, 0.0, speed)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -120,7 +113,7 @@ class Go1Getup(Legged):
         return {"policy": torch.cat(policy, -1), "critic": torch.cat(critic, -1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
-        read, weight = state.sensordata, self.weights
+        read = state.sensordata
         up, torque = read[:, self.sensor["up"]][:, 2], read[:, self._torque]
         height = (state.qpos[:, 2] / self.robot.base_height_m).clamp(0.0, 1.0)
         joints, speeds = state.qpos[:, 7:], state.qvel[:, 6:]
@@ -138,19 +131,18 @@ class Go1Getup(Legged):
             "action_rate": (action - episode.memory["last_action"]).square().sum(-1),
             "joint_limits": locomotion.beyond_limits(joints, self._target_low, self._target_high),
         }
-        reward = {name: getattr(weight, name) * self.control_dt * term for name, term in terms.items()}
-        is_upright = up > self.upright_cosine
+        is_upright = up > episode.parameters["upright_cosine_min"]
         at_height = height > self.standing_share_of_height
         on_feet = self._foot_contact(state).sum(-1) >= self.standing_feet
         measures = {"upright": is_upright, "standing": is_upright & at_height & on_feet}
-        return Outcome(reward, torch.zeros_like(is_upright), measures)
+        return Outcome(self.weigh(terms, episode.parameters), torch.zeros_like(is_upright), measures)
 
     def _dropped(self, episode: Episode) -> Tensor:
         """In the air `[N, nq]`, turned any way, with the joints anywhere."""
         random = episode.random
-        orientation = random.normal(_ORIENTATION, 4)
+        orientation = random.normal("start_orientation", 4)
         orientation = orientation / orientation.square().sum(-1, keepdim=True).sqrt()
-        share = random.uniform(_JOINTS, self._num_joints)
+        share = random.uniform("start_joints", self._num_joints)
         joints = self._target_low + share * (self._target_high - self._target_low)
         position = torch.zeros_like(orientation[:, :3])
         position[:, 2] = self.drop_height_m

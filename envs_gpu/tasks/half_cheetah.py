@@ -3,6 +3,7 @@
 Source: Wawrzyński 2009, "A Cat-Like Robot Real-Time Learning to Run".
 """
 
+from envs_gpu.parameters import with_defaults
 from envs_gpu.tasks import task
 from envs_gpu.tasks._planar_runner import PlanarRunner
 
@@ -15,4 +16,4 @@ class HalfCheetah(PlanarRunner):
     substeps = 5
     reset_noise_scale = 0.1
     normal_velocity_noise = True
-    control_cost_weight = 0.1
+    parameters = with_defaults(PlanarRunner.parameters, control_cost_weight=0.1)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Targets, Term
 from envs_gpu.models import load_model
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks.base import Episode, Outcome, Task
@@ -28,11 +29,6 @@ NOISE = 0.1
 """Half the width of the uniform noise on the start: rad, m, rad/s and m/s."""
 LIFT_M = 0.02
 """A floating base starts up to so much higher, and never lower: that would put its feet into the ground."""
-POSE_STD = 0.3
-"""Error of a joint, rad or m, at which the reward for the pose is exp(-1)."""
-VELOCITY_WEIGHT, CONTROL_WEIGHT, UPRIGHT_WEIGHT = -0.005, -0.01, 0.5
-MIN_UPRIGHT, MIN_HEIGHT = 0.5, 0.5
-"""A floating base has fallen that is tilted by more than 60 degrees, or is at less than half its height."""
 
 
 @task("hold_pose")
@@ -45,6 +41,16 @@ class HoldPose(Task):
         model: an MJCF file, relative to the working directory; None is an example, `envs_gpu/assets/arm.xml`.
     """
 
+    parameters = (
+        Parameter(
+            "pose_std", 0.3, "rad or m", "error of a joint that leaves exp(-1) of the reward", low=1e-6
+        ),
+        Parameter("velocity_weight", -0.005, "1", "for the mean squared velocity", high=0.0),
+        Parameter("control_weight", -0.01, "1", "for the mean squared action", high=0.0),
+        Parameter("upright_weight", 0.5, "1", "for the cosine of a floating base's tilt", low=0.0),
+        Parameter("upright_cosine_min", 0.5, "1", "a base that is tilted further has fallen", -1.0, 1.0),
+        Parameter("height_share_min", 0.5, "1", "so has one below this share of its height", 0.0, 1.0),
+    )
     takes_model = True
     max_episode_steps = 500
 
@@ -96,12 +102,13 @@ class HoldPose(Task):
         return PolicyInterface(targets, self.servos, terms, commands)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        unit = episode.random.uniform(0, self._pose.num_velocities)
+        unit = episode.random.uniform("start_position", self._pose.num_velocities)
         change = torch.lerp(self._noise[0], self._noise[1], unit)
         qpos = self._pose.displace(self._target.expand(len(unit), -1), change)
         qpos = torch.minimum(torch.maximum(qpos, self._limits[0]), self._limits[1])
         moves = self._noise[1] > 0
-        return qpos, moves * episode.random.uniform(1, self._pose.num_velocities, -NOISE, NOISE)
+        speed = episode.random.uniform("start_velocity", self._pose.num_velocities, -NOISE, NOISE)
+        return qpos, moves * speed
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         num_actions = len(self.action_low)
@@ -116,19 +123,19 @@ class HoldPose(Task):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         target = self._target.to(state.qpos.dtype).expand_as(state.qpos)
-        error = self._pose.difference(state.qpos, target)  # [N, nv]
+        error, value = self._pose.difference(state.qpos, target), episode.parameters  # [N, nv]
         reward = {
-            "pose": (-(error / POSE_STD).square().mean(-1)).exp(),
-            "velocity": VELOCITY_WEIGHT * state.qvel.square().mean(-1),
-            "control": CONTROL_WEIGHT * action.square().mean(-1),
+            "pose": (-(error / value["pose_std"][:, None]).square().mean(-1)).exp(),
+            "velocity": value["velocity_weight"] * state.qvel.square().mean(-1),
+            "control": value["control_weight"].to(action.dtype) * action.square().mean(-1),
         }
         fallen = torch.zeros_like(reward["pose"], dtype=torch.bool)
         if self._base is not None:
             upright, height = self._uprightness(state.qpos), state.qpos[:, self._base + 2]
-            reward["upright"] = UPRIGHT_WEIGHT * upright
+            reward["upright"] = value["upright_weight"] * upright
             held_height = target[:, self._base + 2]
-            too_low = (held_height > 0) & (height < MIN_HEIGHT * held_height)
-            fallen = (upright < MIN_UPRIGHT) | too_low
+            too_low = (held_height > 0) & (height < value["height_share_min"] * held_height)
+            fallen = (upright < value["upright_cosine_min"]) | too_low
         return Outcome(reward, fallen, {"pose_error": error.square().mean(-1).sqrt()})
 
     def _uprightness(self, qpos: Tensor) -> Tensor:

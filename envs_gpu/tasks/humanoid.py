@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask, strictly_between
@@ -25,12 +26,6 @@ from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms.contact import add_contact_sensor, contact_wrench
 from envs_gpu.terms.spatial import inertia_about, velocity_about
 
-FORWARD_WEIGHT = 1.25
-HEALTHY_REWARD = 5.0
-CTRL_COST_WEIGHT = 0.1
-CONTACT_COST_WEIGHT = 5e-7
-MOST_CONTACT_COST = 10.0
-HEALTHY_Z_RANGE_M = (1.0, 2.0)
 CONTACTS_PER_GEOM = 4
 """Room for the contacts of one geom: none of 20,684 control steps under random actions had more."""
 
@@ -50,6 +45,15 @@ class Humanoid(GymnasiumTask):
     """Observation `policy` `[N, 348]`: qpos without x and y (22), qvel (23), and of 13 bodies cinert (130),
     cvel (78) and, after the joints' motor torques (17), cfrc_ext (78)."""
 
+    parameters = (
+        Parameter("forward_weight", 1.25, "s/m", "reward for the centre of mass's forward velocity"),
+        Parameter("healthy_reward", 5.0, "1", "reward for a healthy step", low=0.0),
+        Parameter("control_cost_weight", 0.1, "1", "cost of the squared actions", low=0.0),
+        Parameter("contact_cost_weight", 5e-7, "1", "cost of the squared contact wrenches", low=0.0),
+        Parameter("contact_cost_max", 10.0, "1", "the contact wrenches cost no more", low=0.0),
+        Parameter("healthy_z_min_m", 1.0, "m", "height of the torso below which the episode ends"),
+        Parameter("healthy_z_max_m", 2.0, "m", "height of the torso above which the episode ends"),
+    )
     model_name = "humanoid"
     reset_noise_scale = 1e-2
     substeps = 5
@@ -114,13 +118,14 @@ class Humanoid(GymnasiumTask):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         forward_velocity = (self._com(state)[:, 0] - episode.memory["com_x_m"]) / self.control_dt
-        healthy = strictly_between(state.qpos[:, 2], *HEALTHY_Z_RANGE_M)
-        contact_cost = CONTACT_COST_WEIGHT * self._contact_forces(state).square().sum((-1, -2))
+        value = episode.parameters
+        healthy = strictly_between(state.qpos[:, 2], value["healthy_z_min_m"], value["healthy_z_max_m"])
+        contact_cost = value["contact_cost_weight"] * self._contact_forces(state).square().sum((-1, -2))
         reward = {
-            "forward": FORWARD_WEIGHT * forward_velocity,
-            "healthy": HEALTHY_REWARD * healthy,
-            "control": -CTRL_COST_WEIGHT * action.square().sum(-1),
-            "contact": -contact_cost.clamp_max(MOST_CONTACT_COST),
+            "forward": value["forward_weight"] * forward_velocity,
+            "healthy": value["healthy_reward"] * healthy,
+            "control": -value["control_cost_weight"].to(action.dtype) * action.square().sum(-1),
+            "contact": -torch.minimum(contact_cost, value["contact_cost_max"]),
         }
         return Outcome(reward, ~healthy, {"forward_velocity_m_s": forward_velocity})
 

@@ -10,13 +10,12 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
 from envs_gpu.tasks.base import Episode, Outcome
 
-ALIVE_REWARD = 10.0
-MIN_TIP_HEIGHT_M, TIP_HEIGHT_M = 1.0, 2.0
 OBSERVED_LIMIT = 10.0  # of velocities (m/s, rad/s) and force (N)
 
 
@@ -24,6 +23,15 @@ OBSERVED_LIMIT = 10.0  # of velocities (m/s, rad/s) and force (N)
 class InvertedDoublePendulum(GymnasiumTask):
     """Observation `policy` `[N, 9]`: cart x, sin and cos of both angles, qvel (3), the rail's end's force."""
 
+    parameters = (
+        Parameter("alive_reward", 10.0, "1", "reward for a step in which the tip is up", low=0.0),
+        Parameter("tip_z_min_m", 1.0, "m", "height of the tip at which the episode ends"),
+        Parameter("tip_z_target_m", 2.0, "m", "height of the tip that costs nothing"),
+        Parameter("tip_x_cost_weight", 0.01, "1/m²", "cost of the tip's squared x", low=0.0),
+        Parameter("tip_z_cost_weight", 1.0, "1/m²", "cost of the tip's squared error in height", low=0.0),
+        Parameter("lower_velocity_cost_weight", 1e-3, "s²/rad²", "cost of the lower pole's motion", low=0.0),
+        Parameter("upper_velocity_cost_weight", 5e-3, "s²/rad²", "cost of the upper pole's motion", low=0.0),
+    )
     model_name = "inverted_double_pendulum"
     substeps = 5
     reset_noise_scale = 0.1
@@ -68,10 +76,15 @@ class InvertedDoublePendulum(GymnasiumTask):
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         tip = state.sensordata[:, self.sensor["tip"]]
         x, height = tip[:, 0], tip[:, 2]
-        fallen = height <= MIN_TIP_HEIGHT_M
+        value = episode.parameters
+        fallen = height <= value["tip_z_min_m"]
+        sideways = value["tip_x_cost_weight"] * x.square()
+        upward = value["tip_z_cost_weight"] * (height - value["tip_z_target_m"]).square()
+        lower = value["lower_velocity_cost_weight"] * state.qvel[:, 1].square()
+        upper = value["upper_velocity_cost_weight"] * state.qvel[:, 2].square()
         reward = {
-            "alive": ALIVE_REWARD * (~fallen),
-            "distance": -(0.01 * x.square() + (height - TIP_HEIGHT_M).square()),
-            "velocity": -(1e-3 * state.qvel[:, 1].square() + 5e-3 * state.qvel[:, 2].square()),
+            "alive": value["alive_reward"] * (~fallen),
+            "distance": -(sideways + upward),
+            "velocity": -(lower + upper),
         }
         return Outcome(reward, fallen, {"tip_height_m": height})

@@ -12,18 +12,21 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
 from envs_gpu.tasks.base import Episode, Outcome
-
-MAX_ANGLE_RAD = 0.2
 
 
 @task("inverted_pendulum")
 class InvertedPendulum(GymnasiumTask):
     """Observation `policy` `[N, 4]`: qpos (cart x, pole angle), qvel."""
 
+    parameters = (
+        Parameter("alive_reward", 1.0, "1", "reward for a step upright", low=0.0),
+        Parameter("healthy_angle_max_rad", 0.2, "rad", "tilted further, the pole has fallen", low=0.0),
+    )
     model_name = "inverted_pendulum"
     substeps = 2
     reset_noise_scale = 0.01
@@ -42,5 +45,5 @@ class InvertedPendulum(GymnasiumTask):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         # Written so that a NaN angle counts as fallen.
-        upright = state.qpos[:, 1].abs() <= MAX_ANGLE_RAD
-        return Outcome({"alive": upright.to(state.qpos.dtype)}, ~upright, {})
+        upright = state.qpos[:, 1].abs() <= episode.parameters["healthy_angle_max_rad"]
+        return Outcome({"alive": episode.parameters["alive_reward"] * upright}, ~upright, {})

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks._gymnasium import GymnasiumTask
@@ -24,6 +25,10 @@ TARGET_RADIUS_M = 0.2
 class Reacher(GymnasiumTask):
     """Observation `policy` `[N, 10]`: cos, sin of both joints, target, joint velocities, tip from target."""
 
+    parameters = (
+        Parameter("distance_weight", 1.0, "1/m", "cost of the tip's distance from the target", low=0.0),
+        Parameter("control_cost_weight", 1.0, "1", "cost of the squared actions", low=0.0),
+    )
     model_name = "reacher"
     substeps = 2
     max_episode_steps = 50
@@ -57,17 +62,19 @@ class Reacher(GymnasiumTask):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         distance = torch.linalg.vector_norm(self._tip_from_target(state), dim=-1)
-        reward = {"distance": -distance, "control": -action.square().sum(-1)}
+        control_cost = episode.parameters["control_cost_weight"].to(action.dtype) * action.square().sum(-1)
+        reward = {"distance": -episode.parameters["distance_weight"] * distance, "control": -control_cost}
         never = torch.zeros_like(distance, dtype=torch.bool)
         return Outcome(reward, never, {"distance_m": distance})
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
-        angle = self.initial_qpos[:2] + episode.random.uniform(0, 2, -ANGLE_NOISE_RAD, ANGLE_NOISE_RAD)
+        random, noise = episode.random, ANGLE_NOISE_RAD
+        angle = self.initial_qpos[:2] + random.uniform("start_angle", 2, -noise, noise)
         # Uniform in the disc: Gymnasium draws from the square until it hits the disc.
-        radius = TARGET_RADIUS_M * episode.random.uniform(1, 1).sqrt()
-        direction = episode.random.uniform(2, 1, 0.0, 2.0 * math.pi)
+        radius = TARGET_RADIUS_M * random.uniform("target_radius", 1).sqrt()
+        direction = random.uniform("target_direction", 1, 0.0, 2.0 * math.pi)
         qpos = torch.cat((angle, radius * direction.cos(), radius * direction.sin()), dim=-1)
-        velocity = episode.random.uniform(3, 2, -VELOCITY_NOISE_RAD_S, VELOCITY_NOISE_RAD_S)
+        velocity = random.uniform("start_velocity", 2, -VELOCITY_NOISE_RAD_S, VELOCITY_NOISE_RAD_S)
         return qpos, torch.cat((velocity, torch.zeros_like(velocity)), dim=-1)
 
     def _tip_from_target(self, state: PhysicsState) -> Tensor:

@@ -3,6 +3,7 @@
 Source: Coulom 2002, "Reinforcement Learning Using Neural Networks, with Applications to Motor Control".
 """
 
+from envs_gpu.parameters import with_defaults
 from envs_gpu.tasks import task
 from envs_gpu.tasks._planar_runner import PlanarRunner
 
@@ -15,4 +16,4 @@ class Swimmer(PlanarRunner):
     unobserved_positions = 2
     substeps = 4
     reset_noise_scale = 0.1
-    control_cost_weight = 1e-4
+    parameters = with_defaults(PlanarRunner.parameters, control_cost_weight=1e-4)

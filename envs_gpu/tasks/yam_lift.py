@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
@@ -22,7 +23,7 @@ Box = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Cube:
-    """What is grasped, and where it is put and wanted."""
+    """What is grasped, and where it is put."""
 
     half_size_m: float = 0.02
     mass_kg: float = 0.06
@@ -33,21 +34,6 @@ class Cube:
     """Ranges of x and y that it starts in, turned at random."""
     table_m: Box = ((0.1, 0.6), (-0.35, 0.35))
     """Ranges of x and y beyond which it is off the table."""
-    goal_m: Box = ((0.28, 0.4), (-0.12, 0.12), (0.1, 0.22))
-    """Ranges of x, y and z that its goal is drawn from."""
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the reward's terms are worth a second; see `YamLift.outcome`."""
-
-    reach: float = 1.0
-    pinch: float = 1.0
-    lift: float = 4.0
-    carry: float = 6.0
-    precise: float = 4.0
-    lost_once: float = -1.0
-    """An event, where the others are rates."""
 
 
 @task("yam_lift")
@@ -73,12 +59,29 @@ class YamLift(Arm):
         ),
     )
     cube = Cube()
-    weights = Weights()
-    reach_m, carry_m, precise_m = 0.1, 0.2, 0.05
-    pinched_n = 1.0
-    lifted_m = 0.04
-    """Of the cube's height above where it lies: it has been lifted."""
-    at_goal_m = 0.02
+    parameters = (
+        *Arm.parameters,
+        Parameter("reach_weight", 1.0, "1/s", "the tool is at the cube", low=0.0),
+        Parameter("pinch_weight", 1.0, "1/s", "both fingers press the cube", low=0.0),
+        Parameter("lift_weight", 4.0, "1/s", "the cube is above the table", low=0.0),
+        Parameter("carry_weight", 6.0, "1/s", "a lifted cube is near its goal", low=0.0),
+        Parameter("precise_weight", 4.0, "1/s", "a lifted cube is at its goal", low=0.0),
+        Parameter("lost_reward", -1.0, "1", "once, for a cube off the table", high=0.0),
+        Parameter(
+            "reach_scale_m", 0.1, "m", "distance that leaves 0.24 of the reward for reaching", low=1e-3
+        ),
+        Parameter("carry_scale_m", 0.2, "m", "the same of the reward for carrying", low=1e-3),
+        Parameter("precise_scale_m", 0.05, "m", "the same of the reward for precision", low=1e-3),
+        Parameter("pinch_force_n", 1.0, "N", "force of the weaker finger that earns all", low=1e-3),
+        Parameter("lift_height_m", 0.04, "m", "height above where it lies that is lifted", low=1e-3),
+        Parameter("at_goal_m", 0.02, "m", "distance that counts as at the goal", low=0.0),
+        Parameter("goal_x_min_m", 0.28, "m", "goals are uniform in a box", -2.0, 2.0),
+        Parameter("goal_x_max_m", 0.4, "m", "goals are uniform in a box", -2.0, 2.0),
+        Parameter("goal_y_min_m", -0.12, "m", "goals are uniform in a box", -2.0, 2.0),
+        Parameter("goal_y_max_m", 0.12, "m", "goals are uniform in a box", -2.0, 2.0),
+        Parameter("goal_z_min_m", 0.1, "m", "goals are uniform in a box", -2.0, 2.0),
+        Parameter("goal_z_max_m", 0.22, "m", "goals are uniform in a box", -2.0, 2.0),
+    )
     max_episode_steps = 250
 
     def _furnish(self, spec: mujoco.MjSpec) -> None:
@@ -107,9 +110,9 @@ class YamLift(Arm):
         self._neutral_target[-1] = 0.75 * self._target_high[-1]
         self._action_scale[-1] = self._target_high[-1]
         self._finger_pads = [self.sensor_block(f"contact_{body}") for body in pad_names()]
-        self._start_m, self._table_m, self._goal_m = (
+        self._start_m, self._table_m = (
             torch.tensor(box, device=device, dtype=torch.float64).T
-            for box in (self.cube.start_m, self.cube.table_m, self.cube.goal_m)
+            for box in (self.cube.start_m, self.cube.table_m)
         )
 
     def interface(self) -> PolicyInterface:
@@ -126,18 +129,23 @@ class YamLift(Arm):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random, noise = episode.random, self.initial_noise_rad
-        unit = random.uniform(1, len(self.action_low) - 1, -noise, noise)
+        unit = random.uniform("start_joints", len(self.action_low) - 1, -noise, noise)
         joints = self._default_qpos.expand(len(unit), -1).clone()
         joints[:, : unit.shape[-1]] += unit
-        half_yaw = random.uniform(2, 1, -torch.pi / 8, torch.pi / 8)  # a quarter turn more is the same cube
+        # A quarter turn more is the same cube.
+        half_yaw = random.uniform("cube_yaw", 1, -torch.pi / 8, torch.pi / 8)
         zero = torch.zeros_like(half_yaw)
-        place = _uniform(random.uniform(3, 2), self._start_m)
+        place = _uniform(random.uniform("cube_place", 2), *self._start_m)
         rest = torch.full_like(zero, self.cube.half_size_m - self.cube.sinks_in_m)
         qpos = torch.cat((joints, place, rest, half_yaw.cos(), zero, zero, half_yaw.sin()), -1)
         return qpos, torch.zeros_like(qpos[:, 1:])
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        goal = _uniform(episode.random.uniform(4, 3), self._goal_m).float()
+        low, high = (
+            torch.stack([episode.parameters[f"goal_{axis}_{end}_m"] for axis in "xyz"], -1)
+            for end in ("min", "max")
+        )
+        goal = _uniform(episode.random.uniform("goal", 3), low, high).float()
         return {"goal": goal, "last_action": goal.new_zeros(len(goal), len(self.action_low))}
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
@@ -168,23 +176,24 @@ class YamLift(Arm):
         cube = state.qpos[:, first : first + 3]
         goal_distance_m = distance(cube, goal)
         height_m = cube[:, 2] - self.cube.half_size_m
-        lifted = progress(height_m, 0.0, self.lifted_m)
+        value = episode.parameters
+        lifted = progress(height_m, 0.0, value["lift_height_m"])
         low, high = self._table_m
         lost = ((cube[:, :2] < low) | (cube[:, :2] > high)).any(-1) | (height_m < -self.cube.half_size_m)
         terms = {
-            "reach": closeness(distance(cube, self.read(state, "tool_position")), self.reach_m),
-            "pinch": progress(pinch_force(*self._finger_forces(state)), 0.0, self.pinched_n),
+            "reach": closeness(distance(cube, self.read(state, "tool_position")), value["reach_scale_m"]),
+            "pinch": progress(pinch_force(*self._finger_forces(state)), 0.0, value["pinch_force_n"]),
             "lift": lifted,
-            "carry": lifted * closeness(goal_distance_m, self.carry_m),
-            "precise": lifted * closeness(goal_distance_m, self.precise_m),
+            "carry": lifted * closeness(goal_distance_m, value["carry_scale_m"]),
+            "precise": lifted * closeness(goal_distance_m, value["precise_scale_m"]),
         }
-        reward = self.weigh(self.weights, terms)
-        reward |= self.effort_terms(state, action, episode.memory["last_action"])
-        reward["lost"] = self.weights.lost_once * lost
+        terms |= self.effort_terms(state, action, episode.memory["last_action"])
+        reward = self.weigh(terms, value)
+        reward["lost"] = value["lost_reward"] * lost
         measures = {
             "goal_distance_m": goal_distance_m,
-            "lifted": height_m > self.lifted_m,
-            "at_goal": goal_distance_m < self.at_goal_m,
+            "lifted": height_m > value["lift_height_m"],
+            "at_goal": goal_distance_m < value["at_goal_m"],
             "lost": lost,
         }
         return Outcome(reward, lost, measures)
@@ -194,7 +203,6 @@ class YamLift(Arm):
         return [state.sensordata[:, pads] for pads in self._finger_pads]
 
 
-def _uniform(unit: Tensor, bounds: Tensor) -> Tensor:
-    """`unit` `[N, D]` in [0, 1) stretched to between the rows of `bounds` `[2, D]`."""
-    low, high = bounds
+def _uniform(unit: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`unit` `[N, D]` in [0, 1) stretched to between `low` and `high`, `[D]` or `[N, D]`."""
     return low + (high - low) * unit

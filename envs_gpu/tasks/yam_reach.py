@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
 from envs_gpu.tasks import task
@@ -27,17 +28,7 @@ class Targets:
     lowest_m: float = 0.08
     nearest_m: float = 0.18
     """From the base's vertical axis: nearer, the gripper would meet the arm."""
-    mean_interval_s: float = 3.0
-    """A new target comes at random, on average after so long."""
     num_postures: int = 4096
-
-
-@dataclass(frozen=True)
-class Weights:
-    """What the reward's terms are worth a second; see `YamReach.outcome`."""
-
-    near: float = 1.0
-    precise: float = 2.0
 
 
 @task("yam_reach")
@@ -54,9 +45,17 @@ class YamReach(Arm):
 
     robot = get_robot("yam")
     targets = Targets()
-    weights = Weights()
-    near_m, precise_m = 0.25, 0.05
-    reached_m = 0.02
+    parameters = (
+        *Arm.parameters,
+        Parameter("near_weight", 1.0, "1/s", "the tool is near the target", low=0.0),
+        Parameter("precise_weight", 2.0, "1/s", "the tool is at the target", low=0.0),
+        Parameter(
+            "near_scale_m", 0.25, "m", "distance that leaves 0.24 of the reward for being near", low=1e-3
+        ),
+        Parameter("precise_scale_m", 0.05, "m", "the same of the reward for precision", low=1e-3),
+        Parameter("reached_m", 0.02, "m", "distance that counts as reached", low=0.0),
+        Parameter("target_interval_s", 3.0, "s", "a new one comes at random, after this on average", 1e-3),
+    )
     max_episode_steps = 500
     # Taken about the arm's centre of mass, as MuJoCo does, the wrist's 0.0027 kg m² have six digits in
     # float32, and its motor accelerates them by 3800 rad/s². C MuJoCo with inertias a millionth off is 1.2
@@ -85,7 +84,8 @@ class YamReach(Arm):
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.initial_noise_rad
-        qpos = self._default_qpos + episode.random.uniform(1, self._num_joints, -noise, noise)
+        offset = episode.random.uniform("start_joints", self._num_joints, -noise, noise)
+        qpos = self._default_qpos + offset
         return qpos, torch.zeros_like(qpos)
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -93,7 +93,8 @@ class YamReach(Arm):
         return {"target": target, "last_action": target.new_zeros(len(target), len(self.action_low))}
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
-        change = episode.random.uniform(3, 1) < self.control_dt / self.targets.mean_interval_s
+        chance = self.control_dt / episode.parameters["target_interval_s"][:, None]  # [N, 1]
+        change = episode.random.uniform("target_change", 1) < chance
         target = torch.where(change, self._draw_target(episode), episode.memory["target"])
         return {"target": target, "last_action": action.clone()}
 
@@ -106,18 +107,17 @@ class YamReach(Arm):
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         distance_m = distance(self.read(state, "tool_position"), episode.memory["target"])
         terms = {
-            "near": closeness(distance_m, self.near_m),
-            "precise": closeness(distance_m, self.precise_m),
+            "near": closeness(distance_m, episode.parameters["near_scale_m"]),
+            "precise": closeness(distance_m, episode.parameters["precise_scale_m"]),
         }
-        reward = self.weigh(self.weights, terms)
-        reward |= self.effort_terms(state, action, episode.memory["last_action"])
+        terms |= self.effort_terms(state, action, episode.memory["last_action"])
         never = torch.zeros_like(distance_m, dtype=torch.bool)
-        measures = {"distance_m": distance_m, "reached": distance_m < self.reached_m}
-        return Outcome(reward, never, measures)
+        measures = {"distance_m": distance_m, "reached": distance_m < episode.parameters["reached_m"]}
+        return Outcome(self.weigh(terms, episode.parameters), never, measures)
 
     def _draw_target(self, episode: Episode) -> Tensor:
         """One of the reachable positions `[N, 3]`."""
-        number = (episode.random.uniform(2, 1) * len(self._reachable_m)).long().squeeze(-1)
+        number = (episode.random.uniform("target", 1) * len(self._reachable_m)).long().squeeze(-1)
         return self._reachable_m[number]
 
 

@@ -10,22 +10,27 @@ import torch
 from torch import Tensor
 
 
-def tracking(command: Tensor, actual: Tensor, std: float) -> Tensor:
-    """1 where `actual` `[N, D]` is the `command` `[N, D]`, exp(-error² / std²) elsewhere; `[N]`."""
+def tracking(command: Tensor, actual: Tensor, std: float | Tensor) -> Tensor:
+    """1 where `actual` `[N, D]` is the `command` `[N, D]`, exp(-error² / std²) elsewhere; `[N]`.
+
+    `std` is a number, or `[N]`.
+    """
     return (-(command - actual).square().sum(-1) / std**2).exp()
 
 
-def step_air_time(air_time_s: Tensor, contact: Tensor, shortest_s: float, longest_s: float) -> Tensor:
+def step_air_time(
+    air_time_s: Tensor, contact: Tensor, shortest_s: float | Tensor, longest_s: float | Tensor
+) -> Tensor:
     """Sum over the feet that touch down now of their time in the air beyond `shortest_s`; `[N]`, s.
 
     Args:
         air_time_s: `[N, F]` since the foot last touched the ground; zero on the ground.
         contact: `[N, F]` bool, the foot touches the ground now.
-        shortest_s: a swing that earns nothing; shorter ones cost.
-        longest_s: a swing beyond it earns no more.
+        shortest_s: a swing that earns nothing; shorter ones cost. A number, or `[N, 1]`.
+        longest_s: a swing beyond it earns no more. A number, or `[N, 1]`.
     """
     touches_down = contact & (air_time_s > 0)
-    return ((air_time_s.clamp_max(longest_s) - shortest_s) * touches_down).sum(-1)
+    return ((air_time_s.clamp(max=longest_s) - shortest_s) * touches_down).sum(-1)
 
 
 def slip(foot_velocity: Tensor, contact: Tensor) -> Tensor:

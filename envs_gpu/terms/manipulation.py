@@ -18,12 +18,12 @@ def distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vector_norm(a - b, dim=-1)
 
 
-def closeness(distance_m: Tensor, scale_m: float) -> Tensor:
+def closeness(distance_m: Tensor, scale_m: float | Tensor) -> Tensor:
     """1 at a distance `[N]` of zero, 1 - tanh(distance / scale) elsewhere; `[N]`."""
     return 1.0 - (distance_m / scale_m).tanh()
 
 
-def progress(value: Tensor, start: float, goal: float) -> Tensor:
+def progress(value: Tensor, start: float, goal: float | Tensor) -> Tensor:
     """0 up to `start`, 1 from `goal` on, a straight line between; `[N]`."""
     return ((value - start) / (goal - start)).clamp(0.0, 1.0)
 

@@ -7,7 +7,7 @@ import math
 from torch import Tensor
 
 
-def gaussian_tolerance(value: Tensor, margin: float, value_at_margin: float = 0.1) -> Tensor:
+def gaussian_tolerance(value: Tensor, margin: float | Tensor, value_at_margin: float = 0.1) -> Tensor:
     """1 at zero, `value_at_margin` at `±margin`, a Gaussian between and beyond.
 
     Source: Tassa et al. 2018, "DeepMind Control Suite", section "Reward" (tolerance with bounds (0, 0)).

@@ -4,7 +4,16 @@ import pytest
 import torch
 from scipy import stats
 
-from envs_gpu.random import WorldRandom
+from envs_gpu.compiled import compiled
+from envs_gpu.random import (
+    INITIAL_POSITION,
+    INITIAL_VELOCITY,
+    OBSERVATION_NOISE,
+    RANDOMIZATION,
+    Draws,
+    WorldRandom,
+    stream,
+)
 
 CPU = torch.device("cpu")
 
@@ -21,9 +30,9 @@ def test_normal_is_normal():
 
 def test_lanes_draws_worlds_and_resets_are_uncorrelated():
     random = WorldRandom(3, 20000, CPU)
-    first, second = random.draws().uniform(0, 2), random.draws().uniform(1, 2)
+    first, second = random.draws().uniform("a", 2), random.draws().uniform("b", 2)
     random.advance(torch.ones(20000, dtype=torch.bool))
-    third = random.draws().uniform(0, 2)
+    third = random.draws().uniform("a", 2)
     columns = torch.cat((first, second, third), dim=1)
     shifted = torch.cat((columns, columns.roll(1, 0)), dim=1)
     off_diagonal = torch.corrcoef(shifted.T) - torch.eye(12)
@@ -61,3 +70,18 @@ def test_state_dict_continues(seed):
     random.advance(torch.tensor([True, False, True, False]))
     other.load_state_dict(random.state_dict())
     assert torch.equal(random.draws().normal(2, 5), other.draws().normal(2, 5))
+
+
+def test_a_name_is_always_the_same_stream_and_none_of_the_envs_own():
+    assert stream("123456789") == 2**32 + 0xCBF43926  # the check value of CRC-32
+    assert min(stream(name) for name in ("", "command", "goal")) >= 2**32
+    assert max(OBSERVATION_NOISE, RANDOMIZATION, INITIAL_POSITION, INITIAL_VELOCITY) < 2**32
+
+
+def test_names_are_built_into_compiled_code():
+    def draw(block):
+        return Draws(block).uniform("command", 3), Draws(block).normal("start_velocity", 2)
+
+    block = WorldRandom(5, 4, CPU).draws().block
+    for ours, expected in zip(compiled(draw)(block), draw(block), strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-14, atol=1e-14)

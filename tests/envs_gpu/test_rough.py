@@ -141,7 +141,15 @@ def test_levels_by_hand():
     walked = torch.tensor([4.5, 2.4, 6.0, 4.0, 3.9, 4.5, 0.0, 0.1, 4.5])
     fell = torch.tensor([False, False, False, False, False, True, False, False, False])
     after = next_level(
-        level, walked, asked, fell, far_m=2.4, after_last=torch.full_like(level, 4), num_levels=6
+        level,
+        walked,
+        asked,
+        fell,
+        far_m=2.4,
+        promotion_share=0.8,
+        demotion_share=0.5,
+        after_last=torch.full_like(level, 4),
+        num_levels=6,
     )
     assert after.tolist() == [3, 3, 2, 2, 1, 1, 2, 0, 4]
 
@@ -156,7 +164,9 @@ def remembered(task, **changes):
         "fell": torch.zeros(4000, dtype=torch.bool),
     }
     random = WorldRandom(0, 4000, CPU)
-    return Episode(torch.zeros(4000, dtype=torch.int64), memory | changes, random.draws(random.counter))
+    step, shares = torch.zeros(4000, dtype=torch.int64), {"promotion_share": 0.8, "demotion_share": 0.5}
+    parameters = {name: torch.full((4000,), share) for name, share in shares.items()}
+    return Episode(step, memory | changes, random.draws(random.counter), parameters)
 
 
 def test_next_episode_starts_on_the_tile_of_the_new_level(task):

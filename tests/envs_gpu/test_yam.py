@@ -50,15 +50,14 @@ def judged(env, action):
 
 
 def expected_effort(env, data, action, last_action):
-    effort, joints = env.task.effort, env.task._num_joints
+    joints = env.task._num_joints
     low, high = env.physics.model.jnt_range[:joints].T
     position = data.qpos[:joints]
     return {
-        "action_rate": effort.action_rate * ((action - last_action) ** 2).sum(),
-        "joint_velocity": effort.joint_velocity * (data.qvel[:joints] ** 2).sum(),
-        "torque": effort.torque * (data.actuator_force**2).sum(),
-        "joint_limits": effort.joint_limits
-        * (np.maximum(low - position, 0) + np.maximum(position - high, 0)).sum(),
+        "action_rate": -0.02 * ((action - last_action) ** 2).sum(),
+        "joint_velocity": -2e-3 * (data.qvel[:joints] ** 2).sum(),
+        "torque": -1e-4 * (data.actuator_force**2).sum(),
+        "joint_limits": -2.0 * (np.maximum(low - position, 0) + np.maximum(position - high, 0)).sum(),
     }
 
 
@@ -141,7 +140,7 @@ def test_targets_change_every_three_seconds_on_average():
     memory, changes = dict(env._memory), 0
     for _ in range(100):
         step = step + 1
-        draws = Episode(step, memory, random.draws(step))
+        draws = Episode(step, memory, random.draws(step), env.parameters)
         later, again = (env.task.remember(env.physics.state, draws, torch.zeros(1000, 6)) for _ in range(2))
         assert torch.equal(later["target"], again["target"])
         changes += (later["target"] != memory["target"]).any(-1).sum().item()
@@ -173,7 +172,6 @@ def test_lift_rewards_the_hand_calculation():
     env.place(torch.ones(3, dtype=torch.bool), qpos, torch.zeros_like(env.physics.state.qvel))
     env._memory["goal"][0] = torch.tensor([0.35, 0.03, 0.2])
     result, memory = judged(env, torch.full((3, 7), -0.2))
-    weights = env.task.weights
     for world in range(3):
         data = forwarded(env, world)
         cube = data.body("cube").xpos
@@ -182,11 +180,11 @@ def test_lift_rewards_the_hand_calculation():
         to_goal = np.linalg.norm(cube - memory["goal"][world])
         expected = expected_effort(env, data, -0.2, memory["last_action"][world])
         expected |= {
-            "reach": weights.reach * (1 - np.tanh(to_tool / 0.1)),
+            "reach": 1.0 * (1 - np.tanh(to_tool / 0.1)),
             "pinch": 0.0,
-            "lift": weights.lift * lifted,
-            "carry": weights.carry * lifted * (1 - np.tanh(to_goal / 0.2)),
-            "precise": weights.precise * lifted * (1 - np.tanh(to_goal / 0.05)),
+            "lift": 4.0 * lifted,
+            "carry": 6.0 * lifted * (1 - np.tanh(to_goal / 0.2)),
+            "precise": 4.0 * lifted * (1 - np.tanh(to_goal / 0.05)),
             "lost": 0.0,
         }
         assert_rewards(result, world, expected)
