@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
@@ -10,6 +12,7 @@ from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
 from envs_gpu.vec_env import VecEnv
+from kernels.ppo_loss import ppo_loss
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
@@ -108,7 +111,7 @@ class PPO(OnPolicy[PPOSettings]):
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
         bfloat16 = self.cfg.compute.autocast == "bfloat16"
         with torch.autocast(self.lr.device.type, torch.bfloat16, enabled=bfloat16):
-            losses = self.loss(self._with_features(minibatch))
+            losses = self._loss_terms(self._with_features(minibatch))
         loss = sum(losses[name] for name in LOSSES)
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
@@ -120,6 +123,27 @@ class PPO(OnPolicy[PPOSettings]):
             losses["clip_fraction"],
         )
         return loss, torch.stack([value.detach() for value in report])
+
+    def _loss_terms(self, samples: TensorDict) -> Mapping[str, Tensor]:
+        """TorchRL's names -> 0-dim losses and what is reported beside them, of samples `[B]`."""
+        if self.settings.loss == "torchrl":
+            terms: TensorDict = self.loss(samples)
+            return terms
+        mean, _ = self.policy.moments_of(samples[ACTOR_FEATURES])
+        fused = ppo_loss(
+            mean=mean,
+            log_std=self.policy.log_std,
+            action=samples["action"],
+            log_prob=samples["action_log_prob"],
+            advantage=samples["advantage"].squeeze(-1),
+            value=self.critic.head(samples[CRITIC_FEATURES]).squeeze(-1),
+            value_target=samples["value_target"].squeeze(-1),
+            clip_epsilon=self.settings.clip_ratio,
+            entropy_coeff=self.settings.entropy_coef,
+            critic_coeff=self.settings.value_coef,
+            loss_critic_type="l2",
+        )
+        return fused._asdict()
 
     def _with_features(self, minibatch: TensorDict) -> TensorDict:
         """The minibatch's samples `[B]`, with the features that the heads of policy and critic read."""

@@ -21,6 +21,8 @@ class PPOSettings(RolloutSettings):
 
     name: Literal["ppo"] = "ppo"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
+    loss: Literal["torchrl", "fused"] = "torchrl"
+    """torchrl: ClipPPOLoss; fused: the same losses by our kernel, one launch forward and one backward."""
     num_epochs: Count = 5
     """Passes over the collected batch in one iteration."""
     minibatch_size: Count = 512
