@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 
-from bench import bridge, compare, everything, kernels, memory, report, scaling, sim, startup, train
+from bench import bridge, compare, everything, kernels, memory, ranks, report, scaling, sim, startup, train
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser
 
 COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "bridge": bridge}
-COMMANDS |= {"startup": startup, "memory": memory, "scaling": scaling, "all": everything}
+COMMANDS |= {"startup": startup, "memory": memory, "scaling": scaling, "ranks": ranks, "all": everything}
 COMMANDS |= {"compare": compare, "report": report}  # of what the others wrote
 
 

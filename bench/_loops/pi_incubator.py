@@ -26,8 +26,8 @@ class OurLoop(ScoredLoop):
         UserError, EnvError: the config asks for hardware or a compiler that is not here.
     """
 
-    def __init__(self, cfg: ExperimentConfig) -> None:
-        plan, distributed = plan_compute(cfg), Distributed()
+    def __init__(self, cfg: ExperimentConfig, distributed: Distributed = Distributed()) -> None:  # noqa: B008
+        plan = plan_compute(cfg)
         torch.manual_seed(cfg.experiment.seed)
         self.cfg = _endless(cfg)
         kind = algorithm_class(cfg)
@@ -97,9 +97,9 @@ def _num_parameters(parts: dict[str, Part]) -> int:
     return sum(parameter.numel() for parameter in torch.nn.ModuleList(modules).parameters())
 
 
-def make(settings: dict[str, Any]) -> OurLoop:
+def make(settings: dict[str, Any], distributed: Distributed = Distributed()) -> OurLoop:  # noqa: B008
     """The loop of a config given as JSON types."""
-    return OurLoop(ExperimentConfig.model_validate(settings))
+    return OurLoop(ExperimentConfig.model_validate(settings), distributed)
 
 
 def _endless(cfg: ExperimentConfig) -> ExperimentConfig:

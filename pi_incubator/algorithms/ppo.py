@@ -31,7 +31,6 @@ from pi_incubator.training.step import Phase, make_step
 # Adaptive learning rate: the factor that changes it, how far the KL divergence may be from the desired one
 # before that, and the bounds of the rate (the rule of rsl_rl, Schwarke et al. 2025).
 LR_FACTOR, KL_TOLERANCE, LR_RANGE = 1.5, 2.0, (1e-5, 1e-2)
-LOSSES = ("loss_objective", "loss_critic", "loss_entropy")
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction")
 ACTOR_FEATURES, CRITIC_FEATURES = "actor_features", "critic_features"
 
@@ -112,7 +111,7 @@ class PPO(OnPolicy[PPOSettings]):
         bfloat16 = self.cfg.compute.autocast == "bfloat16"
         with torch.autocast(self.lr.device.type, torch.bfloat16, enabled=bfloat16):
             losses = self._loss_terms(self._with_features(minibatch))
-        loss = sum(losses[name] for name in LOSSES)
+        loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
         report = (
