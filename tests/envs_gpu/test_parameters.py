@@ -8,8 +8,12 @@ import torch
 from envs_gpu.errors import SettingError
 from envs_gpu.make import make_env, task_parameters
 from envs_gpu.parameters import Parameter, with_defaults
+from envs_gpu.physics.base import PhysicsOptions
+from envs_gpu.physics.mujoco import MujocoPhysics
 from envs_gpu.random import Draws, stream
+from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
+from envs_gpu.tasks.cartpole_balance import CartpoleBalance
 from envs_gpu.vec_env import VecEnv
 
 CPU = torch.device("cpu")
@@ -77,12 +81,16 @@ def test_ants_reward_is_the_formula_with_the_given_weights():
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_change_counts_from_the_next_step_on_in_the_masked_worlds(compiled):
     env = ant(compiled=compiled)
-    moves = actions(env, 3)
+    moves = actions(env, 4)
     assert_control_cost(env.step(moves[0]), moves[0], [0.5, 0.5, 0.5])
     env.set_parameters(torch.tensor([True, False, True]), {"control_cost_weight": 2.0})
     assert_control_cost(env.step(moves[1]), moves[1], [2.0, 0.5, 2.0])
     env.set_parameters(None, {"control_cost_weight": torch.tensor([0.0, 1.0, 4.0])})
-    assert_control_cost(env.step(moves[2]), moves[2], [0.0, 1.0, 4.0])
+    result = env.step(moves[2])
+    assert_control_cost(result, moves[2], [0.0, 1.0, 4.0])
+    assert not result.terminated.any()
+    env.set_parameters(torch.tensor([False, True, False]), {"healthy_z_min_m": 0.99})
+    assert env.step(moves[3]).terminated.tolist() == [False, True, False]
 
 
 def assert_control_cost(result, action, weights):
@@ -90,16 +98,8 @@ def assert_control_cost(result, action, weights):
     torch.testing.assert_close(result.metrics["reward/control"], expected)
 
 
-def test_a_threshold_ends_the_episodes_of_the_masked_worlds():
-    env = ant(compiled=True)
-    still = torch.zeros(3, 8)
-    assert not env.step(still).terminated.any()
-    env.set_parameters(torch.tensor([False, True, False]), {"healthy_z_min_m": 0.99})
-    assert env.step(still).terminated.tolist() == [False, True, False]
-
-
 def test_commands_are_drawn_from_a_changed_range_at_the_next_reset():
-    env = make_env("go1_velocity", num_envs=300, device=CPU, compiled=True)
+    env = make_env("go1_velocity", num_envs=300, device=CPU)
     far = torch.arange(300) < 150
     env.step(torch.zeros(300, 12))
     env.set_parameters(far, {"command_forward_m_s": 3.0, "command_standing_share": 0.0})
@@ -108,6 +108,37 @@ def test_commands_are_drawn_from_a_changed_range_at_the_next_reset():
     assert 2.8 < command[far, 0].max() <= 3.0
     assert 0.8 < command[~far, 0].max() <= 1.0
     assert (command[far] > 0).any(-1).all()
+
+
+class Commanded(CartpoleBalance):
+    """With a command that is drawn at every reset."""
+
+    parameters = (*CartpoleBalance.parameters, Parameter("command_m", 1.0, "m", "the largest", low=0.0))
+
+    def begin(self, state, episode):
+        unit = episode.random.uniform("command", 1)[:, 0]
+        return {"command_m": episode.parameters["command_m"] * unit}
+
+    def remember(self, state, episode, action):
+        return {"command_m": episode.memory["command_m"].clone()}
+
+
+def test_compiled_resets_read_what_was_changed_after_they_were_compiled():
+    env = SimEnv(
+        "commanded",
+        Commanded(),
+        lambda model: MujocoPhysics(model, 200, CPU, PhysicsOptions()),
+        CPU,
+        compiled=True,
+    )
+    everyone, far = torch.ones(200, dtype=torch.bool), torch.arange(200) < 100
+    env.step(torch.zeros(200, 1))
+    env.restart(everyone)
+    assert 0.9 < env._memory["command_m"].max() < 1.0
+    env.set_parameters(far, {"command_m": 5.0})
+    env.restart(everyone)
+    assert 4.5 < env._memory["command_m"][far].max() < 5.0
+    assert 0.9 < env._memory["command_m"][~far].max() < 1.0
 
 
 def test_state_dict_holds_them():
@@ -184,11 +215,11 @@ def test_make_env_refuses_too():
 
 
 def test_an_env_of_another_family_has_none():
-    name = "gymnasium/CartPole-v1"
+    name = "gymnasium/Pendulum-v1"
     assert task_parameters(name) == ()
     with pytest.raises(SettingError) as caught:
         make_env(name, num_envs=2, device=CPU, task_parameters={"forward_weight": 1.0})
-    expected = "env.task.forward_weight = 1.0: gymnasium/CartPole-v1 has no task parameters; remove it"
+    expected = "env.task.forward_weight = 1.0: gymnasium/Pendulum-v1 has no task parameters; remove it"
     assert str(caught.value) == expected
     env = make_env(name, num_envs=2, device=CPU)
     assert env.parameters == {}
