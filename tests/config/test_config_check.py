@@ -105,7 +105,9 @@ def test_a_folder_that_cannot_be_written(
 def test_load_checked_makes_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"experiment: {{output_dir: {tmp_path / 'out'}}}")
-    assert load_checked(path).run_dir.is_dir()
+    cfg, sources = load_checked(path)
+    assert cfg.run_dir.is_dir()
+    assert sources == {"experiment.output_dir": f"{path}:1"}
     path.write_text(f"experiment: {{output_dir: {path}}}")
     with pytest.raises(ConfigError, match=r"a\.yaml:1: experiment.output_dir"):
         load_checked(path)

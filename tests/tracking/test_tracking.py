@@ -99,7 +99,7 @@ def test_continued_run_drops_what_its_checkpoint_does_not_know(tmp_path: Path) -
     kept_s = read_metrics(folder.metrics)[1]["wall_s"]
     tracker, folder = start(cfg, start_iteration=2)
     with tracker:
-        tracker.log(2, 2 * cfg.batch_size + 10, {})
+        tracker.log(2, 2 * cfg.steps_per_iteration + 10, {})
     rows = read_metrics(folder.metrics)
     assert [row["iteration"] for row in rows] == [0, 1, 2]
     assert rows[2]["wall_s"] >= kept_s
