@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.distributed import Distributed
 from pi_incubator.errors import UserError
 from pi_incubator.provenance import config_hash, git_state, library_versions
 from pi_incubator.run_folder import RunFolder
@@ -34,7 +35,13 @@ FORMAT_VERSIONS = {1: "0.1.0"}
 """The versions of this software that wrote earlier formats, which this one does not read."""
 MANIFEST = "manifest.json"
 RANDOM = "random"
+OTHER_RUN = (
+    "continue with the task, backend, algorithm and network of that run, or set another experiment.name"
+)
+ALONE = Distributed()
 LIBRARIES = ("torch", "tensordict", "torchrl", "safetensors", "mujoco", "mujoco-warp", "warp-lang", "jax")
+
+State = dict[str, Tensor]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +74,8 @@ class Checkpoint:
     """The last completed iteration, counted from 0."""
     env_steps: int
     """Environment steps until then, over all worlds."""
+    world_size: int
+    """How many processes trained together."""
 
 
 class TorchRandom:
@@ -92,8 +101,11 @@ def save(
     parts: Mapping[str, Part],
     cfg: ExperimentConfig,
     keep: int,
+    distributed: Distributed = ALONE,
 ) -> Path:
     """Write the state of `parts` and of torch's generators; returns the checkpoint's folder.
+
+    All ranks call it, and rank 0 writes.
 
     Args:
         folder: the run's.
@@ -103,23 +115,26 @@ def save(
         cfg: the experiment, whose hash is recorded.
         keep: newest checkpoints that stay; older ones are deleted once this one is on disk, and lose their
             parts that are `saved` as `last`.
+        distributed: the ranks that have parts of their own.
 
     Raises:
         UserError: it cannot be written; the earlier checkpoints are untouched.
     """
     final = folder.checkpoints / f"iter_{iteration:08d}"
+    states = _gather_states(_with_random(parts), distributed)
+    if not distributed.is_main:
+        return final
     partial = folder.checkpoints / f".{final.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files = {}
-        saved = {name: part for name, part in parts.items() if part.saved != "never"}
-        for name, part in {**saved, RANDOM: Part(TorchRandom())}.items():
+        for name, state in states.items():
             file = partial / f"{name}.safetensors"
-            save_file({key: _packed(value) for key, value in part.value.state_dict().items()}, file)
+            save_file(state, file)
             files[file.name] = _sha256(file)
-        only_newest = [f"{name}.safetensors" for name, part in saved.items() if part.saved == "last"]
-        manifest = _manifest(iteration, env_steps, cfg, files, only_newest)
+        only_newest = [f"{name}.safetensors" for name in states if _is_only_in_newest(name, parts)]
+        manifest = _manifest(iteration, env_steps, cfg, files, only_newest, distributed.world_size)
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
         _publish(partial, final)
     except (OSError, SafetensorError) as error:
@@ -127,6 +142,40 @@ def save(
         raise UserError(f"{final}: cannot be written ({error}); {fix}") from error
     _prune(folder, keep)
     return final
+
+
+def _with_random(parts: Mapping[str, Part]) -> dict[str, Part]:
+    """The parts that are saved, and last torch's generators: loading a part may itself draw numbers."""
+    saved = {name: part for name, part in parts.items() if part.saved != "never"}
+    return saved | {RANDOM: Part(TorchRandom(), per_rank=True)}
+
+
+def _file_name(name: str, rank: int) -> str:
+    """The part `name` of a rank, without the suffix of its file."""
+    return f"{name}.rank{rank}" if rank else name
+
+
+def _part_of(file_name: str) -> str:
+    """The part that `_file_name` named."""
+    return file_name.partition(".")[0]
+
+
+def _is_only_in_newest(file_name: str, parts: Mapping[str, Part]) -> bool:
+    part = parts.get(_part_of(file_name))
+    return part is not None and part.saved == "last"
+
+
+def _gather_states(parts: Mapping[str, Part], distributed: Distributed) -> dict[str, State]:
+    """File name without suffix -> tensors on the CPU, of every rank; on rank 0 alone."""
+    if distributed.is_main:
+        states = {name: _packed_state(part) for name, part in parts.items()}
+    own = {name: _packed_state(part) for name, part in parts.items() if part.per_rank and distributed.rank}
+    gathered = distributed.gather(own)
+    if not distributed.is_main:
+        return {}
+    for rank, others in enumerate(gathered):
+        states |= {_file_name(name, rank): state for name, state in others.items()}
+    return states
 
 
 def latest(folder: RunFolder) -> Checkpoint | None:
@@ -153,29 +202,54 @@ def next_iteration(folder: RunFolder) -> int:
     return found.iteration + 1 if found else 0
 
 
-def restore(folder: RunFolder, parts: Mapping[str, Part]) -> int:
+def restore(folder: RunFolder, parts: Mapping[str, Part], distributed: Distributed = ALONE) -> int:
     """Load the newest undamaged checkpoint into `parts` and torch's generators.
+
+    All ranks call it; rank 0 reads, so the others need no access to the folder.
 
     Returns:
         The iteration to continue with; 0 when there is no checkpoint.
 
     Raises:
-        UserError: it does not fit `parts`, or every checkpoint is damaged.
+        UserError: it does not fit `parts`, another number of ranks wrote it, or every checkpoint is damaged.
     """
-    found = latest(folder)
+    found = distributed.broadcast(_newest_for(folder, distributed) if distributed.is_main else None)
     if found is None:
         return 0
-    for name, part in parts.items():
-        if part.saved != "never":
-            _load(found, name, part)
-    # Last, because loading may itself draw random numbers.
-    TorchRandom().load_state_dict(load_file(found.path / f"{RANDOM}.safetensors"))
+    for name, part in _with_random(parts).items():
+        states = _read_states(found, name, part, distributed) if distributed.is_main else []
+        state = distributed.scatter(states) if part.per_rank else distributed.broadcast(states and states[0])
+        if state is not None:
+            _load_state(found.path / f"{name}.safetensors", state, part)
+    if distributed.is_main:
+        _set_damaged_aside(folder, found)
+    return found.iteration + 1
+
+
+def _newest_for(folder: RunFolder, distributed: Distributed) -> Checkpoint | None:
+    """The newest undamaged checkpoint, written by as many ranks as there are now."""
+    found = latest(folder)
+    if found and found.world_size != distributed.world_size:
+        problem = f"was written by {found.world_size} processes, and now there are {distributed.world_size}"
+        raise UserError(f"{found.path}: {problem}; start as many, or set another experiment.name")
+    return found
+
+
+def _read_states(
+    checkpoint: Checkpoint, name: str, part: Part, distributed: Distributed
+) -> list[State | None]:
+    """The state of a part for every rank; of a common part, one."""
+    num_ranks = distributed.world_size if part.per_rank else 1
+    files = [checkpoint.path / f"{_file_name(name, rank)}.safetensors" for rank in range(num_ranks)]
+    return [_read_state(file, part) for file in files]
+
+
+def _set_damaged_aside(folder: RunFolder, found: Checkpoint) -> None:
+    """Rename checkpoints newer than `found`, or their numbers would outlive good ones."""
     saved = folder.saved()
     for damaged in saved[saved.index(found.path) + 1 :]:
-        # Out of the way, or its higher number would outlive the good ones when old ones are deleted.
         shutil.rmtree(damaged.with_suffix(".damaged"), ignore_errors=True)
         damaged.rename(damaged.with_suffix(".damaged"))
-    return found.iteration + 1
 
 
 def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
@@ -190,7 +264,10 @@ def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
 def load_part(run: RunFolder | str | Path, name: str, part: HasState) -> Checkpoint:
     """Load one part of a run's newest undamaged checkpoint; errors as of `load_policy`."""
     found = _newest(run)
-    _load(found, name, Part(part))
+    file = found.path / f"{name}.safetensors"
+    state = _read_state(file, Part(part))
+    assert state is not None
+    _load_state(file, state, Part(part))
     return found
 
 
@@ -207,13 +284,22 @@ def _newest(run: RunFolder | str | Path) -> Checkpoint:
     return found
 
 
+def _packed_state(part: Part) -> State:
+    return {key: _packed(value) for key, value in part.value.state_dict().items()}
+
+
 def _packed(tensor: Tensor) -> Tensor:
     """A copy on the CPU with storage of its own: safetensors refuses views, strides and shared memory."""
     return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
 
 
 def _manifest(
-    iteration: int, env_steps: int, cfg: ExperimentConfig, files: dict[str, str], only_newest: list[str]
+    iteration: int,
+    env_steps: int,
+    cfg: ExperimentConfig,
+    files: dict[str, str],
+    only_newest: list[str],
+    world_size: int,
 ) -> dict[str, Any]:
     git = git_state()
     return {
@@ -226,6 +312,7 @@ def _manifest(
         "libraries": library_versions(LIBRARIES),
         "files": files,
         "only_newest": only_newest,
+        "world_size": world_size,
     }
 
 
@@ -276,27 +363,33 @@ def _verify(path: Path) -> Checkpoint:
             continue
         if _sha256(path / name) != sha256:
             raise ValueError(f"{name} has another SHA-256 than when it was written")
-    return Checkpoint(path, int(manifest["iteration"]), int(manifest["env_steps"]))
+    return Checkpoint(
+        path, int(manifest["iteration"]), int(manifest["env_steps"]), int(manifest["world_size"])
+    )
 
 
-def _load(checkpoint: Checkpoint, name: str, part: Part) -> None:
-    """Load the part `name`, after checking that every tensor it has now is there in the same form.
+def _read_state(file: Path, part: Part) -> State | None:
+    """What `file` holds; None where an older checkpoint has lost what only the newest keeps."""
+    if file.exists():
+        return load_file(file)
+    if part.saved == "last":
+        log.warning("%s was kept in a newer checkpoint only; continuing with an empty one", file)
+        return None
+    raise UserError(f"{file}: is not in this checkpoint; {OTHER_RUN}")
 
-    A checkpoint may have more, such as the moments of an optimizer that has not stepped yet here.
+
+def _load_state(file: Path, state: State, part: Part) -> None:
+    """Load a part, after checking that every tensor it has now is there in the same form.
+
+    A checkpoint may have more, such as the moments of an optimizer that has not stepped yet here. What is
+    kept in the newest checkpoint alone, such as a replay buffer, grows while it is filled.
     """
-    file = checkpoint.path / f"{name}.safetensors"
-    fix = "continue with the task, backend, algorithm and network of that run, or set another experiment.name"
-    if not file.exists():
-        if part.saved == "last":
-            log.warning("%s was kept in a newer checkpoint only; continuing with an empty one", file)
-            return
-        raise UserError(f"{file}: is not in this checkpoint; {fix}")
-    state = load_file(file)
     for key, here in part.value.state_dict().items():
         there = state.get(key)
-        if there is None or there.shape != here.shape or there.dtype != here.dtype:
+        any_size = part.saved == "last"
+        if there is None or there.dtype != here.dtype or not (any_size or there.shape == here.shape):
             problem = f"has {_describe(there)} for {key!r}, needed is {_describe(here)}"
-            raise UserError(f"{file}: {problem}; {fix}")
+            raise UserError(f"{file}: {problem}; {OTHER_RUN}")
     part.value.load_state_dict(state)
 
 

@@ -1,4 +1,4 @@
-"""Several processes that train one policy together: who this one is, and what they add up.
+"""Several processes that train one policy together: who this one is, and what they exchange.
 
 Every rank simulates its own worlds. Gradients, moments and metrics are averaged over the ranks, so that all
 hold the same weights. One process is a group of one, for which nothing is exchanged.
@@ -6,14 +6,23 @@ hold the same weights. One process is a group of one, for which nothing is excha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.normalize.running import merge_moments
+from kernels.normalize.running import merge_all
+
+TIMEOUT = timedelta(hours=2)
+"""How long a rank waits for the others, while rank 0 evaluates; a rank that died is noticed at once."""
+
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+"""In the messages of gloo and NCCL when another process has ended."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,8 @@ class Distributed:
     """From 0; rank 0 owns the run folder, the tracker and the console."""
     world_size: int = 1
     """How many processes there are."""
+    objects: dist.ProcessGroup | None = None
+    """The group, on the CPU, that exchanges objects; None where there is one process."""
 
     @property
     def is_main(self) -> bool:
@@ -32,16 +43,8 @@ class Distributed:
 
     @property
     def group(self) -> dist.ProcessGroup | None:
-        """The processes to exchange with; None where there is one."""
+        """The group that exchanges tensors; None where there is one process."""
         return dist.group.WORLD if self.world_size > 1 else None
-
-    def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over the ranks; the tensor itself where there is one."""
-        if self.world_size == 1:
-            return tensor
-        total = tensor.clone()
-        dist.all_reduce(total)
-        return total
 
     def mean(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The means over the ranks, exchanged as one buffer; all tensors have one dtype and device."""
@@ -58,7 +61,70 @@ class Distributed:
             return moments
         gathered = [torch.empty_like(moments) for _ in range(self.world_size)]
         dist.all_gather(gathered, moments)
-        total = gathered[0]
-        for other in gathered[1:]:
-            merge_moments(total, other)
-        return total
+        return merge_all(torch.stack(gathered))
+
+    def gather(self, value: Any) -> list[Any]:
+        """What every rank gave, in their order, on rank 0; empty on the others."""
+        if self.world_size == 1:
+            return [value]
+        gathered: list[Any] | None = [None] * self.world_size if self.is_main else None
+        dist.gather_object(value, gathered, group=self.objects)
+        return gathered or []
+
+    def broadcast(self, value: Any) -> Any:
+        """What rank 0 gave, on every rank."""
+        if self.world_size == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values, group=self.objects)
+        return values[0]
+
+    def scatter(self, values: Sequence[Any]) -> Any:
+        """This rank's entry of `values`, which rank 0 gives: one for each rank."""
+        if self.world_size == 1:
+            return values[0]
+        received: list[Any] = [None]
+        dist.scatter_object_list(received, list(values) if self.is_main else None, group=self.objects)
+        return received[0]
+
+
+def join() -> Distributed:
+    """Join the processes that torchrun started with this one; alone, there is nothing to join.
+
+    On a CPU each rank keeps to its share of this machine's cores; on CUDA it takes the GPU of its local rank.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size == 1:
+        return Distributed()
+    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    on_cuda = torch.cuda.is_available()
+    if on_cuda:
+        torch.cuda.set_device(local_rank)
+    elif local_size > 1:
+        _keep_to_share_of_cores(local_rank, local_size)
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=TIMEOUT)
+    objects = dist.new_group(backend="gloo", timeout=TIMEOUT)
+    return Distributed(int(os.environ["RANK"]), world_size, objects)
+
+
+def leave(distributed: Distributed) -> None:
+    """Leave the group, if there is one."""
+    if distributed.world_size > 1:
+        dist.destroy_process_group()
+
+
+def lost_another_rank(error: BaseException, distributed: Distributed) -> bool:
+    """Whether an exchange failed because another rank has ended."""
+    if distributed.world_size == 1:
+        return False
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in PEER_IS_GONE)
+
+
+def _keep_to_share_of_cores(local_rank: int, local_size: int) -> None:
+    """Pin this process to its part of the cores that it may use, if there is a core for each rank."""
+    cores = sorted(os.sched_getaffinity(0))
+    share = len(cores) // local_size
+    if share:
+        os.sched_setaffinity(0, cores[local_rank * share : (local_rank + 1) * share])

@@ -20,7 +20,9 @@ def train(
     tracker: Tracker,
 ) -> None:
     """Train to the last iteration, continuing from the newest checkpoint in `folder` where there is one."""
-    for iteration in range(checkpoint.restore(folder, parts), algorithm.num_iterations):
+    for iteration in range(
+        checkpoint.restore(folder, parts, algorithm.distributed), algorithm.num_iterations
+    ):
         with tracker.span("collect"):
             algorithm.collect()
         with tracker.span("update"):

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
+from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
 
 if TYPE_CHECKING:
+    from pi_incubator.distributed import Distributed
     from pi_incubator.evaluation.evaluate import Evaluation
     from pi_incubator.hooks.hook import Hook
     from pi_incubator.tracking import Tracker
     from pi_incubator.training.algorithm import Algorithm
+
+
+RANK_SEED_STEP = 1_000_003
+"""Between the seeds of two ranks."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +37,9 @@ class RunResult:
     """The resolved settings."""
     folder: Path
     """Checkpoints, metrics, curve, video and the exported policy."""
-    evaluation: Evaluation
-    """Of the deterministic policy; `evaluation.summary()["return"]["mean"]` is the return."""
+    evaluation: Evaluation | None
+    """Of the deterministic policy; `evaluation.summary()["return"]["mean"]` is the return. None on ranks that
+    did not write."""
 
 
 def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook] = ()) -> RunResult:
@@ -53,45 +62,86 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
     """
     began_s = time.perf_counter()
     cfg, sources = load_checked(config, overrides)
-    with explain_settings(sources, str(config)), RunFolder(cfg) as folder:
+    with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg)) as folder:
         cfg = keep_num_envs(cfg, folder)
         check_resume(cfg, folder)
         result = _run(cfg, folder, hooks)
-    print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
+    if rank_of_environment() == 0:
+        print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
     return result
+
+
+def rank_of_environment() -> int:
+    """The rank that a launcher such as torchrun gave this process; 0 without one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def _held_by_main(folder: RunFolder) -> AbstractContextManager[RunFolder]:
+    """`folder`, locked by rank 0 for all ranks."""
+    return folder if rank_of_environment() == 0 else nullcontext(folder)
 
 
 def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook]) -> RunResult:
     """Everything after the checks that do not need torch, whose import takes seconds."""
+    from pi_incubator.distributed import join, leave
+
+    distributed = join()
+    try:
+        cfg, algorithm = _prepare(cfg, folder, distributed)
+        try:
+            evaluation = _train_and_finish(cfg, folder, algorithm, hooks)
+        finally:
+            algorithm.close()
+    finally:
+        leave(distributed)
+    return RunResult(cfg, folder.path, evaluation)
+
+
+def _prepare(
+    cfg: ExperimentConfig, folder: RunFolder, distributed: Distributed
+) -> tuple[ExperimentConfig, Algorithm[Any]]:
+    """The resolved settings and the algorithm, with its worlds; nothing has been written yet."""
     import torch
 
-    from pi_incubator import checkpoint
     from pi_incubator.algorithms import algorithm_class
     from pi_incubator.autosize import choose_num_envs
     from pi_incubator.compute import plan_compute
-    from pi_incubator.distributed import Distributed
-    from pi_incubator.finish import finish_run
     from pi_incubator.memory import check_memory
-    from pi_incubator.tracking import make_tracker
 
-    cfg, plan = choose_num_envs(cfg, plan_compute(cfg))
-    check_memory(cfg, plan.device)
-    distributed = Distributed()
+    plan = plan_compute(cfg)
+    if distributed.is_main:
+        cfg, plan = choose_num_envs(cfg, plan)
+        check_memory(cfg, plan.device)
+    cfg = distributed.broadcast(cfg)
     torch.manual_seed(cfg.experiment.seed)
     kind = algorithm_class(cfg)
     algorithm = kind(cfg, kind.make_env(cfg, plan, folder, distributed), distributed, plan)
+    if distributed.rank:  # the weights are the same everywhere; what is drawn from now on is not
+        torch.manual_seed(cfg.experiment.seed + distributed.rank * RANK_SEED_STEP)
+    return cfg, algorithm
+
+
+def _train_and_finish(
+    cfg: ExperimentConfig, folder: RunFolder, algorithm: Algorithm[Any], hooks: Sequence[Hook]
+) -> Evaluation | None:
+    """Train, and on rank 0 judge, film and export the policy."""
+    from pi_incubator import checkpoint
+    from pi_incubator.finish import finish_run
+    from pi_incubator.tracking import Tracker, make_tracker
+
+    distributed = algorithm.distributed
+    if not distributed.is_main:
+        _train(cfg, folder, algorithm, hooks, Tracker())
+        return None
     begin(cfg, folder)
-    print("\n".join(plan.reasons))
-    try:
-        with make_tracker(cfg, folder, checkpoint.next_iteration(folder)) as tracker:
-            tracker.log_params(plan.resolved())
-            _train(cfg, folder, algorithm, hooks, tracker)
-            for path in algorithm.conclude(folder):
-                tracker.log_artifact(path)
-            evaluation = finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
-    finally:
-        algorithm.close()
-    return RunResult(cfg, folder.path, evaluation)
+    print("\n".join(algorithm.compute.reasons))
+    next_iteration = checkpoint.next_iteration(folder)
+    with make_tracker(cfg, folder, next_iteration, distributed.world_size) as tracker:
+        tracker.log_params(algorithm.compute.resolved() | {"resolved.world_size": distributed.world_size})
+        _train(cfg, folder, algorithm, hooks, tracker)
+        for path in algorithm.conclude(folder):
+            tracker.log_artifact(path)
+        return finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
 
 
 def _train(
@@ -103,6 +153,7 @@ def _train(
 ) -> None:
     """Train with the built-in hooks around the caller's."""
     from pi_incubator.checkpoint import Part
+    from pi_incubator.distributed import lost_another_rank
     from pi_incubator.hooks.checkpoint import Checkpoints
     from pi_incubator.hooks.evaluation import EvaluationHook
     from pi_incubator.hooks.guards import Guards
@@ -118,13 +169,16 @@ def _train(
         Guards(algorithm, log_every, save_every),
         EvaluationHook(cfg, algorithm, tracker),
         *hooks,
-        Checkpoints(cfg, folder, parts),
+        Checkpoints(cfg, folder, parts, algorithm.distributed),
     ]
     try:
         train(algorithm, everything, folder, parts, tracker)
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(cfg, algorithm.compute.device) from None
+        if lost_another_rank(error, algorithm.distributed):
+            problem = "another process of this training ended; its own message says why"
+            raise UserError(f"rank {algorithm.distributed.rank}: {problem}") from None
         raise
 
 

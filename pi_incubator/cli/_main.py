@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from envs_gpu.errors import EnvError
+from envs_gpu.errors import EnvError, SettingError
+from pi_incubator.config import ConfigError
 from pi_incubator.errors import UserError
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
@@ -19,12 +21,20 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     """
     try:
         sys.exit(main(list(sys.argv[1:] if argv is None else argv)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except EnvError as error:  # a SettingError that nobody could give a file is one too
-        print(f"error: {error}", file=sys.stderr)
+    except (UserError, EnvError) as error:
+        _report(error)
         sys.exit(UserError.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(INTERRUPTED)
+
+
+def _report(error: UserError | EnvError) -> None:
+    """Print one line; under torchrun also tell it, so that its summary names the reason."""
+    is_main = os.environ.get("RANK", "0") == "0"
+    if is_main or not isinstance(error, (ConfigError, SettingError)):  # all ranks have the same settings
+        print(f"error: {error}", file=sys.stderr)
+    if "TORCHELASTIC_ERROR_FILE" in os.environ:
+        from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+        get_error_handler().record_exception(error)

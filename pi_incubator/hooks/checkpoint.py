@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pi_incubator import checkpoint
 from pi_incubator.checkpoint import Part
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.distributed import Distributed
 from pi_incubator.hooks.hook import Hook, Progress, is_due
 from pi_incubator.run_folder import RunFolder
 
@@ -20,14 +21,28 @@ class Checkpoints(Hook):
         cfg: reads `checkpoint`.
         folder: the run's.
         parts: what is saved.
+        distributed: the ranks, all of which call this hook.
     """
 
-    def __init__(self, cfg: ExperimentConfig, folder: RunFolder, parts: Mapping[str, Part]) -> None:
-        self._cfg, self._folder, self._parts = cfg, folder, parts
+    def __init__(
+        self,
+        cfg: ExperimentConfig,
+        folder: RunFolder,
+        parts: Mapping[str, Part],
+        distributed: Distributed,
+    ) -> None:
+        self._cfg, self._folder, self._parts, self._distributed = cfg, folder, parts, distributed
 
     def due(self, progress: Progress) -> bool:
         return is_due(progress, self._cfg.checkpoint.save_every)
 
     def __call__(self, progress: Progress) -> None:
-        keep = self._cfg.checkpoint.keep
-        checkpoint.save(self._folder, progress.iteration, progress.env_steps, self._parts, self._cfg, keep)
+        checkpoint.save(
+            self._folder,
+            progress.iteration,
+            progress.env_steps,
+            self._parts,
+            self._cfg,
+            self._cfg.checkpoint.keep,
+            self._distributed,
+        )

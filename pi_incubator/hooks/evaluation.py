@@ -14,7 +14,7 @@ from pi_incubator.training.algorithm import Algorithm
 
 
 class EvaluationHook(Hook):
-    """Logs `evaluation/return` and its standard deviation every `evaluation.every` iterations.
+    """Logs `evaluation/return` and its standard deviation every `evaluation.every` iterations, on rank 0.
 
     Training is not affected: the worlds are others, and torch's random numbers are put back.
 
@@ -29,6 +29,8 @@ class EvaluationHook(Hook):
         self._worlds: VecEnv | None = None
 
     def due(self, progress: Progress) -> bool:
+        if not self._algorithm.distributed.is_main:
+            return False
         every = self._cfg.evaluation.every
         # The last iteration is followed by the evaluation of the run.
         return every > 0 and not progress.is_last and (progress.iteration + 1) % every == 0

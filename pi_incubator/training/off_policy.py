@@ -51,7 +51,7 @@ class OffPolicy(Algorithm[Settings]):
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
-        """One optimizer step on a minibatch of the replay buffer, with `noise` `[2, B, A]`; gives a report."""
+        """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]`; gives a report."""
 
     @abstractmethod
     def random_action(self, noise: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The replay contract: what off-policy algorithms add to and sample from.
 
-Steps are stored raw: the observation normalizer moves on while they wait. `terminated` and `truncated` are kept
-apart, `next.GROUP` is the true last observation of an episode that ended (never the first of the next one), and
-`valid` is false where the world broke, so that nothing is learned from the step.
+Steps are stored raw: the observation normalizer moves on while they wait. `terminated` and `truncated` are
+kept apart, `next.GROUP` is the true last observation of an episode that ended (never the first of the next
+one), and `valid` is false where the world broke, so that nothing is learned from the step.
 
     obs.GROUP    [N, D]  each observation group before the step
     action       [N, A]  in the env's units
