@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs_gpu.errors import SettingError
 from pi_incubator import autosize, memory
 from pi_incubator.autosize import candidates, choose
 from pi_incubator.cli.train import main
@@ -57,7 +58,7 @@ def test_memory_is_asked_of_the_estimate(monkeypatch):
     assert settled.env.num_envs == 64
     assert plan.reasons[-1].endswith("16: 16, 32: 32, 64: 64; 128 do not fit in memory")
     monkeypatch.setattr(memory, "free_bytes", lambda device: free // 1000)
-    with pytest.raises(ConfigError, match="needs about"):
+    with pytest.raises(SettingError, match="needs about"):
         autosize.choose_num_envs(cfg, plan_of(cfg))
 
 

@@ -33,13 +33,18 @@ def config(field: str, value: str) -> ExperimentConfig:
     return ExperimentConfig.model_validate({section: {key: value}})
 
 
-@pytest.mark.parametrize("field", [field for field in KINDS if field != "env.backend"])
+@pytest.mark.parametrize("field", ["env.name", "tracking.backend"])  # others: test_config_unions.py
 def test_unknown_names_suggest_the_nearest(field: str) -> None:
     kind, known = KINDS[field]
     with pytest.raises(ConfigError) as caught:
         check_names(config(field, known + "x"), {field: "a.yaml:3"})
     expected = f"a.yaml:3: {field} = '{known}x': unknown {kind}; did you mean '{known}'? known: {known}"
     assert str(caught.value) == expected
+
+
+def test_settings_without_an_implementation_are_unknown() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.name = 'sac': unknown algorithm; known: ppo"):
+        check_names(config("algorithm.name", "sac"), {})
 
 
 def test_the_defaults_are_known() -> None:

@@ -258,7 +258,9 @@ def test_torchrl_gets_the_pixels_too():
 
 
 def test_what_cannot_be_drawn_is_named():
-    with pytest.raises(EnvError, match=r"env\.pixels\.camera = 'nose': .*set it to one of follow, track, pole"):
+    with pytest.raises(
+        EnvError, match=r"env\.pixels\.camera = 'nose': .*set it to one of follow, track, pole"
+    ):
         open_env(camera="nose")
     with pytest.raises(ZooError, match=r"env\.pixels is for our own tasks only"):
         make_env("gymnasium/Pendulum-v1", num_envs=1, device=CPU, pixels=PixelOptions())
