@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pi_incubator.version import __version__
+
 if TYPE_CHECKING:
     from pi_incubator.run import RunResult, run
 
 __all__ = ["RunResult", "__version__", "run"]
-__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

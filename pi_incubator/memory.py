@@ -109,8 +109,8 @@ def check_memory(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate 
     if needed.total <= free:
         return needed
     problem = f"needs about {_gb(needed.total)} GB, {_gb(free)} GB are free on {device.type}"
-    field, most = cfg.algorithm.storage_field, _that_fits(cfg, needed, free)
-    raise SettingError(field, _value(cfg, field), problem, f"set {most} or shorten what is stored")
+    field = cfg.algorithm.storage_field
+    raise SettingError(field, _value(cfg, field), problem, _what_fits(cfg, needed, free))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -141,15 +141,17 @@ def _physics_bytes(physics: object, backend: str) -> int:
     return BYTES * (WORLD_COPIES * state + MATRIX_COPIES * model.nv * (model.nv + rows) + bodies)
 
 
-def _that_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
-    """At most so many worlds, a power of two, or so many stored steps; or what else to lower."""
+def _what_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
+    """The fix: at most so many worlds, a power of two, or so many stored steps; or what else to lower."""
     if cfg.algorithm.storage_field == "env.num_envs":
         each = (needed.storage + needed.worlds) / cfg.env.num_envs
         most = int((free - min(needed.learning, free // 2)) / each)
-        return f"at most {2 ** (most.bit_length() - 1)}" if most else "a smaller network"
+        if most < 1:
+            return "set a smaller network, or shorten what is stored"
+        return f"set at most {2 ** (most.bit_length() - 1)}, or shorten what is stored"
     each = needed.storage / int(_value(cfg, cfg.algorithm.storage_field))
     most = int((free - needed.worlds - needed.learning) / each)
-    return f"it to at most {most}" if most > 0 else "fewer worlds or a smaller network"
+    return f"set it to at most {most}" if most > 0 else "set fewer worlds or a smaller network"
 
 
 def _value(cfg: ExperimentConfig, field: str) -> Any:

@@ -21,8 +21,7 @@ from pi_incubator.config import (
     ConfigError,
     ExperimentConfig,
     check_names,
-    load_config,
-    load_with_sources,
+    load_saved,
     save_config,
 )
 from pi_incubator.config.errors import from_validation
@@ -153,7 +152,7 @@ def keep_num_envs(cfg: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
     if cfg.env.num_envs != OPEN or cfg.checkpoint.resume == "never" or not folder.saved():
         return cfg
     try:
-        return cfg.with_num_envs(load_config(folder.config).env.num_envs)
+        return cfg.with_num_envs(load_saved(folder.config)[0].env.num_envs)
     except ValidationError as error:
         raise from_validation(error, {}, file=str(folder.config)) from None
 
@@ -173,7 +172,7 @@ def check_resume(cfg: ExperimentConfig, folder: RunFolder) -> bool:
             fix = "set it to auto, or name the run that has one in experiment.name"
             raise ConfigError(file, "checkpoint.resume", "must", problem=problem, fix=fix)
         return False
-    old, new = flatten(load_config(folder.config)), flatten(cfg)
+    old, new = flatten(load_saved(folder.config)[0]), flatten(cfg)
     # The names first: another algorithm or network has other keys too.
     for key in sorted(old.keys() | new.keys(), key=lambda key: not key.endswith(".name")):
         was, value = old.get(key), new.get(key)
@@ -207,7 +206,7 @@ def open_run(
         guess = nearest(folder.path.name, known)
         hint = f"did you mean {folder.path.with_name(guess)}?" if guess else "name the folder of a run"
         raise UserError(f"{run}: is no run folder (it has no {folder.config.name}); {hint}")
-    cfg, sources = load_with_sources(folder.config, [f"compute.device={device}", *overrides])
+    cfg, sources = load_saved(folder.config, [f"compute.device={device}", *overrides])
     check_names(cfg, sources)
     if not folder.saved():
         raise UserError(f"{run}: has no checkpoint yet; train it first")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs_gpu.errors import SettingError
 from pi_incubator import autosize, memory
 from pi_incubator.autosize import candidates, choose
 from pi_incubator.cli.train import main
@@ -53,12 +54,12 @@ def test_memory_is_asked_of_the_estimate(monkeypatch):
     monkeypatch.setattr(autosize, "steps_per_s", lambda cfg, plan: float(cfg.env.num_envs))
     free = memory.estimate(cfg.with_num_envs(64), device).total
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
-    settled, plan = autosize.settle_num_envs(cfg, plan_of(cfg))
+    settled, plan = autosize.choose_num_envs(cfg, plan_of(cfg))
     assert settled.env.num_envs == 64
     assert plan.reasons[-1].endswith("16: 16, 32: 32, 64: 64; 128 do not fit in memory")
     monkeypatch.setattr(memory, "free_bytes", lambda device: free // 1000)
-    with pytest.raises(ConfigError, match="needs about"):
-        autosize.settle_num_envs(cfg, plan_of(cfg))
+    with pytest.raises(SettingError, match="needs about"):
+        autosize.choose_num_envs(cfg, plan_of(cfg))
 
 
 def plan_of(cfg):
@@ -73,7 +74,7 @@ def test_minibatches_divide_the_batch_of_every_candidate(minibatch_size, horizon
     assert numbers[0] >= autosize.FIRST
     assert len(numbers) > 3
     for num_envs in numbers:
-        assert cfg.with_num_envs(num_envs).batch_size % minibatch_size == 0  # validated anew, too
+        assert cfg.with_num_envs(num_envs).steps_per_iteration % minibatch_size == 0  # validated anew, too
     with pytest.raises(ValueError, match=r"total_steps|less than or equal"):
         cfg.with_num_envs(2 * numbers[-1])
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import VecEnv
 from pi_incubator import checkpoint
+from pi_incubator.checkpoint import Part
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder
@@ -27,11 +28,12 @@ DIE_WHILE_SAVING = """
 import os, signal, sys
 import torch
 from pi_incubator import checkpoint
+from pi_incubator.checkpoint import Part
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.run_folder import RunFolder
 
 def save(iteration):
-    parts = {"policy": torch.nn.Linear(2, 2), "env": torch.nn.Linear(3, 3)}
+    parts = {"policy": Part(torch.nn.Linear(2, 2)), "env": Part(torch.nn.Linear(3, 3))}
     checkpoint.save(RunFolder(sys.argv[1]), iteration, iteration * 10, parts, ExperimentConfig(), keep=1)
 
 save(1)
@@ -61,13 +63,13 @@ def folder(tmp_path: Path) -> RunFolder:
 def save(folder: RunFolder, iteration: int, keep: int = 3, **tensors: Tensor) -> Path:
     """Save a policy that holds `tensors`, or the iteration's number."""
     policy = Holder(**(tensors or {"x": torch.tensor(float(iteration))}))
-    return checkpoint.save(folder, iteration, iteration * 100, {"policy": policy}, CONFIG, keep)
+    return checkpoint.save(folder, iteration, iteration * 100, {"policy": Part(policy)}, CONFIG, keep)
 
 
 def restored(folder: RunFolder) -> tuple[int, float]:
     """The iteration to continue with, and what the policy of `save` held."""
     policy = Holder(x=torch.tensor(0.0))
-    return checkpoint.restore(folder, {"policy": policy}), policy.tensors["x"].item()
+    return checkpoint.restore(folder, {"policy": Part(policy)}), policy.tensors["x"].item()
 
 
 def damage(file: Path) -> None:
@@ -96,7 +98,7 @@ def damage(file: Path) -> None:
 def test_every_kind_of_tensor_comes_back_bit_exact(folder: RunFolder, tensor: Tensor) -> None:
     save(folder, 0, x=tensor)
     policy = Holder(x=torch.empty_like(tensor))
-    checkpoint.restore(folder, {"policy": policy})
+    checkpoint.restore(folder, {"policy": Part(policy)})
     back = policy.tensors["x"]
     assert back.dtype == tensor.dtype
     assert back.shape == tensor.shape
@@ -107,7 +109,7 @@ def test_tensors_that_share_memory_are_saved(folder: RunFolder) -> None:
     whole = torch.arange(6.0)
     save(folder, 0, whole=whole, part=whole[2:4])
     policy = Holder()
-    checkpoint.restore(folder, {"policy": policy})
+    checkpoint.restore(folder, {"policy": Part(policy)})
     assert policy.tensors["part"].tolist() == [2.0, 3.0]
 
 
@@ -127,8 +129,8 @@ def test_env_continues_bit_exact(folder: RunFolder) -> None:
     actions = torch.rand(8, 3, env.spec.action_dim) * 2 - 1
     for action in actions[:4]:
         env.step(action)
-    checkpoint.save(folder, 0, 12, {"env": env}, CONFIG, keep=1)
-    checkpoint.restore(folder, {"env": other})
+    checkpoint.save(folder, 0, 12, {"env": Part(env)}, CONFIG, keep=1)
+    checkpoint.restore(folder, {"env": Part(other)})
     for action in actions[4:]:
         expected, result = env.step(action), other.step(action)
         assert torch.equal(result.obs["policy"], expected.obs["policy"])
@@ -137,7 +139,7 @@ def test_env_continues_bit_exact(folder: RunFolder) -> None:
 
 def test_without_a_checkpoint_the_run_starts_at_zero(folder: RunFolder) -> None:
     policy = Holder(x=torch.tensor(7.0))
-    assert checkpoint.restore(folder, {"policy": policy}) == 0
+    assert checkpoint.restore(folder, {"policy": Part(policy)}) == 0
     assert policy.tensors["x"] == 7.0
 
 
@@ -174,7 +176,7 @@ def test_a_kill_while_saving_leaves_the_one_before(folder: RunFolder, call: str)
     command = [sys.executable, "-c", DIE_WHILE_SAVING, str(folder.path), call]
     assert subprocess.run(command).returncode == -signal.SIGKILL
     assert len(list(folder.checkpoints.iterdir())) == 2  # the one before, and what was being written
-    parts = {"policy": nn.Linear(2, 2), "env": nn.Linear(3, 3)}
+    parts = {"policy": Part(nn.Linear(2, 2)), "env": Part(nn.Linear(3, 3))}
     assert checkpoint.restore(folder, parts) == 2
     checkpoint.save(folder, 2, 20, parts, CONFIG, keep=1)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["iter_00000002"]
@@ -221,12 +223,12 @@ def test_all_damaged_is_an_error_that_deletes_nothing(folder: RunFolder) -> None
 def test_what_does_not_fit_is_named(folder: RunFolder, here: Tensor) -> None:
     save(folder, 1)
     with pytest.raises(UserError, match=r"policy\.safetensors: has float32 \[\] for 'x'") as error:
-        checkpoint.restore(folder, {"policy": Holder(x=here)})
+        checkpoint.restore(folder, {"policy": Part(Holder(x=here))})
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("parts", [{"policy": Holder(other=torch.zeros(1))}, {"env": Holder()}])
-def test_what_is_missing_is_an_error(folder: RunFolder, parts: dict[str, Holder]) -> None:
+@pytest.mark.parametrize("parts", [{"policy": Part(Holder(other=torch.zeros(1)))}, {"env": Part(Holder())}])
+def test_what_is_missing_is_an_error(folder: RunFolder, parts: dict[str, Part]) -> None:
     save(folder, 1)
     with pytest.raises(UserError):
         checkpoint.restore(folder, parts)
@@ -242,7 +244,7 @@ def test_a_place_that_cannot_be_written_is_one_line(folder: RunFolder) -> None:
 
 def test_policy_is_loaded_by_path(folder: RunFolder) -> None:
     network = nn.Linear(2, 3)
-    checkpoint.save(folder, 4, 400, {"policy": network, "env": Holder()}, CONFIG, keep=1)
+    checkpoint.save(folder, 4, 400, {"policy": Part(network), "env": Part(Holder())}, CONFIG, keep=1)
     loaded = nn.Linear(2, 3)
     found = checkpoint.load_policy(folder.path, loaded)
     assert (found.iteration, found.env_steps) == (4, 400)

@@ -1,6 +1,7 @@
 """A run says what memory it needs before it takes it, and near to what it then takes."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from envs_gpu.errors import SettingError
 from pi_incubator import memory
 from pi_incubator.cli.train import main
 from pi_incubator.config import ConfigError, ExperimentConfig
@@ -19,13 +21,11 @@ LONG = {"total_steps": 10**9}
 # The parts of a run in a fresh process: resident memory after one iteration, less that of a tiny run before.
 PROGRAM = """
 import json, sys, psutil, torch
-from pi_incubator.algorithms import make_algorithm
+from pi_incubator.algorithms import algorithm_class
 from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.distributed import Distributed
 from pi_incubator.memory import estimate
-from pi_incubator.networks import make_network
-from pi_incubator.trainers.on_policy import collect, make_act, make_training_env
-from pi_incubator.trainers.rollout import Rollout
 def run(num_envs, horizon):
     sections = {
         "env": {"name": "ant", "num_envs": num_envs},
@@ -34,16 +34,13 @@ def run(num_envs, horizon):
     }
     cfg = ExperimentConfig.model_validate(sections)
     plan = plan_compute(cfg)
-    env = make_training_env(cfg, plan)
-    policy = make_network(cfg.network, env.spec)
-    learner = make_algorithm(cfg, policy, False)
-    rollout = Rollout(horizon, env.spec, policy.groups)
-    collect(env, policy, make_act(policy, False), rollout)
-    learner.advantage(rollout.data)
+    kind, alone = algorithm_class(cfg), Distributed()
+    algorithm = kind(cfg, kind.make_env(cfg, plan, None, alone), alone, plan)
+    algorithm.collect()
     peak = []
-    step = learner._learn
-    learner._learn = lambda minibatch: (step(minibatch), peak.append(psutil.Process().memory_info().rss))[0]
-    learner.update(rollout.data)
+    step = algorithm.step
+    algorithm.step = lambda minibatch: (step(minibatch), peak.append(psutil.Process().memory_info().rss))[0]
+    algorithm.update()
     return cfg, plan, max(peak)
 _, _, before = run(8, 4)
 cfg, plan, after = run(4096, 16)
@@ -80,10 +77,36 @@ def test_what_cannot_fit_is_refused_before_anything_is_made(tmp_path):
 
 def test_the_number_that_is_named_fits(monkeypatch):
     monkeypatch.setattr(memory, "free_bytes", lambda device: 200_000_000)
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(SettingError) as caught:
         memory.check_memory(config(env={"num_envs": 65536}, training=LONG), CPU)
-    most = int(str(caught.value).partition("at most ")[2].split()[0])
+    most = int(re.search(r"at most (\d+)", str(caught.value))[1])
     memory.check_memory(config(env={"num_envs": most}, training=LONG), CPU)
+
+
+def test_a_buffer_that_cannot_fit_is_refused_with_the_steps_that_would(tmp_path, monkeypatch):
+    """It is refused before anything is simulated, and what the message names is accepted."""
+    path = tmp_path / "huge.yaml"
+    path.write_text(
+        "env: {name: cartpole_balance}\n"
+        "algorithm:\n  name: sac\n  buffer_size: 2000000000\n"
+        f"experiment: {{output_dir: {tmp_path}, name: huge}}\n"
+    )
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1_000_000_000)
+    with pytest.raises(ConfigError) as caught:
+        main(["--config", str(path), "compute.device=cpu"])
+    found = re.fullmatch(
+        rf"{re.escape(str(path))}:4: algorithm\.buffer_size = 2000000000: needs about \d+ GB, "
+        r"1 GB are free on cpu; set it to at most (\d+)",
+        str(caught.value),
+    )
+    assert found
+    assert not (tmp_path / "huge" / "config.yaml").exists()
+    most = int(found[1])
+    sac = {"name": "sac", "buffer_size": most}
+    memory.check_memory(config(env={"name": "cartpole_balance"}, algorithm=sac), CPU)
+    sac["buffer_size"] = most + most // 20
+    with pytest.raises(SettingError):
+        memory.check_memory(config(env={"name": "cartpole_balance"}, algorithm=sac), CPU)
 
 
 def refuse(*_):
@@ -97,7 +120,7 @@ def ask_for_too_much(*_):
 @pytest.mark.parametrize("fail", [refuse, ask_for_too_much])
 def test_running_out_is_one_line_that_names_the_knob(tmp_path, monkeypatch, fail):
 
-    monkeypatch.setattr("pi_incubator.trainers.on_policy.train", fail)
+    monkeypatch.setattr("pi_incubator.loop.train", fail)
     place = [f"experiment.output_dir={tmp_path}", "tracking.backend=none", "compute.compile=off"]
     with pytest.raises(ConfigError, match=r"env\.num_envs = 64: cpu ran out of memory .*minibatch_size"):
         main(["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), "env.num_envs=64", *place])

@@ -2,7 +2,7 @@
 
 from pi_incubator.config.check import check_names, load_checked, validate_run
 from pi_incubator.config.errors import ConfigError, explain_settings
-from pi_incubator.config.loader import load_config, load_with_sources, save_config
+from pi_incubator.config.loader import load_config, load_saved, load_with_sources, save_config
 from pi_incubator.config.models import ExperimentConfig
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "explain_settings",
     "load_checked",
     "load_config",
+    "load_saved",
     "load_with_sources",
     "save_config",
     "validate_run",

@@ -14,6 +14,7 @@ from pydantic_core import ErrorDetails
 from envs_gpu.errors import SettingError
 from envs_gpu.registry import nearest
 from pi_incubator.config.models import UNIONS, ExperimentConfig
+from pi_incubator.config.section import holds_fields
 from pi_incubator.errors import UserError
 
 DEFAULTS = ExperimentConfig()
@@ -21,6 +22,16 @@ SECTIONS = {name: list(type(section).model_fields) for name, section in DEFAULTS
 SECTIONS |= {name: union.all_fields() for name, union in UNIONS.items()}
 """Section -> the keys that it can have; of a union, those of every member."""
 FIELDS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
+NESTED = {
+    f"{section}.{key}"
+    for section, settings in [
+        *((name, type(section)) for name, section in DEFAULTS),
+        *((name, member) for name, union in UNIONS.items() for member in union.members.values()),
+    ]
+    for key, info in settings.model_fields.items()
+    if holds_fields(info.annotation)
+}
+"""The fields whose value is a mapping, such as `randomization.friction`."""
 MOVED = {"distillation": "algorithm, with algorithm.name = distillation"}
 """Sections of earlier versions, and where their fields are now."""
 

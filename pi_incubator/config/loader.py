@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 
 from envs_gpu.registry import UnknownNameError, nearest
 from pi_incubator.config.errors import (
+    NESTED,
     SECTIONS,
     ConfigError,
     field_called,
@@ -27,6 +28,8 @@ from pi_incubator.config.models import UNIONS, ExperimentConfig
 
 COMMAND_LINE = "command line"
 BASE = "base"  # top-level key: the file to inherit from
+FORMAT = "format"  # top-level key of saved settings; those of version 0.1.0 have none
+SAVED_FORMAT = 2
 SCHEMA = "$schema"  # top-level key by which editors find the schema of a JSON file; not read
 SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 65_536  # larger is some other file, and would take long to parse
@@ -133,7 +136,20 @@ def save_config(cfg: ExperimentConfig, path: str | Path) -> None:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     with Path(path).open("w", encoding="utf-8") as file:
-        yaml.dump(cfg.model_dump(mode="json"), file)
+        yaml.dump({FORMAT: SAVED_FORMAT} | cfg.model_dump(mode="json"), file)
+
+
+def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, Sources]:
+    """`load_with_sources` of settings that `save_config` wrote.
+
+    Raises:
+        ConfigError: as `load_config`; or version 0.1.0 wrote them, whose settings had other names.
+    """
+    data, _ = _parse_yaml(_read_text(Path(path), asked_by=None), str(path))
+    if isinstance(data, Mapping) and FORMAT not in data:
+        problem = "was written by pi_incubator 0.1.0, whose settings this version does not read"
+        raise ConfigError(str(path), problem=problem, fix="install that version to use it, or train again")
+    return load_with_sources(path, overrides)
 
 
 def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Settings:
@@ -148,7 +164,10 @@ def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Sett
     if not isinstance(data, Mapping):
         fix = "write sections such as 'env:' with their fields below"
         raise ConfigError(str(path), problem="the top level is not a mapping", fix=fix)
-    sections = {key: value for key, value in data.items() if key not in (BASE, SCHEMA)}
+    if (number := data.get(FORMAT, SAVED_FORMAT)) != SAVED_FORMAT:
+        problem, fix = f"this version reads {SAVED_FORMAT}", "use the version that wrote this file"
+        raise ConfigError(lines.get(FORMAT, str(path)), FORMAT, number, problem=problem, fix=fix)
+    sections = {key: value for key, value in data.items() if key not in (BASE, SCHEMA, FORMAT)}
     settings = _flatten(sections, lines, str(path))
     if BASE not in data:
         return settings
@@ -323,4 +342,6 @@ def _parse_override(text: str) -> Settings:
     if not inner:
         return _flatten({section: {key: data}}, {}, COMMAND_LINE)
     _flatten({section: {top: None}}, {}, COMMAND_LINE)  # checks the names
+    if f"{section}.{top}" not in NESTED:
+        raise unknown_key(COMMAND_LINE, section, key, data, SECTIONS[section])
     return {f"{section}.{key}": Setting(data, COMMAND_LINE)}

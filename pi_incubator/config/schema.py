@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from pi_incubator.config.loader import BASE, SCHEMA
+from pi_incubator.config.loader import BASE, FORMAT, SAVED_FORMAT, SCHEMA
 from pi_incubator.config.models import ExperimentConfig
 
 SCHEMA_PATH = Path(__file__).parents[2] / "configs" / "schema.json"
@@ -19,6 +19,7 @@ def schema_text() -> str:
     schema = ExperimentConfig.model_json_schema()
     schema["properties"] |= {
         BASE: {"type": "string", "description": "File to inherit from, relative to this one."},
+        FORMAT: {"const": SAVED_FORMAT, "description": "Format of saved settings; leave it out elsewhere."},
         SCHEMA: {"type": "string", "description": "This schema, for editors."},
     }
     return json.dumps(schema, indent=2) + "\n"

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from envs_gpu.interface import PolicyInterface, Term
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator import __version__
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.graph import State
+from pi_incubator.version import __version__
 
 SCHEMA_VERSION = 1
 Contract = dict[str, Any]

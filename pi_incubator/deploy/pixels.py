@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator import __version__
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.bundle import write_file
 from pi_incubator.deploy.contract import Origin
@@ -21,6 +20,7 @@ from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import require_within
 from pi_incubator.deploy.session import open_session, run_pixels
 from pi_incubator.policies.policy import Policy
+from pi_incubator.version import __version__
 
 
 def export_pixels(

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from pi_incubator.evaluation.worlds import evaluation_env
 from safetensors.torch import load_file, save_file
 
 from pi_incubator import checkpoint
+from pi_incubator.algorithms import make_policy
+from pi_incubator.checkpoint import Part
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.envs import evaluation_env
 from pi_incubator.errors import UserError
 from pi_incubator.finish import finish_run
-from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder, begin
 from pi_incubator.runtime import read_bundle
 from pi_incubator.tracking import Tracker
@@ -59,9 +60,9 @@ def finished(cfg):
     with RunFolder(cfg) as folder:
         begin(cfg, folder)
         env = evaluation_env(cfg, cfg.env.num_envs, torch.device("cpu"))
-        policy = make_network(cfg.network, env.spec)
-        checkpoint.save(folder, 0, cfg.batch_size, {"policy": policy}, cfg, keep=1)
-        log = {"iteration": 0, "env_steps": cfg.batch_size, "wall_s": 1.5, "episode/return": 100.0}
+        policy = make_policy(cfg, env.spec)
+        checkpoint.save(folder, 0, cfg.steps_per_iteration, {"policy": Part(policy)}, cfg, keep=1)
+        log = {"iteration": 0, "env_steps": cfg.steps_per_iteration, "wall_s": 1.5, "episode/return": 100.0}
         folder.metrics.write_text(json.dumps(log) + "\n")
         tracker = RecordingTracker()
         finish_run(cfg, folder, env, policy, tracker)
@@ -214,6 +215,7 @@ def test_mistakes_are_found_before_slow_imports(command):
     script = f"""
 import sys
 from pi_incubator.cli.{command} import main
+from pi_incubator.envs import evaluation_env
 from pi_incubator.errors import UserError
 try:
     main(["no/such/run"])

@@ -33,13 +33,18 @@ def config(field: str, value: str) -> ExperimentConfig:
     return ExperimentConfig.model_validate({section: {key: value}})
 
 
-@pytest.mark.parametrize("field", [field for field in KINDS if field != "env.backend"])
+@pytest.mark.parametrize("field", ["env.name", "tracking.backend"])  # others: test_config_unions.py
 def test_unknown_names_suggest_the_nearest(field: str) -> None:
     kind, known = KINDS[field]
     with pytest.raises(ConfigError) as caught:
         check_names(config(field, known + "x"), {field: "a.yaml:3"})
     expected = f"a.yaml:3: {field} = '{known}x': unknown {kind}; did you mean '{known}'? known: {known}"
     assert str(caught.value) == expected
+
+
+def test_settings_without_an_implementation_are_unknown() -> None:
+    with pytest.raises(ConfigError, match=r"algorithm\.name = 'sac': unknown algorithm; known: ppo"):
+        check_names(config("algorithm.name", "sac"), {})
 
 
 def test_the_defaults_are_known() -> None:
@@ -105,7 +110,9 @@ def test_a_folder_that_cannot_be_written(
 def test_load_checked_makes_the_folder(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(f"experiment: {{output_dir: {tmp_path / 'out'}}}")
-    assert load_checked(path).run_dir.is_dir()
+    cfg, sources = load_checked(path)
+    assert cfg.run_dir.is_dir()
+    assert sources == {"experiment.output_dir": f"{path}:1"}
     path.write_text(f"experiment: {{output_dir: {path}}}")
     with pytest.raises(ConfigError, match=r"a\.yaml:1: experiment.output_dir"):
         load_checked(path)

@@ -17,7 +17,7 @@ CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_shipped_configs_load_and_name_their_schema(path: Path) -> None:
-    assert load_config(path).num_iterations >= 1
+    assert load_config(path).num_iterations() >= 1
     assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
 
 
@@ -99,7 +99,8 @@ def test_saved_configs_load_back_equal(tmp_path: Path, overrides: list[str]) -> 
 
 def test_derived_sizes() -> None:
     cfg = ExperimentConfig.model_validate({"training": {"total_steps": 10_000}, "experiment": {"name": "x"}})
-    assert (cfg.batch_size, cfg.num_iterations, cfg.run_dir) == (4096, 2, Path("runs/x"))
+    assert (cfg.steps_per_iteration, cfg.num_iterations(), cfg.run_dir) == (4096, 2, Path("runs/x"))
+    assert cfg.num_iterations(world_size=2) == 1
 
 
 def test_configs_are_frozen() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from pi_incubator.trainers.randomization import describe
 
 from envs_gpu.draw import Draw
 from envs_gpu.randomize import Delay, Randomization
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.config.models import RandomizationSection
+from pi_incubator.envs import randomization_of
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -56,7 +56,7 @@ def test_a_mistake_in_a_file_names_its_line(tmp_path: Path) -> None:
 
 
 def test_off_by_default() -> None:
-    assert describe(ExperimentConfig().randomization) == Randomization()
+    assert randomization_of(ExperimentConfig().randomization) == Randomization()
 
 
 def test_the_env_gets_what_the_file_says(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_env_gets_what_the_file_says(tmp_path: Path) -> None:
         "  action_delay: {high: 2}\n"
         "  initial_state: {velocity: {low: -1, high: 1}}\n"
     )
-    assert describe(load_config(path).randomization) == Randomization(
+    assert randomization_of(load_config(path).randomization) == Randomization(
         mass=Draw("normal", mean=1.0, std=0.1, per="interval", interval_s=3.0, names="leg*"),
         friction=Draw(low=0.5, high=1.5, shared=True),
         action_delay=Delay(0, 2),

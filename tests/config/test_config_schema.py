@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from pi_incubator.config.errors import FIELDS, SECTIONS
-from pi_incubator.config.models import ExperimentConfig
+from pi_incubator.config.models import UNIONS, ExperimentConfig
 from pi_incubator.config.schema import SCHEMA_PATH, schema_text
 
 
@@ -17,8 +17,11 @@ def test_schema_is_current() -> None:
 @pytest.mark.parametrize("name", [*SECTIONS, *FIELDS])
 def test_every_section_and_field_has_a_one_line_docstring(name: str) -> None:
     section, _, key = name.partition(".")
-    info = ExperimentConfig.model_fields[section]
+    infos = [ExperimentConfig.model_fields[section]]
     if key:
-        info = type(info.default).model_fields[key]
-    assert info.description, f"{name} has no docstring"
-    assert "\n" not in info.description
+        kinds = UNIONS[section].members.values() if section in UNIONS else [type(infos[0].default)]
+        infos = [kind.model_fields[key] for kind in kinds if key in kind.model_fields]
+    assert infos
+    for info in infos:
+        assert info.description, f"{name} has no docstring"
+        assert "\n" not in info.description

@@ -8,14 +8,15 @@ import onnx
 import pytest
 import torch
 from onnx import numpy_helper
-from pi_incubator.evaluation.worlds import evaluation_env
 
 from pi_incubator import checkpoint
+from pi_incubator.algorithms import make_policy
+from pi_incubator.checkpoint import Part
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.artifact import Source
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.record import record
-from pi_incubator.networks import make_network
+from pi_incubator.envs import evaluation_env
 from pi_incubator.run_folder import RunFolder, begin
 
 ORIGIN = Origin("c" * 64, "d" * 64, "0123abc", False, 12.25)
@@ -45,13 +46,13 @@ def make_source(task, history=1, network="mlp"):
     torch.manual_seed(0)
     env = evaluation_env(cfg, NUM_WORLDS, torch.device("cpu"))
     env.task.max_episode_steps = 40
-    policy = make_network(cfg.network, env.spec)
+    policy = make_policy(cfg, env.spec)
     for _ in range(20):
-        policy.gather(dict(env.obs.items()))
+        policy.normalizer.observe(dict(env.obs.items()))
         env.step(torch.randn(NUM_WORLDS, env.spec.action_dim))
-    policy.commit()
+    policy.normalizer.commit()
     with torch.no_grad():
-        for parameter in policy.actor[-1].parameters():
+        for parameter in policy.head[-1].parameters():
             parameter.mul_(100.0)  # the last layer begins small: now some actions meet their limits
     return SharedSource(cfg, env, policy, ORIGIN, record(env, policy, 400, seed=7))
 
@@ -87,8 +88,8 @@ def standing(tmp_path_factory):
     with RunFolder(cfg) as folder:
         begin(cfg, folder)
         env = evaluation_env(cfg, 2, torch.device("cpu"))
-        policy = make_network(cfg.network, env.spec)
-        checkpoint.save(folder, 0, cfg.batch_size, {"policy": policy}, cfg, keep=1)
+        policy = make_policy(cfg, env.spec)
+        checkpoint.save(folder, 0, cfg.steps_per_iteration, {"policy": Part(policy)}, cfg, keep=1)
         env.close()
     return folder
 

@@ -5,10 +5,10 @@ import json
 
 import onnx
 import pytest
-from pi_incubator.networks._normalizer import NoNormalizer
 
 from envs_gpu.robots import get_robot
 from pi_incubator.deploy.contract import normalizer_hash, short, to_json
+from pi_incubator.layers.normalizer import NoNormalizer
 from pi_incubator.runtime.contract import check_contract
 
 

@@ -73,7 +73,7 @@ def test_the_targets_are_what_the_env_sends_to_its_motors(walker):
     obs = env.reset(11)
     for _ in range(20):
         target = session.step(sensor_readings(obs["policy"], interface).numpy())
-        result = env.step(source.policy.mean_action(obs).detach())
+        result = env.step(source.policy.mean(obs, source.policy.initial_state(env.num_envs))[0].detach())
         obs, goes_on = result.obs, ~(result.terminated | result.truncated).numpy()
         session.restart(~goes_on)
         sent = env.physics.state.ctrl.float().numpy()  # of a world that began anew: zeros
@@ -173,7 +173,7 @@ def test_nan_is_no_agreement(source_of):
 
 def test_a_policy_of_what_no_robot_measures_is_refused(source_of, monkeypatch):
     source = source_of("go1_velocity", 1, "mlp")
-    monkeypatch.setattr(source.policy, "actor_group", "critic")
+    monkeypatch.setattr(source.policy, "group", "critic")
     with pytest.raises(UserError, match="'critic', which no robot measures; distil it"):
         Source.artifact(source)
 

@@ -258,7 +258,9 @@ def test_torchrl_gets_the_pixels_too():
 
 
 def test_what_cannot_be_drawn_is_named():
-    with pytest.raises(EnvError, match=r"camera = nose: .*set it to one of follow, track, pole"):
+    with pytest.raises(
+        EnvError, match=r"env\.pixels\.camera = 'nose': .*set it to one of follow, track, pole"
+    ):
         open_env(camera="nose")
     with pytest.raises(ZooError, match=r"env\.pixels is for our own tasks only"):
         make_env("gymnasium/Pendulum-v1", num_envs=1, device=CPU, pixels=PixelOptions())
@@ -280,5 +282,5 @@ except PixelError as error:
     environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": ":".join(filter(None, sys.path))}
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("pixels: renderer = mujoco: no OpenGL driver works here")
+    assert done.stdout.startswith("env.pixels.renderer = 'mujoco': no OpenGL driver works here")
     assert done.stdout.rstrip().endswith("or set it to warp, which needs no driver")

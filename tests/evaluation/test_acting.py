@@ -1,4 +1,4 @@
-"""A policy with a memory is judged with it: carried from step to step, and empty when an episode begins."""
+"""A policy with a state is judged with it: carried from step to step, and zero when an episode begins."""
 
 import pytest
 import torch
@@ -50,12 +50,9 @@ class Counter:
     def initial_state(self, num_worlds):
         return torch.zeros(num_worlds, 1)
 
-    def mean_step(self, obs, state):
+    def mean(self, obs, state):
         assert torch.equal(state, obs["policy"])
         return state.clone(), state + 1.0
-
-    def mean_action(self, obs):
-        raise TypeError("acts by its state")
 
 
 def test_evaluation_carries_and_resets_the_state():
@@ -71,7 +68,7 @@ def test_recording_does_too():
 
 def test_what_a_broken_policy_remembered_ends_with_the_episode():
     class Broken(Counter):
-        def mean_step(self, obs, state):
+        def mean(self, obs, state):
             return state, torch.full_like(state, torch.nan)
 
     env, actor = CountingEnv(), as_actor(Broken(), 3)

@@ -76,8 +76,11 @@ def test_terms_are_summed_and_measures_averaged():
 
 def test_the_policy_may_be_an_object_and_its_actions_count():
     class Brake(torch.nn.Module):
-        def mean_action(self, obs):
-            return torch.ones(len(obs["policy"]), 1)
+        def initial_state(self, num_worlds):
+            return torch.zeros(num_worlds, 0)
+
+        def mean(self, obs, state):
+            return torch.ones(len(obs["policy"]), 1), state
 
     evaluation = evaluate(ScriptedEnv([4, 9]), Brake(), num_episodes=2, seed=0)
     assert evaluation.episodes["return"].tolist() == [0, 0]

@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-import pi_incubator
 from pi_incubator.deploy.gates._base import Candidate, Result, kept_share
 from pi_incubator.deploy.session import Array
 from pi_incubator.errors import UserError
@@ -115,7 +114,7 @@ def _start(candidate: Candidate, urls: list[str]) -> subprocess.Popen[str]:
         "latency_s": LATENCY_S,
         "noise": sensor_noise(candidate).tolist(),
     }
-    root = str(Path(pi_incubator.__file__).parents[1])
+    root = str(Path(__file__).parents[3])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     process = subprocess.Popen(
         [sys.executable, "-m", SIMULATOR],
