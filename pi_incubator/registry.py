@@ -2,25 +2,9 @@
 
 from envs_gpu.registry import Registry
 
-algorithms = Registry("algorithm", "pi_incubator.algorithms", exclude=("advantage",))
+algorithms = Registry("algorithm", "pi_incubator.algorithms")
 networks = Registry("network", "pi_incubator.networks")
-exporters = Registry(
-    "exporter",
-    "pi_incubator.deploy",
-    exclude=(
-        "artifact",
-        "bundle",
-        "contract",
-        "gates",
-        "graph",
-        "pixels",
-        "precision",
-        "program",
-        "promotion",
-        "record",
-        "session",
-    ),
-)
+exporters = Registry("exporter", "pi_incubator.deploy.exporters")
 gates = Registry("gate", "pi_incubator.deploy.gates")
 trackers = Registry("tracker", "pi_incubator.tracking")
 

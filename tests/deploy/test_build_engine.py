@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pi_incubator.deploy.tensorrt import TEMPLATES
+from pi_incubator.deploy.exporters.tensorrt import TEMPLATES
 from pi_incubator.registry import exporters
 from pi_incubator.runtime._cuda import Gpu
 from pi_incubator.runtime._tensorrt import engine_name

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pi_incubator.deploy.artifact import Artifact
 from pi_incubator.deploy.bundle import BUILD_ENGINE, write_folder
-from pi_incubator.deploy.onnx import onnx_files
+from pi_incubator.deploy.exporters.onnx import onnx_files
 from pi_incubator.registry import exporter
 
-TEMPLATES = Path(__file__).parent / "templates"
+TEMPLATES = Path(__file__).parents[1] / "templates"
 
 
 def tensorrt_files(artifact: Artifact) -> dict[str, bytes]:

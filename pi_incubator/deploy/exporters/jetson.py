@@ -7,7 +7,7 @@ from pathlib import Path
 from pi_incubator import runtime
 from pi_incubator.deploy.artifact import Artifact
 from pi_incubator.deploy.bundle import write_archive
-from pi_incubator.deploy.tensorrt import TEMPLATES, tensorrt_files
+from pi_incubator.deploy.exporters.tensorrt import TEMPLATES, tensorrt_files
 from pi_incubator.registry import exporter
 
 PACKAGE = "runtime/pi_runtime"

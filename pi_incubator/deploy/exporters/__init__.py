@@ -1,0 +1,1 @@
+"""Exporters: what a target ships, one file each."""
