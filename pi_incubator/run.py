@@ -63,8 +63,9 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
     began_s = time.perf_counter()
     cfg, sources = load_checked(config, overrides)
     with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg)) as folder:
-        cfg = keep_num_envs(cfg, folder)
-        check_resume(cfg, folder)
+        if rank_of_environment() == 0:  # which also reads the folder for the others
+            cfg = keep_num_envs(cfg, folder)
+            check_resume(cfg, folder)
         result = _run(cfg, folder, hooks)
     if rank_of_environment() == 0:
         print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")

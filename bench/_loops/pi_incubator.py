@@ -34,6 +34,7 @@ class OurLoop(ScoredLoop):
         self.env = kind.make_env(self.cfg, plan, None, distributed)
         self.algorithm = kind(self.cfg, self.env, distributed, plan)
         self.recent = RecentReturns()
+        self.has_learned = False
         self.facts = {
             "compute": plan.reasons,
             "torch_threads": torch.get_num_threads(),
@@ -44,6 +45,7 @@ class OurLoop(ScoredLoop):
         algorithm, before = self.algorithm, self.algorithm.env_steps
         algorithm.collect()
         metrics = algorithm.update()
+        self.has_learned |= bool(metrics)  # some algorithms fill a buffer first
         if algorithm.iteration % self.cfg.training.log_every == 0:
             to_numbers(metrics)
             self.recent.add(algorithm.pop_metrics())
@@ -51,7 +53,7 @@ class OurLoop(ScoredLoop):
 
     def warm_up(self) -> None:
         num_graphs = None
-        while num_graphs != counters["stats"]["unique_graphs"]:
+        while not self.has_learned or num_graphs != counters["stats"]["unique_graphs"]:
             num_graphs = counters["stats"]["unique_graphs"]
             self.iterate()
         self.synchronize()

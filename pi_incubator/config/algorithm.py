@@ -40,6 +40,10 @@ class AlgorithmSettings(Section):
     def samples_per_update(self, num_envs: int) -> int:
         """Samples of one optimizer step."""
 
+    def divided_among_shards(self, cfg: ExperimentConfig) -> tuple[str, int]:
+        """A setting, and the number behind it that shards of worlds divide; see `compute.shards`."""
+        return "env.num_envs", cfg.env.num_envs
+
     def num_envs_multiple(self) -> int:
         """The number of worlds must be a multiple of this."""
         return 1
@@ -113,6 +117,9 @@ class ReplaySettings(RolloutSettings):
 
     def samples_per_update(self, num_envs: int) -> int:
         return self.batch_size
+
+    def divided_among_shards(self, cfg: ExperimentConfig) -> tuple[str, int]:
+        return "algorithm.batch_size", self.batch_size
 
     def check(self, cfg: ExperimentConfig) -> None:
         network = cfg.network

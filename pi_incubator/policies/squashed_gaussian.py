@@ -65,7 +65,7 @@ class SquashedGaussianPolicy(Policy):
         low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
         if not (low.isfinite() & high.isfinite()).all():
             problem = f"actions without limits cannot be squashed into them, and {spec.name} has such"
-            raise SettingError("env.name", spec.name, problem, "choose another task, or algorithm.name = ppo")
+            raise SettingError("env.name", spec.name, problem, "choose another task or algorithm")
         self.register_buffer("center", (low + high) / 2, persistent=False)
         self.register_buffer("half_range", (high - low) / 2, persistent=False)
 

@@ -61,7 +61,7 @@ class Algorithm(ABC, Generic[Settings]):
     ) -> None:
         self.cfg, self.env, self.distributed, self.compute = cfg, env, distributed, compute
         self.settings = cast(Settings, cfg.algorithm)
-        self.num_iterations = cfg.num_iterations(distributed.world_size)
+        self.num_iterations = _num_iterations(cfg, distributed)
         self.counters = Counters()
         self.shards = _shards_of(cfg, distributed)
 
@@ -134,6 +134,21 @@ class Algorithm(ABC, Generic[Settings]):
         self.counters.env_steps += self.cfg.steps_per_iteration * self.distributed.world_size
 
 
+def _num_iterations(cfg: ExperimentConfig, distributed: Distributed) -> int:
+    """Whole iterations of all ranks that fit in `training.total_steps`.
+
+    Raises:
+        SettingError: there are none.
+    """
+    num_iterations, world_size = cfg.num_iterations(distributed.world_size), distributed.world_size
+    if not num_iterations:
+        steps = cfg.steps_per_iteration * world_size
+        problem = f"must be at least one iteration of {world_size} processes, {steps} steps"
+        total_steps = cfg.training.total_steps
+        raise SettingError("training.total_steps", total_steps, problem, f"set it to {steps} or more")
+    return num_iterations
+
+
 def _shards_of(cfg: ExperimentConfig, distributed: Distributed) -> range:
     """The shards of worlds that this rank holds.
 
@@ -147,9 +162,12 @@ def _shards_of(cfg: ExperimentConfig, distributed: Distributed) -> range:
             "compute.shards", num_shards, problem, f"set it to a multiple of {world_size}, or 0"
         )
     each = num_shards // world_size
-    if cfg.env.num_envs % each:
-        problem, fix = f"cannot be divided into {each} shards", f"set it to a multiple of {each}"
-        raise SettingError("env.num_envs", cfg.env.num_envs, problem, fix)
+    for field, number in (("env.num_envs", cfg.env.num_envs), cfg.algorithm.divided_among_shards(cfg)):
+        if number % each:
+            section, key = field.split(".")
+            problem = f"cannot be divided among the {each} shards of a process"
+            fix = "change it, or compute.shards"
+            raise SettingError(field, getattr(getattr(cfg, section), key), problem, fix)
     return range(distributed.rank * each, (distributed.rank + 1) * each)
 
 

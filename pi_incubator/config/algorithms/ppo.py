@@ -53,6 +53,11 @@ class PPOSettings(RolloutSettings):
     def samples_per_update(self, num_envs: int) -> int:
         return min(self.minibatch_size, num_envs * self.horizon)
 
+    def divided_among_shards(self, cfg: ExperimentConfig) -> tuple[str, int]:
+        # The sequences of a network with a state are not divided.
+        samples = self.horizon if cfg.network.has_state else 1
+        return "algorithm.minibatch_size", self.minibatch_size // samples
+
     def num_envs_multiple(self) -> int:
         return self.minibatch_size // gcd(self.minibatch_size, self.horizon)
 
