@@ -53,7 +53,7 @@ def measure(comparison: Comparison, num_rounds: int, budget: Budget) -> Measurem
     workers: dict[str, Worker] = {}
     with ExitStack() as stack:
         for label, entry in comparison.entries.items():
-            workers[label] = stack.enter_context(Worker(entry.loop, entry.settings))
+            workers[label] = stack.enter_context(Worker(entry.loop, entry.settings, entry.checkout))
             ready = f"{comparison.name} settings: {label} is ready after {workers[label].ready_s:.0f} s"
             print(ready, file=sys.stderr)
         for number in range(1, num_rounds + 1):

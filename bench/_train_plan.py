@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
+import subprocess
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench._loops import brax, envpool, sb3, sbx, torchrl
 from bench._loops._peer import Peer, Settings, horizon_for
+from bench._machine import fresh_environment
 from bench._worker import Budget, Worker
 from pi_incubator.config import ExperimentConfig, check_names, load_with_sources
 from pi_incubator.config.models import OPEN
@@ -25,6 +29,12 @@ PEERS: Mapping[str, Peer] = {
     "brax": brax.PEER,
 }
 ALL, NONE = "all", "none"
+BESIDE = "beside"
+"""The label of another checkout's loop."""
+RESOLVE = (
+    "import sys; from pi_incubator.config import load_config; "
+    "print(load_config(sys.argv[1], sys.argv[2:]).model_dump_json())"
+)
 # Settings that both sides can have; Stable-Baselines3's PPO does not normalize observations by itself.
 IDENTICAL = (
     "env.num_envs=8",
@@ -51,6 +61,8 @@ class Entry:
     loop: str
     """A file in `bench/_loops`."""
     settings: Settings
+    checkout: str | None = None
+    """Folder of another checkout of this project whose loop it is."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Comparison:
     @property
     def ours(self) -> list[str]:
         """The labels of our loops."""
-        return [label for label, entry in self.entries.items() if entry.loop == OURS]
+        return [label for label, entry in self.entries.items() if entry.loop == OURS and not entry.checkout]
 
 
 def chosen_peers(names: Iterable[str]) -> list[str]:
@@ -133,7 +145,7 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     peers, planned = chosen_peers(arguments.peer), []
     lenient = ALL in arguments.peer
     if not arguments.identical:
-        planned.append(_own(load(arguments), peers, lenient))
+        planned.append(_own(load(arguments), peers, lenient, _other_checkout(arguments)))
     if arguments.identical or peers:
         planned.append(_identical(load(arguments, *IDENTICAL), peers, lenient, arguments.sb3_vec))
     return planned
@@ -168,8 +180,32 @@ def lacking(name: str, cfg: ExperimentConfig, lenient: bool) -> str | None:
     return "; ".join(lack) if lack else None
 
 
-def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool) -> Comparison:
+def _other_checkout(arguments: argparse.Namespace) -> Entry | None:
+    """Our loop as the checkout in `--beside` has it, with the same file and overrides as it reads them.
+
+    Raises:
+        UserError: it is no checkout of this project, or cannot read them.
+    """
+    if arguments.beside is None:
+        return None
+    checkout, config = str(arguments.beside.resolve()), str(Path(arguments.config).resolve())
+    done = subprocess.run(
+        [sys.executable, "-c", RESOLVE, config, *arguments.overrides],
+        cwd=checkout,
+        env=fresh_environment(PYTHONPATH=checkout),
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        reason = (done.stderr.splitlines() or ["no reason given"])[-1]
+        raise UserError(f"--beside {arguments.beside}: cannot read the config ({reason}); name a checkout")
+    return Entry(OURS, json.loads(done.stdout), checkout)
+
+
+def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool, beside: Entry | None) -> Comparison:
     entries, left_out = {OURS: _our_entry(cfg)}, {}
+    if beside:
+        entries[BESIDE] = beside
     for name in peers:
         if reason := lacking(name, cfg, lenient):
             left_out[name] = reason

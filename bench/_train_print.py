@@ -7,7 +7,7 @@ from statistics import median
 
 from bench._loops._peer import Settings
 from bench._train_measure import Measurement
-from bench._train_plan import OURS, PEERS, PHYSICS
+from bench._train_plan import OURS, PEERS, PHYSICS, Entry
 from pi_incubator.evaluation.table import Cell, print_table, show
 
 
@@ -28,11 +28,16 @@ def _rows(measurement: Measurement) -> dict[str, dict[str, Cell]]:
             row["of bare physics"] = f"{median(measurement.ratios(PHYSICS, ours=label)):.0%}"
         else:
             row["ours is times this"] = median(measurement.ratios(label))
-            loop = measurement.comparison.entries[label].loop
-            row["note"] = "" if PEERS[loop].same_physics else "another physics model"
+            row["note"] = _remark(measurement.comparison.entries[label])
         rows[f"{name}: {label}"] = row
     left_out = measurement.comparison.left_out.items()
     return rows | {f"{name}: {peer}": {"note": f"left out: {reason}"} for peer, reason in left_out}
+
+
+def _remark(entry: Entry) -> str:
+    if entry.checkout:
+        return entry.checkout
+    return "" if PEERS[entry.loop].same_physics else "another physics model"
 
 
 def _notes(measurements: list[Measurement]) -> Iterator[str]:
@@ -57,6 +62,9 @@ def _describe(settings: Settings) -> str:
     """What our loop with these `settings` is, in a line."""
     algorithm = settings["algorithm"]
     size = f"{settings['env']['num_envs']} worlds x {algorithm['horizon']} steps"
-    learning = f"{algorithm['num_epochs']} epochs, minibatches of {algorithm['minibatch_size']}"
+    if "num_epochs" in algorithm:
+        learning = f"{algorithm['num_epochs']} epochs, minibatches of {algorithm['minibatch_size']}"
+    else:
+        learning = f"{algorithm['updates_per_step']} updates a step, batches of {algorithm['batch_size']}"
     overlap = ", learning beside collection" if settings["training"]["overlap"] else ""
     return f"{size}, {learning}{overlap}"

@@ -51,19 +51,21 @@ class Worker:
     Args:
         loop: the name of a file in `bench/_loops`.
         settings: for its `make`, as JSON types.
+        checkout: folder of another checkout of this project whose loop it is; None is this one.
 
     Raises:
         UserError: the loop cannot be built with these settings.
     """
 
-    def __init__(self, loop: str, settings: dict[str, Any]) -> None:
+    def __init__(self, loop: str, settings: dict[str, Any], checkout: str | None = None) -> None:
         began_s = time.perf_counter()
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bench._worker", loop, json.dumps(settings)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=fresh_environment(),
+            cwd=checkout,
+            env=fresh_environment(PYTHONPATH=checkout) if checkout else fresh_environment(),
         )
         self._loop = loop
         try:

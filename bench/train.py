@@ -48,6 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     names = ", ".join(PEERS)
     peers_help = f"whom to compare with: {names}, all or none (default: sb3)"
     parser.add_argument("--peer", nargs="+", default=["sb3"], metavar="NAME", help=peers_help)
+    beside_help = "another checkout of this project, which takes turns with this one"
+    parser.add_argument("--beside", type=Path, metavar="DIR", help=beside_help)
     parser.add_argument("--identical", action="store_true", help="only the comparison with the same settings")
     sweep_help = "peers also at their fastest number of worlds (on with --peer all)"
     parser.add_argument("--sweep", action="store_true", help=sweep_help)
