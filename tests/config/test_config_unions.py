@@ -155,7 +155,7 @@ def test_task_parameters_merge_name_by_name(tmp_path: Path, path: Path) -> None:
         ("randomization.friction.low=a", "randomization.friction.low = 'a': must be a number"),
         ("randomization.friction.low=3", "randomization.friction.low = 3.0: must be less than high = 1.2"),
         ("env.task.x=a", "env.task.x = 'a': must be a number"),
-        ("env.taks.x=1", "env.taks.x = 1: unknown field; did you mean env.task?"),
+        ("env.taks.x=1", "env.taks = 1: unknown field; did you mean env.task?"),
         ("env.num_envs.x=1", "env.num_envs.x = 1: unknown field"),
         ("network.hidden_sizes.0=1", "network.hidden_sizes.0 = 1: unknown field"),
     ],
