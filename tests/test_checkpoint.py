@@ -254,3 +254,61 @@ def test_policy_is_loaded_by_path(folder: RunFolder) -> None:
 def test_policy_of_a_run_without_checkpoint_is_an_error(folder: RunFolder) -> None:
     with pytest.raises(UserError, match="has no checkpoint"):
         checkpoint.load_policy(folder, nn.Linear(1, 1))
+
+
+def save_with_buffer(folder: RunFolder, iteration: int) -> Path:
+    """Save a policy and a buffer that only the newest checkpoint keeps; both hold the iteration."""
+    number = torch.tensor(float(iteration))
+    parts = {"policy": Part(Holder(x=number)), "replay": Part(Holder(x=number), saved="last")}
+    return checkpoint.save(folder, iteration, iteration * 100, parts, CONFIG, keep=3)
+
+
+def test_what_is_saved_last_is_in_the_newest_checkpoint_only(folder: RunFolder) -> None:
+    """A large part takes its room on disk once; every checkpoint has the others."""
+    paths = [save_with_buffer(folder, iteration) for iteration in (1, 2, 3)]
+    assert [(path / "replay.safetensors").exists() for path in paths] == [False, False, True]
+    assert all((path / "policy.safetensors").exists() for path in paths)
+    replay = Holder(x=torch.tensor(0.0))
+    assert checkpoint.restore(folder, {"replay": Part(replay, saved="last")}) == 4
+    assert replay.tensors["x"] == 3.0
+
+
+def test_an_older_checkpoint_continues_without_what_is_saved_last(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Where the newest is damaged, the one before is whole; the lack of its large part is a warning."""
+    save_with_buffer(folder, 1)
+    damage(save_with_buffer(folder, 2) / "policy.safetensors")
+    policy, replay = Holder(x=torch.tensor(0.0)), Holder(x=torch.tensor(7.0))
+    with caplog.at_level(logging.WARNING):
+        parts = {"policy": Part(policy), "replay": Part(replay, saved="last")}
+        assert checkpoint.restore(folder, parts) == 2
+    assert (policy.tensors["x"], replay.tensors["x"]) == (1.0, 7.0)
+    assert "iter_00000002 is damaged" in caplog.text
+    assert "replay.safetensors was kept in a newer checkpoint only" in caplog.text
+
+
+def test_what_is_never_saved_is_neither_written_nor_missed(folder: RunFolder) -> None:
+    """A part that is saved as `never` leaves no file and keeps what it has."""
+    scratch = Holder(x=torch.tensor(7.0))
+    parts = {"policy": Part(Holder(x=torch.tensor(1.0))), "scratch": Part(scratch, saved="never")}
+    path = checkpoint.save(folder, 0, 0, parts, CONFIG, keep=1)
+    assert not (path / "scratch.safetensors").exists()
+    assert checkpoint.restore(folder, parts) == 1
+    assert scratch.tensors["x"] == 7.0
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(1, "was written by pi_incubator 0.1.0, whose format this version does not read"), (3, "upgrade")],
+)
+def test_a_checkpoint_of_another_format_is_refused(folder: RunFolder, number: int, expected: str) -> None:
+    """An older or newer format is no damage: one line names the version, and nothing is deleted."""
+    save(folder, 1)
+    manifest = save(folder, 2) / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": number}))
+    with pytest.raises(UserError, match=expected) as error:
+        restored(folder)
+    assert "\n" not in str(error.value)
+    assert str(manifest.parent) in str(error.value)
+    assert len(folder.saved()) == 2

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
-from pi_incubator.run_folder import RunFolder, begin, check_resume
+from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs, open_run
 
 HOLD_THE_LOCK = """
 import sys
@@ -152,3 +152,49 @@ def test_run_that_left_no_checkpoint_does_not_bind_the_next(tmp_path: Path) -> N
     with begun:
         begin(cfg, begun)
     assert check_resume(make_config(tmp_path, algorithm__lr=0.01), begun) is False
+
+
+def test_saved_settings_carry_their_format(tmp_path: Path) -> None:
+    """A later version can tell which one wrote a run; a file of a later one is refused."""
+    cfg = make_config(tmp_path)
+    with RunFolder(cfg) as folder:
+        begin(cfg, folder)
+    assert folder.config.read_text().startswith("format: 2\n")
+    folder.config.write_text(folder.config.read_text().replace("format: 2", "format: 3"))
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: format = 3: this version reads 2; use "):
+        load_config(folder.config)
+
+
+OLD_SETTINGS = "env: {name: ant}\ndistillation:\n  teachers: []\n"
+
+
+@pytest.mark.parametrize("text", [OLD_SETTINGS, "env: {name: ant}\n"], ids=["other sections", "the same"])
+def test_a_run_of_version_0_1_0_is_refused_in_one_line(tmp_path: Path, text: str) -> None:
+    """Opening or continuing such a run names the version that wrote it, whatever its settings are."""
+    cfg = make_config(tmp_path)
+    folder = leave_checkpoint(cfg)
+    folder.config.write_text(text)
+    expected = (
+        f"{folder.config}: was written by pi_incubator 0.1.0, whose settings this version does not read; "
+        "install that version to use it, or train again"
+    )
+    auto = make_config(tmp_path, env__num_envs="auto")
+    for refuse in (
+        lambda: open_run(str(folder.path)),
+        lambda: check_resume(cfg, folder),
+        lambda: begin(cfg, folder),
+        lambda: keep_num_envs(auto, folder),
+    ):
+        with pytest.raises(ConfigError) as error:
+            refuse()
+        assert str(error.value) == expected
+    assert folder.saved()
+    assert folder.config.read_text() == text
+
+
+def test_a_run_of_version_0_1_0_can_be_replaced(tmp_path: Path) -> None:
+    """A run that starts anew deletes what the old version left."""
+    folder = leave_checkpoint(make_config(tmp_path))
+    folder.config.write_text(OLD_SETTINGS)
+    assert begin(make_config(tmp_path, checkpoint__resume="never"), folder) is False
+    assert not folder.saved()

@@ -102,7 +102,7 @@ def _check_union_keys(settings: Settings) -> None:
     for section, union in UNIONS.items():
         default = Setting(union.default, "")
         name = settings.get(f"{section}.name", default)
-        if name.value not in union.members:
+        if not isinstance(name.value, str) or name.value not in union.members:
             fix = UnknownNameError(section, str(name.value), list(union.members)).fix
             raise ConfigError(
                 name.source, f"{section}.name", name.value, problem=f"unknown {section}", fix=fix
@@ -341,7 +341,7 @@ def _parse_override(text: str) -> Settings:
     top, *inner = key.split(".")
     if not inner:
         return _flatten({section: {key: data}}, {}, COMMAND_LINE)
-    _flatten({section: {top: None}}, {}, COMMAND_LINE)  # checks the names
+    _flatten({section: {top: data}}, {}, COMMAND_LINE)  # checks the names
     if f"{section}.{top}" not in NESTED:
         raise unknown_key(COMMAND_LINE, section, key, data, SECTIONS[section])
     return {f"{section}.{key}": Setting(data, COMMAND_LINE)}

@@ -38,9 +38,9 @@ class Union:
         tagged = [Annotated[member, Tag(name)] for name, member in self.members.items()]
         return Annotated[reduce(or_, tagged), Discriminator(self._tag)]
 
-    def fields(self, name: str) -> list[str]:
+    def fields(self, name: Any) -> list[str]:
         """The keys that the member `name` has; none where there is no such member."""
-        return list(self.members[name].model_fields) if name in self.members else []
+        return list(self.members[name].model_fields) if isinstance(name, str) and name in self.members else []
 
     def all_fields(self) -> list[str]:
         """The keys that any member has, the default's first."""

@@ -14,10 +14,10 @@ from pi_incubator.config.loader import MAX_BYTES
 
 def message(path: Path, *overrides: str) -> str:
     """The report on `path`, checked to be quick and one line."""
-    start = time.perf_counter()
+    start = time.process_time()  # of this process: other work on the machine does not count
     with pytest.raises(ConfigError) as caught:
         load_config(path, overrides)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(str(caught.value).splitlines()) == 1
     return str(caught.value)
 

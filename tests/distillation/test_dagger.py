@@ -4,15 +4,15 @@ import math
 
 import pytest
 import torch
+from pi_incubator.distillation.dagger import teacher_share
+from pi_incubator.distillation.learner import StudentLearner
+from pi_incubator.distillation.samples import Samples
 from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distillation.collect import Collector
-from pi_incubator.distillation.dagger import teacher_share
-from pi_incubator.distillation.learner import StudentLearner
 from pi_incubator.distillation.lessons import Lesson, split_worlds
-from pi_incubator.distillation.samples import Samples
 from pi_incubator.distillation.teacher import Teacher
 from pi_incubator.networks import make_network
 from tests.envs import ForgetfulEnv

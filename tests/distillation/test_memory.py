@@ -2,15 +2,15 @@
 
 import pytest
 import torch
+from pi_incubator.distillation.dagger import teacher_share
+from pi_incubator.distillation.learner import StudentLearner, encode
+from pi_incubator.distillation.samples import Samples, num_rows
 from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distillation.collect import Collector
-from pi_incubator.distillation.dagger import teacher_share
-from pi_incubator.distillation.learner import StudentLearner, encode
 from pi_incubator.distillation.lessons import Lesson
-from pi_incubator.distillation.samples import Samples, num_rows
 from pi_incubator.distillation.teacher import Teacher
 from pi_incubator.networks import make_network
 from tests.envs import ForgetfulEnv

@@ -1,0 +1,114 @@
+"""`pi_incubator.run` is the Python entry: it trains, judges, and calls hooks in a fixed order."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import pi_incubator
+from pi_incubator.config import ConfigError
+from pi_incubator.hooks.hook import Hook
+
+CONFIG = Path(__file__).parents[1] / "configs" / "cartpole_balance.yaml"
+SETTINGS = (
+    *("env.num_envs=8", "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=1"),
+    *("training.log_every=1", "checkpoint.save_every=1", "tracking.backend=none", "compute.compile=off"),
+    *("evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none", "experiment.name=run"),
+    "compute.device=cpu",
+)
+
+
+class Counter(Hook):
+    """Counts its calls, and notes what is on disk at each."""
+
+    def __init__(self, folder):
+        self.folder, self.count, self.seen = folder, torch.tensor(0), []
+
+    def due(self, progress):
+        return progress.iteration % 2 == 1
+
+    def __call__(self, progress):
+        self.count += 1
+        logged = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        saved = sorted(path.name for path in (self.folder / "checkpoints").glob("iter_*"))
+        last_saved = int(saved[-1].removeprefix("iter_"))
+        self.seen.append((progress.iteration, progress.env_steps, logged[-1]["iteration"], last_saved))
+
+    def state_dict(self):
+        return {"count": self.count}
+
+    def load_state_dict(self, state):
+        self.count = state["count"]
+
+
+class Silent(Hook):
+    """A hook without state, called before `Counter`."""
+
+    def __init__(self, calls):
+        self.calls = calls
+
+    def due(self, progress):
+        return True
+
+    def __call__(self, progress):
+        self.calls.append(progress.is_last)
+
+
+def train(folder, total_steps, *hooks):
+    place = (f"experiment.output_dir={folder.parent}", f"training.total_steps={total_steps}")
+    return pi_incubator.run(CONFIG, [*SETTINGS, *place], hooks=hooks)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four iterations, its result, and its hooks."""
+    folder, calls = tmp_path_factory.mktemp("runs") / "run", []
+    counter = Counter(folder)
+    return train(folder, 4 * 32, Silent(calls), counter), counter, calls
+
+
+def test_the_result_has_settings_folder_and_evaluation(finished):
+    """A notebook needs nothing else to go on."""
+    result, _, _ = finished
+    assert isinstance(result, pi_incubator.RunResult)
+    assert (result.cfg.env.num_envs, result.cfg.training.total_steps) == (8, 128)
+    assert (result.folder / "config.yaml").is_file()
+    assert result.evaluation.num_episodes == 1
+    written = json.loads((result.folder / "evaluation.json").read_text())
+    assert written["return"]["mean"] == result.evaluation.summary()["return"]["mean"]
+
+
+def test_hooks_come_after_logging_and_before_the_checkpoint(finished):
+    """At its call a hook finds the iteration logged, and the checkpoint of the one before."""
+    _, counter, calls = finished
+    assert counter.seen == [(1, 64, 1, 0), (3, 128, 3, 2)]
+    assert calls == [False, False, False, True]
+
+
+def test_a_hook_with_state_is_saved_and_continues(finished):
+    """The name of its part is its place among the hooks; one without state has no file."""
+    result, counter, _ = finished
+    newest = max(result.folder.glob("checkpoints/iter_*"))
+    assert load_file(newest / "hook_1.safetensors")["count"] == counter.count == 2
+    assert not (newest / "hook_0.safetensors").exists()
+    again, calls = Counter(result.folder), []
+    train(result.folder, 6 * 32, Silent(calls), again)
+    assert again.count == 3
+    assert [iteration for iteration, *_ in again.seen] == [5]
+    assert calls == [False, True]
+
+
+def test_a_mistake_is_an_error_before_anything_is_written(tmp_path):
+    """The Python entry raises what the command prints."""
+    with pytest.raises(ConfigError, match=r"command line: env\.name = 'cartpole': unknown task"):
+        pi_incubator.run(CONFIG, [f"experiment.output_dir={tmp_path}", "env.name=cartpole"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_package_imports_nothing_until_it_runs():
+    """`import pi_incubator` is light, and knows no other names."""
+    with pytest.raises(AttributeError, match="has no attribute 'walk'"):
+        pi_incubator.walk  # noqa: B018
+    assert pi_incubator.__version__
