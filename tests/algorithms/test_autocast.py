@@ -8,7 +8,7 @@ from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
-from tests.envs import ForgetfulEnv
+from tests.envs import StillEnv
 from tests.learning import make_algorithm
 
 N, T = 16, 16
@@ -26,18 +26,6 @@ SPEC = EnvSpec(
 )
 
 
-class Toy(ForgetfulEnv):
-    """Worlds that are never stepped."""
-
-    spec = SPEC
-
-    def reset(self, seed):
-        raise NotImplementedError
-
-    def step(self, action):
-        raise NotImplementedError
-
-
 def learner(autocast):
     torch.manual_seed(0)
     sections = {
@@ -46,7 +34,7 @@ def learner(autocast):
         "compute": {"autocast": autocast},
     }
     cfg = ExperimentConfig.model_validate(sections)
-    return make_algorithm(cfg, Toy())
+    return make_algorithm(cfg, StillEnv(SPEC))
 
 
 def rollout(algorithm):
