@@ -106,7 +106,7 @@ def test_the_normalizer_sees_no_broken_world():
     _, ppo = make_setting()
     seen, normalizer = [], ppo.policy.normalizer
     observe = normalizer.observe
-    normalizer.observe = lambda obs: (seen.append(obs["policy"].clone()), observe(obs))
+    normalizer.observe = lambda obs, *rest: (seen.append(obs["policy"].clone()), observe(obs, *rest))
     collect_broken(ppo, [(t, w) for t in range(HORIZON) for w in range(NUM_ENVS)])
     normalizer.commit()
     assert len(seen) == HORIZON
