@@ -386,8 +386,8 @@ def _load_state(file: Path, state: State, part: Part) -> None:
     """
     for key, here in part.value.state_dict().items():
         there = state.get(key)
-        fits = there is not None and there.dtype == here.dtype
-        if not fits or (there.shape != here.shape and part.saved != "last"):
+        any_size = part.saved == "last"
+        if there is None or there.dtype != here.dtype or not (any_size or there.shape == here.shape):
             problem = f"has {_describe(there)} for {key!r}, needed is {_describe(here)}"
             raise UserError(f"{file}: {problem}; {OTHER_RUN}")
     part.value.load_state_dict(state)

@@ -16,10 +16,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from kernels.normalize.running import merge_moments
+from kernels.normalize.running import merge_all
 
 TIMEOUT = timedelta(hours=2)
-"""How long a rank waits for the others, which is as long as rank 0 evaluates; a dead rank is noticed at once."""
+"""How long a rank waits for the others, while rank 0 evaluates; a rank that died is noticed at once."""
 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 """In the messages of gloo and NCCL when another process has ended."""
@@ -61,10 +61,7 @@ class Distributed:
             return moments
         gathered = [torch.empty_like(moments) for _ in range(self.world_size)]
         dist.all_gather(gathered, moments)
-        total = gathered[0]
-        for other in gathered[1:]:
-            merge_moments(total, other)
-        return total
+        return merge_all(torch.stack(gathered))
 
     def gather(self, value: Any) -> list[Any]:
         """What every rank gave, in their order, on rank 0; empty on the others."""
@@ -126,7 +123,7 @@ def lost_another_rank(error: BaseException, distributed: Distributed) -> bool:
 
 
 def _keep_to_share_of_cores(local_rank: int, local_size: int) -> None:
-    """Pin this process to its part of the cores that it may use; not where there are fewer cores than ranks."""
+    """Pin this process to its part of the cores that it may use, if there is a core for each rank."""
     cores = sorted(os.sched_getaffinity(0))
     share = len(cores) // local_size
     if share:

@@ -21,6 +21,7 @@ FLOORS = [
     ["pi_incubator.trainers"],
     ["pi_incubator.algorithms"],
     ["pi_incubator.networks"],
+    ["pi_incubator.layers"],
     ["pi_incubator.evaluation"],
     ["pi_incubator.compute"],
     ["pi_incubator.tracking"],

@@ -114,11 +114,34 @@ def merge_moments(moments: Tensor, gathered: Tensor) -> None:
 
     Of several processes, merge what each has gathered; where nothing was gathered nothing changes.
     """
+    moments.copy_(_merged(moments, gathered))
+
+
+@torch.no_grad()
+def merge_all(moments: Tensor) -> Tensor:
+    """`[3, D]` of everything that R processes have seen: their moments `[R, 3, D]`, merged in rank order.
+
+    The order is fixed, so every process that merges the same tensor gets the same bits. A rank that has seen
+    nothing changes nothing. The result is a tensor of its own.
+
+    Raises:
+        ValueError: `moments` is not `[R, 3, D]` with at least one rank.
+    """
+    if moments.ndim != 3 or moments.shape[0] < 1 or moments.shape[1] != 3:
+        raise ValueError(f"merge_all: moments must be [R, 3, D] with R >= 1, got {list(moments.shape)}")
+    merged = moments[0].clone()
+    for gathered in moments[1:]:
+        merged = _merged(merged, gathered)
+    return merged
+
+
+def _merged(moments: Tensor, gathered: Tensor) -> Tensor:
+    """The moments `[3, D]` of both (Chan, Golub and LeVeque 1983, eq. 2.1)."""
     count, mean, squares = moments
     more, middle, found = gathered
     total = count + more
     share, shift = more / total.clamp(min=1.0), middle - mean
-    moments.copy_(torch.stack((total, mean + shift * share, squares + found + shift**2 * count * share)))
+    return torch.stack((total, mean + shift * share, squares + found + shift**2 * count * share))
 
 
 def normalize_value(

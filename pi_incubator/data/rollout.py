@@ -46,7 +46,7 @@ class Rollout:
         valid = torch.ones_like(transition["done"])
         self.data = TensorDict(
             {
-                **{group: buffer(*spec.obs_shape(group), dtype=spec.obs_dtype(group)) for group in groups},
+                **{name: buffer(*spec.obs_shape(name), dtype=_stored_dtype(spec, name)) for name in groups},
                 "action": buffer(spec.action_dim),
                 "action_log_prob": buffer(),
                 "state_value": buffer(1),
@@ -116,3 +116,9 @@ class Rollout:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""
         self.state.copy_(state["state"])
+
+
+def _stored_dtype(spec: EnvSpec, group: str) -> torch.dtype:
+    """Pixels stay whole numbers; normalized vectors have the networks' dtype."""
+    dtype = spec.obs_dtype(group)
+    return torch.get_default_dtype() if dtype.is_floating_point else dtype

@@ -118,7 +118,9 @@ def collect(env: VecEnv, model: ActorCritic, act: ActFunction, rollout: Rollout)
     """
     state = rollout.begin()
     for t in range(rollout.horizon):
-        decision = act(dict(env.obs.items()), state, rollout.noise[t])
+        obs = dict(env.obs.items())
+        model.policy.normalizer.observe(obs)
+        decision = act(obs, state, rollout.noise[t])
         rollout.store_decision(t, decision)
         result = env.step(decision.action)
         rollout.store_result(t, result, partial(model.value, state=decision.state))
@@ -129,13 +131,8 @@ def collect(env: VecEnv, model: ActorCritic, act: ActFunction, rollout: Rollout)
 
 
 def make_act(model: ActorCritic, compiled: bool) -> ActFunction:
-    """The function that acts and lets the normalizer observe, in one piece."""
-
-    def act(obs: dict[str, Tensor], state: Tensor, noise: Tensor) -> Decision:
-        model.policy.normalizer.observe(obs)
-        return model.act(obs, state, noise)
-
-    return compile_function(act) if compiled else act
+    """The function that acts, compiled if asked for."""
+    return compile_function(model.act) if compiled else model.act
 
 
 def observations_of(data: TensorDict, groups: tuple[str, ...]) -> Mapping[str, Tensor]:

@@ -30,7 +30,7 @@ def make_step(phases: Sequence[Phase], distributed: Distributed, compute: Comput
     """A function from a minibatch to the reports of all phases, which takes one optimizer step.
 
     One process runs all phases as one compiled function. Several compile gradients and application, and
-    exchange gradients and report in between. On CUDA the whole step, with the exchange, is one captured graph.
+    exchange gradients and report in between. On CUDA the whole step, with the exchange, is one graph.
 
     Args:
         phases: run one after the other; each sees the weights that the ones before it have changed.

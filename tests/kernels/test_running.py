@@ -14,6 +14,7 @@ from kernels.normalize import (
     gather_moments,
     make_moments,
     mean_and_std,
+    merge_all,
     merge_moments,
     normalize_value,
     running_normalize,
@@ -201,6 +202,45 @@ def test_gathered_moments_merge_exactly(implementation, device):
     mean, std = mean_and_std(moments)
     np.testing.assert_allclose(mean.cpu(), expected[1], rtol=1e-6)
     np.testing.assert_allclose(std.cpu(), np.concatenate(batches).std(0), rtol=1e-6)
+
+
+@pytest.mark.parametrize("sizes", [[30], [30, 7, 1, 200], [0, 5], [5, 0, 3], [0, 0]])
+def test_ranks_merge_into_the_moments_of_all_rows(sizes):
+    """Float64 rows, so only the merge itself can lose digits; their offsets are far above their spread."""
+    batches = [
+        random_rows(size, 5, seed).double() * (seed + 1) + 1e3 * seed for seed, size in enumerate(sizes)
+    ]
+    ranks = torch.stack([make_moments(5) for _ in sizes])
+    for rank, batch in zip(ranks, batches, strict=True):
+        gather_moments(batch, rank)
+    before = ranks.clone()
+    merged = merge_all(ranks)
+    np.testing.assert_allclose(merged, moments_of(batches, [None] * len(sizes)), rtol=1e-12, atol=1e-12)
+    assert torch.equal(ranks, before)
+    assert merged.data_ptr() != ranks.data_ptr()
+
+
+def test_ranks_merge_in_their_order():
+    ranks = torch.stack([make_moments(3) for _ in range(4)])
+    for seed, rank in enumerate(ranks):
+        gather_moments(random_rows(10 + seed, 3, seed), rank)
+    one_by_one = make_moments(3)
+    for rank in ranks:
+        merge_moments(one_by_one, rank)
+    assert torch.equal(merge_all(ranks), one_by_one)
+
+
+def test_a_rank_that_saw_nothing_changes_no_bit():
+    moments = make_moments(3)
+    gather_moments(random_rows(10, 3), moments)
+    for ranks in ([make_moments(3), moments], [moments, make_moments(3)]):
+        assert torch.equal(merge_all(torch.stack(ranks)), moments)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (0, 3, 5), (2, 2, 5)])
+def test_moments_of_ranks_that_do_not_fit_are_refused(shape):
+    with pytest.raises(ValueError, match=r"merge_all: moments must be \[R, 3, D\] with R >= 1"):
+        merge_all(torch.zeros(shape, dtype=torch.float64))
 
 
 def test_values_are_normalized_and_restored(implementation, device):
