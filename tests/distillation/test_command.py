@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pi_incubator.cli import eval as eval_command
-from pi_incubator.cli._trained import load_trained, open_run
+from pi_incubator.cli._trained import load_trained
 from pi_incubator.cli.distill import main
 from pi_incubator.errors import UserError
-from pi_incubator.run_folder import RunFolder
+from pi_incubator.run_folder import RunFolder, open_run
 from pi_incubator.tracking import read_metrics
 from tests.learning import last_tensors
 
