@@ -156,6 +156,19 @@ def test_a_ring_that_is_too_small_keeps_whole_samples():
         assert torch.equal(buffer.held()["x"], -buffer.held()["y"])
 
 
+@pytest.mark.parametrize("num_added", [0, 3, 7])
+def test_a_ring_continues_where_it_was_saved(num_added):
+    """Not yet full and overwritten: the rows keep their places, and the next ones replace the oldest."""
+    one, other = LabelBuffer(5, CPU), LabelBuffer(5, CPU)
+    for value in range(num_added):
+        one.add({"x": torch.tensor([value])})
+    other.load_state_dict(one.state_dict())
+    for buffer in (one, other):
+        buffer.add({"x": torch.tensor([10, 11])})
+    assert torch.equal(one.held()["x"], other.held()["x"])
+    assert len(one) == len(other) == min(5, num_added + 2)
+
+
 @pytest.mark.parametrize(
     ("weights", "shares"), [((1, 1, 1), [6, 5, 5]), ((2, 1, 1), [8, 4, 4]), ((1.0, 1e-9, 1.0), [8, 1, 7])]
 )
