@@ -16,6 +16,19 @@ class ForgetfulEnv(VecEnv):
         pass
 
 
+class StillEnv(ForgetfulEnv):
+    """Worlds that are never stepped, for what only reads the spec."""
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def reset(self, seed):
+        raise NotImplementedError
+
+    def step(self, action):
+        raise NotImplementedError
+
+
 def record_results(env):
     """Let `env` also keep what its steps returned."""
     results, step = [], env.step

@@ -105,7 +105,6 @@ class Distillation(Algorithm[DistillationSettings]):
         return metrics
 
     def parts(self) -> dict[str, Part]:
-        """The buffer is not part of a checkpoint: a continued run fills it again."""
         parts = super().parts() | {
             "critic": Part(self.student.critic),
             "optimizer": Part(self.optimizer),
@@ -113,7 +112,9 @@ class Distillation(Algorithm[DistillationSettings]):
         }
         if self.rounding_layers:
             parts["ranges"] = Part(_Ranges(self.rounding_layers))
-        if not self.collectors:
+        if self.collectors:
+            parts["buffer"] = Part(self.buffer, saved="last", per_rank=True)
+        else:  # a dataset's rows are read again
             del parts["env"]
         for index, (lesson, collector) in enumerate(zip(self.lessons, self.collectors, strict=False)):
             parts["env" if index == 0 else f"env_{index}"] = Part(lesson.env, per_rank=True)

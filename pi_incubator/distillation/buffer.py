@@ -17,6 +17,8 @@ OBSERVATION = "observation."
 """What the names of raw observation groups begin with; the other names are those of `teacher.LABELS`."""
 FIRST_STATE, STARTS = "first_state", "starts"
 """Only of sequences: the student's state before the first step, and where an episode starts."""
+COUNT = "count"
+"""Only of a saved buffer: how many rows were ever added."""
 
 
 class LabelBuffer:
@@ -60,3 +62,17 @@ class LabelBuffer:
     def held(self) -> dict[str, Tensor]:
         """All rows that are held, `[R, ...]`: views."""
         return {name: tensor[: len(self)] for name, tensor in self.tensors.items()}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The rows that are held, and how many were ever added."""
+        return {name: tensor.clone() for name, tensor in self.held().items()} | {
+            COUNT: torch.tensor(self._count)
+        }
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state_dict` gave."""
+        rows = {name: tensor for name, tensor in state.items() if name != COUNT}
+        self.tensors, self._count = {}, 0
+        if rows:
+            self.add(rows)
+        self._count = int(state[COUNT])

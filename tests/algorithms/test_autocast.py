@@ -7,9 +7,9 @@ import torch
 from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator.algorithms import make_algorithm
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.networks import make_network
+from tests.envs import StillEnv
+from tests.learning import make_algorithm
 
 N, T = 16, 16
 SPEC = EnvSpec(
@@ -34,15 +34,15 @@ def learner(autocast):
         "compute": {"autocast": autocast},
     }
     cfg = ExperimentConfig.model_validate(sections)
-    policy = make_network(cfg.network, SPEC)
-    return make_algorithm(cfg, policy), policy
+    return make_algorithm(cfg, StillEnv(SPEC))
 
 
-def rollout(policy):
+def rollout(algorithm):
     """Actions are rewarded for being near to the first observed number."""
     seen = torch.randn(T * N, 3)
     with torch.no_grad():
-        act = policy.act({"policy": seen}, torch.randn(T * N, 1))
+        state = algorithm.model.initial_state(T * N)
+        act = algorithm.model.act({"policy": seen}, state, torch.randn(T * N, 1))
     reward = -((act.action - seen[:, :1]) ** 2)
     done = torch.ones(T * N, 1, dtype=torch.bool)
     following = {"reward": reward, "terminated": done, "done": done, "state_value": torch.zeros(T * N, 1)}
@@ -59,28 +59,28 @@ def rollout(policy):
 
 @pytest.mark.parametrize("autocast", ["none", "bfloat16"])
 def test_the_toy_task_is_learned(autocast):
-    algorithm, policy = learner(autocast)
+    algorithm = learner(autocast)
     rewards = []
     for _ in range(60):
-        data, reward = rollout(policy)
+        data, reward = rollout(algorithm)
         algorithm.advantage(data)
-        metrics = algorithm.update(data)
+        metrics = algorithm.learn(data)
         rewards.append(reward)
         assert all(value.isfinite() for value in metrics.values())
     assert sum(rewards[-5:]) > 0.5 * sum(rewards[:5])  # both are negative
-    assert {weight.dtype for weight in policy.parameters()} == {torch.float32}
+    assert {weight.dtype for weight in algorithm.model.parameters()} == {torch.float32}
 
 
 def test_bfloat16_is_used_and_off_by_default():
     assert ExperimentConfig().compute.autocast == "none"
     updates = {}
     for autocast in ("none", "bfloat16"):
-        algorithm, policy = learner(autocast)
-        data, _ = rollout(policy)
+        algorithm = learner(autocast)
+        data, _ = rollout(algorithm)
         algorithm.advantage(data)
-        before = copy.deepcopy(policy.state_dict())
-        algorithm.update(data)
-        updates[autocast] = policy.actor[0].weight.detach() - before["actor.0.weight"]
+        before = copy.deepcopy(algorithm.policy.state_dict())
+        algorithm.learn(data)
+        updates[autocast] = algorithm.policy.head[0].weight.detach() - before["head.0.weight"]
     assert not torch.equal(updates["none"], updates["bfloat16"])
     similarity = torch.cosine_similarity(*(update.flatten() for update in updates.values()), dim=0)
     assert similarity > 0.9

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
-from pi_incubator.algorithms._adam import Adam, clip_by_norm
-from pi_incubator.algorithms._captured import NUM_WARM_UP, CapturedStep
-from pi_incubator.networks._actor_critic import ActorCritic
 from tensordict import TensorDict
 
 from envs_gpu.make import make_env
-from pi_incubator.algorithms import make_algorithm
+from envs_gpu.vec_env import VecEnv
+from pi_incubator.algorithms.ppo import PPO
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.networks import make_network
+from pi_incubator.training.adam import Adam, clip_by_norm
+from pi_incubator.training.captured import NUM_WARM_UP, CapturedStep
+from tests.learning import make_algorithm, state_of
 
 MINIBATCH = 64
 
@@ -27,22 +28,31 @@ def cfg() -> ExperimentConfig:
 
 
 @pytest.fixture
-def policy(cfg) -> ActorCritic:
+def env() -> Iterator[VecEnv]:
     env = make_env("cartpole_balance", num_envs=8, device=torch.device("cpu"))
-    spec = env.spec
+    yield env
     env.close()
+
+
+def make_ppo(cfg: ExperimentConfig, env: VecEnv, compiled: bool = False) -> PPO:
+    """The same weights every time."""
     torch.manual_seed(0)
-    return make_network(cfg.network, spec)
+    return make_algorithm(cfg, env, compiled)
 
 
-def make_minibatch(policy: ActorCritic, seed: int) -> TensorDict:
-    random = torch.Generator().manual_seed(seed)
+def weights_of(ppo: PPO) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(ppo.model.state_dict())
+
+
+def make_minibatch(ppo: PPO, seed: int) -> TensorDict:
+    random, model = torch.Generator().manual_seed(seed), ppo.model
 
     def draw(*shape: int) -> torch.Tensor:
-        return torch.randn(*shape, generator=random)
+        return torch.randn(*shape, generator=random).to(ppo.lr.device)
 
-    observation = draw(MINIBATCH, policy.normalizer["policy"].mean.numel())
-    act = policy.act({"policy": observation}, draw(MINIBATCH, policy.action_low.numel()))
+    observation = draw(MINIBATCH, ppo.env.spec.obs_dims["policy"])
+    noise = draw(MINIBATCH, ppo.env.spec.action_dim)
+    act = model.act({"policy": observation}, model.initial_state(MINIBATCH), noise)
     contents = {
         "policy": observation,
         "action": act.action.detach(),
@@ -55,68 +65,68 @@ def make_minibatch(policy: ActorCritic, seed: int) -> TensorDict:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_steps_equal_those_of_torch(cfg, policy, compiled):
+def test_steps_equal_those_of_torch(cfg, env, compiled):
     """The same loss, by torch's backward, `clip_grad_norm_` and `Adam`."""
-    theirs = copy.deepcopy(policy)
-    learner, reference = make_algorithm(cfg, policy, compiled), make_algorithm(cfg, theirs)
-    optimizer = torch.optim.Adam(theirs.parameters(), lr=cfg.algorithm.lr, eps=1e-5)
+    ppo, reference = make_ppo(cfg, env, compiled), make_ppo(cfg, env)
+    theirs = list(reference.model.parameters())
+    optimizer = torch.optim.Adam(theirs, lr=cfg.algorithm.lr, eps=1e-5)
     for seed in range(5):
-        minibatch = make_minibatch(policy, seed)
-        report = learner._learn(minibatch)
+        minibatch = make_minibatch(ppo, seed)
+        report = ppo.step(minibatch)
         loss, expected = reference._losses(minibatch)
         optimizer.zero_grad()
         loss.backward()
-        assert torch.nn.utils.clip_grad_norm_(theirs.parameters(), 0.5) > 0.5  # so that clipping is tested
+        assert torch.nn.utils.clip_grad_norm_(theirs, 0.5) > 0.5  # so that clipping is tested
         optimizer.step()
         torch.testing.assert_close(report, expected, rtol=1e-4, atol=1e-5)
-    for ours, weight in zip(policy.parameters(), theirs.parameters(), strict=True):
+    for ours, weight in zip(ppo.model.parameters(), theirs, strict=True):
         torch.testing.assert_close(ours, weight, rtol=1e-4, atol=1e-5)
-    assert int(learner.optimizer.step_count[0]) == 5
+    assert int(ppo.optimizer.step_count[0]) == 5
 
 
-def test_a_compiled_step_sees_a_new_learning_rate_and_loaded_state(cfg, policy):
+def test_a_compiled_step_sees_a_new_learning_rate_and_loaded_state(cfg, env):
     """Nothing that changes between calls may have been compiled in."""
-    learner = make_algorithm(cfg, policy, compiled=True)
-    minibatch = make_minibatch(policy, 0)
-    before = learner.state_dict()
-    weights = copy.deepcopy(policy.state_dict())
-    first = learner._learn(minibatch)
-    after = copy.deepcopy(policy.state_dict())
-    learner.load_state_dict(before)
-    policy.load_state_dict(weights)
-    assert torch.equal(learner._learn(minibatch), first)
-    assert all(torch.equal(after[name], value) for name, value in policy.state_dict().items())
-    learner.lr.zero_()
-    learner._learn(minibatch)
-    assert all(torch.equal(after[name], value) for name, value in policy.state_dict().items())
+    ppo = make_ppo(cfg, env, compiled=True)
+    minibatch = make_minibatch(ppo, 0)
+    before = {name: copy.deepcopy(part.value.state_dict()) for name, part in ppo.parts().items()}
+    first = ppo.step(minibatch)
+    after = weights_of(ppo)
+    for name, part in ppo.parts().items():
+        part.value.load_state_dict(before[name])
+    assert not all(torch.equal(after[name], value) for name, value in weights_of(ppo).items())
+    assert torch.equal(ppo.step(minibatch), first)
+    assert all(torch.equal(after[name], value) for name, value in weights_of(ppo).items())
+    ppo.lr.zero_()
+    ppo.step(minibatch)
+    assert all(torch.equal(after[name], value) for name, value in weights_of(ppo).items())
 
 
-def test_a_captured_step_reads_every_minibatch(cfg, policy):
+def test_a_captured_step_reads_every_minibatch(cfg, env):
     """With a recorder that runs what it was given: replays know a minibatch by its place in memory alone."""
-    theirs = copy.deepcopy(policy)
-    learner, reference = make_algorithm(cfg, policy), make_algorithm(cfg, theirs)
-    captured = CapturedStep(learner._step, capture=lambda function: function)
+    ppo, reference = make_ppo(cfg, env), make_ppo(cfg, env)
+    captured = CapturedStep(ppo.step, capture=lambda function: function)
     for seed in range(2 * NUM_WARM_UP):
-        minibatch = make_minibatch(policy, seed)
+        minibatch = make_minibatch(ppo, seed)
         kept = minibatch.clone()
-        assert torch.equal(captured(minibatch), reference._step(kept))
+        assert torch.equal(captured(minibatch), reference.step(kept))
         minibatch.zero_()  # a graph must not go on reading what it was called with
-    for ours, weight in zip(policy.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(ours, weight)
+    for name, value in state_of(ppo).items():
+        assert torch.equal(value, state_of(reference)[name]), name
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_graph_replays_equal_plain_steps_on_cuda(cfg, policy, compiled):
-    ours, theirs = copy.deepcopy(policy).cuda(), copy.deepcopy(policy).cuda()
-    learner, reference = make_algorithm(cfg, ours, compiled), make_algorithm(cfg, theirs)
+def test_graph_replays_equal_plain_steps_on_cuda(cfg, compiled):
+    env = make_env("cartpole_balance", backend="warp", num_envs=8, device=torch.device("cuda"))
+    ppo, reference = make_ppo(cfg, env, compiled), make_ppo(cfg, env)
     for seed in range(2 * NUM_WARM_UP):
-        minibatch = make_minibatch(policy, seed).cuda()
-        torch.testing.assert_close(
-            learner._learn(minibatch), reference._step(minibatch), rtol=1e-3, atol=1e-4
-        )
-    for weight, expected in zip(ours.parameters(), theirs.parameters(), strict=True):
+        minibatch = make_minibatch(reference, seed)
+        gradients, expected = reference._gradients(minibatch)
+        reference._apply(gradients)
+        torch.testing.assert_close(ppo.step(minibatch), expected, rtol=1e-3, atol=1e-4)
+    for weight, expected in zip(ppo.model.parameters(), reference.model.parameters(), strict=True):
         torch.testing.assert_close(weight, expected, rtol=1e-3, atol=1e-4)
+    env.close()
 
 
 def test_adam_equals_torch_over_many_steps():

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
-from pi_incubator.evaluation.worlds import evaluation_env
 
 from pi_incubator import checkpoint
+from pi_incubator.algorithms import make_policy
+from pi_incubator.checkpoint import Part
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.envs import evaluation_env
 from pi_incubator.networks import make_network
+from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.run_folder import RunFolder, begin
 
 CPU = torch.device("cpu")
@@ -18,17 +21,19 @@ def _set_linear(policy, gains, log_std=-1.5):
     """Make the action of `policy`, with relu and one hidden layer, `gains` `[A, D]` times the observation."""
     gains = torch.tensor(gains)
     width = gains.shape[1]
-    first, _, last = policy.actor
+    first, _, last = policy.head
     with torch.no_grad():
-        for weight in policy.actor.parameters():
+        for weight in policy.head.parameters():
             weight.zero_()
         first.weight[:width], first.weight[width : 2 * width] = torch.eye(width), -torch.eye(width)
         last.weight[:, :width], last.weight[:, width : 2 * width] = gains, -gains
         policy.log_std.fill_(log_std)
 
 
-def _save_run(folder, gains, env="cartpole_balance", name="teacher", network="mlp", **settings):
-    """A run of a linear policy, saved as if it had been trained; returns its folder."""
+def _save_run(
+    folder, gains, env="cartpole_balance", name="teacher", network="mlp", with_critic=True, **settings
+):
+    """A run of a linear policy, and of a value function, saved as if trained; returns its folder."""
     cfg = ExperimentConfig.model_validate(
         {
             "experiment": {"name": name, "output_dir": str(folder)},
@@ -50,10 +55,13 @@ def _save_run(folder, gains, env="cartpole_balance", name="teacher", network="ml
     with RunFolder(cfg) as run:
         begin(cfg, run)
         worlds = evaluation_env(cfg, 1, CPU)
-        policy = make_network(cfg.network, worlds.spec)
+        policy = make_policy(cfg, worlds.spec)
         if gains is not None:
             _set_linear(policy, gains)
-        checkpoint.save(run, 0, cfg.batch_size, {"policy": policy}, cfg, keep=1)
+        parts = {"policy": Part(policy)}
+        if with_critic:
+            parts["critic"] = Part(ValueFunction(make_network(cfg.network, worlds.spec), policy))
+        checkpoint.save(run, 0, cfg.steps_per_iteration, parts, cfg, keep=1)
         worlds.close()
     return run.path
 

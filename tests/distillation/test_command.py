@@ -9,16 +9,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pi_incubator.cli import eval as eval_command
-from pi_incubator.cli._trained import load_trained, open_run
+from pi_incubator.cli._trained import load_trained
 from pi_incubator.cli.distill import main
 from pi_incubator.errors import UserError
-from pi_incubator.run_folder import RunFolder
+from pi_incubator.run_folder import RunFolder, open_run
 from pi_incubator.tracking import read_metrics
+from tests.learning import last_tensors
 
 BALANCE_GAINS = [[0.1, 0.0, 3.0, 0.2, 0.8]]
 SMALL = ["network.hidden_sizes=[4]", "network.activation=tanh", "network.normalize_observations=true"]
 BRIEF = [*SMALL, "training.total_steps=10240", "training.log_every=5"]
-TINY = [*SMALL, "training.total_steps=512", "training.log_every=1", "distillation.num_updates=5"]
+TINY = [*SMALL, "training.total_steps=512", "training.log_every=1", "algorithm.num_updates=5"]
 TINY += ["evaluation.num_episodes=1", "deployment.export=none"]
 
 
@@ -28,11 +29,6 @@ def distill(tmp_path, teachers, *arguments, name="student", student="mlp"):
     place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]
     main(["--teacher", *map(str, teachers), "--student", student, *arguments, *place])
     return RunFolder(tmp_path / name)
-
-
-def last_tensors(folder):
-    parts = {file.stem: load_file(file) for file in folder.saved()[-1].glob("*.safetensors")}
-    return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
 
 def kept(folder):
@@ -88,10 +84,10 @@ def test_a_recurrent_student_that_was_cut_off_remembers(balance, tmp_path):
     overrides = [item for item in TINY if not item.startswith("training.total_steps")]
     folder = distill(tmp_path, balance, *overrides, "training.total_steps=256", student="gru")
     before = last_tensors(folder)
-    assert before["memory_0.student"].any()
+    assert before["state_0.student"].any()
     distill(tmp_path, balance, *TINY, student="gru")
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1]
-    assert not torch.equal(last_tensors(folder)["memory_0.student"], before["memory_0.student"])
+    assert not torch.equal(last_tensors(folder)["state_0.student"], before["state_0.student"])
     assert kept(folder) > 0
 
 
@@ -102,7 +98,7 @@ def test_the_same_seed_gives_the_same_weights(balance, tmp_path):
 
 
 def test_an_int8_student_is_judged_rounded_and_saved_plain(balance, tmp_path, capsys):
-    folder = distill(tmp_path, balance, *BRIEF, "distillation.fake_quantize=int8", "deployment.export=none")
+    folder = distill(tmp_path, balance, *BRIEF, "algorithm.fake_quantize=int8", "deployment.export=none")
     result = json.loads(folder.distillation.read_text())
     assert result["fake_quantized_int8"][0]["return_kept"] >= 0.95
     assert result["teachers"][0]["return_kept"] >= 0.95
@@ -117,18 +113,19 @@ def test_an_int8_student_is_judged_rounded_and_saved_plain(balance, tmp_path, ca
 def test_two_teachers_of_two_tasks_make_one_student(balance, save_run, tmp_path):
     """The second one's task is another start of the same cartpole; it is taught to stand still there."""
     lazy = save_run(tmp_path, [[0.0] * 5], env="cartpole_swingup", name="lazy")
-    folder = distill(tmp_path, [balance, lazy], *TINY, "distillation.weights=[3, 1]")
+    folder = distill(tmp_path, [balance, lazy], *TINY, "algorithm.weights=[3, 1]")
     results = json.loads(folder.distillation.read_text())["teachers"]
     assert [result["task"] for result in results] == ["cartpole_balance", "cartpole_swingup"]
     state = last_tensors(folder)
-    assert {key.split(".")[0] for key in state} == {"env_0", "env_1", "policy", "learner", "random"}
+    learned = {"policy", "critic", "optimizer", "feature_map", "counters", "buffer"}
+    assert {key.split(".")[0] for key in state} == {"env", "env_1", "random"} | learned
     metrics = read_metrics(folder.metrics)[-1]
     assert {"physics/broken", "lazy/physics/broken"} <= set(metrics)
 
 
 def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
     """The teacher acts on what the critic sees, the student on what the robot measures."""
-    blind = ["training.total_steps=512", "distillation.num_updates=5", "evaluation.num_episodes=1"]
+    blind = ["training.total_steps=512", "algorithm.num_updates=5", "evaluation.num_episodes=1"]
     blind += ["deployment.export=none", "network.normalize_observations=true"]
     seer = save_run(tmp_path, None, "go1_velocity", "seer", network="mlp_privileged")
     folder = distill(tmp_path, seer, *blind, "env.observation_history=2", name="blind")
@@ -142,10 +139,10 @@ def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
 
 def test_the_teacher_s_normalizer_can_be_kept(balance, save_run, tmp_path):
     teacher = save_run(tmp_path, BALANCE_GAINS, name="normal", normalize_observations=True)
-    folder = distill(tmp_path, teacher, *TINY, "distillation.normalizer=teacher")
+    folder = distill(tmp_path, teacher, *TINY, "algorithm.normalizer=teacher")
     assert last_tensors(folder)["policy.normalizer.policy.count"] == 0  # as in the teacher, who gathered none
-    with pytest.raises(UserError, match=r"distillation\.normalizer = 'teacher': the teacher has no such"):
-        distill(tmp_path, balance, *TINY, "distillation.normalizer=teacher", name="none")
+    with pytest.raises(UserError, match=r"algorithm\.normalizer = 'teacher': the teacher has no such"):
+        distill(tmp_path, balance, *TINY, "algorithm.normalizer=teacher", name="none")
 
 
 def refused(tmp_path, teachers, *arguments, **names):
@@ -169,18 +166,21 @@ def test_teachers_that_do_not_fit(balance, save_run, tmp_path):
     assert "has no checkpoint yet; train it first" in refused(tmp_path, untrained)
 
 
-def test_settings_that_do_not_fit(balance, tmp_path):
+def test_settings_that_do_not_fit(balance, save_run, tmp_path):
     assert "network.name = 'mpl': unknown network; did you mean 'mlp'?" in refused(
         tmp_path, balance, student="mpl"
     )
     assert "file not found" in refused(tmp_path, balance, student="nowhere.yaml")
-    weights = refused(tmp_path, balance, "distillation.weights=[1, 2]")
-    assert "distillation.weights = [1.0, 2.0]: 2 weights for 1 teachers" in weights
-    features = refused(tmp_path, [balance, balance], "distillation.feature_coef=1.0")
+    weights = refused(tmp_path, balance, "algorithm.weights=[1, 2]")
+    assert "algorithm.weights = [1.0, 2.0]: 2 weights for 1 teachers" in weights
+    features = refused(tmp_path, [balance, balance], "algorithm.feature_coef=1.0")
     assert "2 teachers share no features; set it to 0" in features
     assert "each of 9 teachers needs a world; set it to 9" in refused(tmp_path, [balance] * 9)
-    small = refused(tmp_path, balance, "distillation.buffer_size=255")
+    small = refused(tmp_path, balance, "algorithm.buffer_size=255")
     assert "buffer_size = 255: is less than the 256 steps of one iteration; set it to at least 256" in small
+    silent = save_run(tmp_path, BALANCE_GAINS, name="silent", with_critic=False)
+    value = refused(tmp_path, silent, "algorithm.value_coef=1.0")
+    assert f"algorithm.value_coef = 1.0: the teacher {silent} has no value function; set it to 0" in value
     with pytest.raises(UserError, match=r"is the folder of a teacher, which would be lost"):
         distill(balance.parent, balance, *TINY, name=balance.name)
     assert RunFolder(balance).saved()
@@ -191,9 +191,9 @@ def test_what_a_recurrent_student_cannot_do(balance, tmp_path):
     record = refused(tmp_path, balance, "--record", file, student="gru")
     assert "a recurrent student learns from sequences" in record
     offline = refused(tmp_path, balance, "--offline", file, student="gru")
-    assert f"distillation.dataset = {file!r}: holds single steps, a recurrent student needs" in offline
-    rounds = refused(tmp_path, balance, "distillation.fake_quantize=int8", student="gru")
-    assert "distillation.fake_quantize = 'int8': rounds the layers of an mlp" in rounds
+    assert f"algorithm.dataset = {file!r}: holds single steps, a recurrent student needs" in offline
+    rounds = refused(tmp_path, balance, "algorithm.fake_quantize=int8", student="gru")
+    assert "algorithm.fake_quantize = 'int8': rounds the layers of an mlp" in rounds
 
 
 def spoiled(change):
@@ -250,6 +250,6 @@ def test_files_that_are_none(balance, tmp_path):
     assert "is no whole safetensors file" in refused(tmp_path, balance, "--offline", str(path))
     with pytest.raises(UserError, match=r"--record and --offline exclude each other"):
         main(["--teacher", "x", "--student", "mlp", "--offline", "a", "--record", str(tmp_path / "b")])
-    features = ("--offline", str(path), "distillation.feature_coef=1.0")
+    features = ("--offline", str(path), "algorithm.feature_coef=1.0")
     save_file(tensors, path, metadata=metadata)
     assert "has no 'features', which this student needs" in refused(tmp_path, balance, *features)

@@ -4,17 +4,13 @@ import math
 
 import pytest
 import torch
-from pi_incubator.distillation.dagger import teacher_share
-from pi_incubator.distillation.learner import StudentLearner
-from pi_incubator.distillation.samples import Samples
 from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.distillation.collect import Collector
-from pi_incubator.distillation.lessons import Lesson, split_worlds
-from pi_incubator.distillation.teacher import Teacher
-from pi_incubator.networks import make_network
+from pi_incubator.distillation.buffer import LabelBuffer
+from pi_incubator.distillation.lessons import split_worlds
+from tests.distillation.toy import ToyDistillation, make_teacher
 from tests.envs import ForgetfulEnv
 
 CPU = torch.device("cpu")
@@ -51,109 +47,133 @@ class Ridge(ForgetfulEnv):
 
 
 def ridge_config(**distillation):
+    settings = {"name": "distillation", "teachers": ["teacher"], "horizon": 20, "buffer_size": 10_000}
+    settings |= {"exploration": 0.0, "num_updates": 50, "minibatch_size": 128, "lr": 5e-3}
     return ExperimentConfig.model_validate(
         {
             "env": {"num_envs": NUM_ENVS},
             "network": {"hidden_sizes": [16], "activation": "tanh", "normalize_observations": False},
-            "algorithm": {"horizon": 20, "minibatch_size": 16},
+            "algorithm": settings | distillation,
             "training": {"total_steps": 20 * 20 * NUM_ENVS},
-            "distillation": {"exploration": 0.0, "num_updates": 50, "minibatch_size": 128, "lr": 5e-3}
-            | distillation,
         }
     )
 
 
 @pytest.fixture
-def learn_on_the_ridge(set_linear):
-    return lambda share, **distillation: _learn_on_the_ridge(set_linear, share, **distillation)
+def on_the_ridge(set_linear):
+    """Function that prepares a student and its teacher."""
+
+    def make(**distillation):
+        torch.manual_seed(0)
+        cfg, env = ridge_config(**distillation), Ridge()
+        network = cfg.network.model_copy(update={"activation": "relu"})
+        teacher = make_teacher("teacher", network, env.spec)
+        set_linear(teacher.policy, [[-GROWTH, 1.0]])
+        return ToyDistillation(cfg, env, teacher)
+
+    return make
 
 
-def _learn_on_the_ridge(set_linear, share, **distillation):
-    """A student after 20 iterations, and what it learned from; `share` says when the teacher leads."""
-    torch.manual_seed(0)
-    cfg, env = ridge_config(**distillation), Ridge()
-    network = cfg.network.model_copy(update={"activation": "relu"})
-    teacher = Teacher("teacher", make_network(network, env.spec))
-    set_linear(teacher.policy, [[-GROWTH, 1.0]])
-    student = make_network(cfg.network, env.spec)
-    learner, samples = StudentLearner(cfg, student, teacher.feature_width), Samples(10_000, CPU)
-    collector = Collector(cfg, Lesson(cfg, teacher, env), student)
-    for iteration in range(cfg.num_iterations):
-        env.reset(iteration)
-        learner.begin(iteration)
-        collector.collect(samples, share(cfg, iteration))
-        metrics = learner.update(samples)
-    return student, samples, metrics
+def learn(distillation, teacher_share=None):
+    """20 iterations, with a given share of worlds that the teacher acts in, or the scheduled one."""
+    for iteration in range(distillation.num_iterations):
+        distillation.env.reset(iteration)
+        if teacher_share is None:
+            distillation.collect()
+        else:
+            distillation.collect_with(teacher_share)
+        metrics = distillation.update()
+    return metrics
 
 
 @torch.no_grad()
 def mean_distance(policy):
-    env, total = Ridge(), 0.0
+    env, total, state = Ridge(), 0.0, policy.initial_state(NUM_ENVS)
     for _ in range(100):
-        total -= env.step(policy.mean_action(env.obs)).reward.mean().item() / 100
+        total -= env.step(policy.mean(env.obs, state)[0]).reward.mean().item() / 100
     return total
 
 
-def test_dagger_stays_where_behaviour_cloning_falls(learn_on_the_ridge):
+def test_dagger_stays_where_behaviour_cloning_falls(on_the_ridge):
     """Ross et al. 2011: errors that the demonstrations never show how to mend add up."""
-    cloned, shown, _ = learn_on_the_ridge(lambda cfg, iteration: 1.0)
-    taught, met, _ = learn_on_the_ridge(teacher_share)
-    assert len(shown) == len(met)
-    assert shown.held()["observation.policy"][:, 0].abs().max() < 1e-5
-    assert mean_distance(cloned) > 1.0
-    assert mean_distance(taught) < 0.05
+    cloned, taught = on_the_ridge(), on_the_ridge()
+    learn(cloned, teacher_share=1.0)
+    learn(taught)
+    assert len(cloned.buffer) == len(taught.buffer)
+    assert cloned.buffer.held()["observation.policy"][:, 0].abs().max() < 1e-5
+    assert mean_distance(cloned.policy) > 1.0
+    assert mean_distance(taught.policy) < 0.05
 
 
 @pytest.mark.parametrize("loss", ["kl", "mse"])
-def test_value_and_feature_terms_are_learned_too(loss, learn_on_the_ridge):
+def test_value_and_feature_terms_are_learned_too(loss, on_the_ridge):
     """Both are the share of a variance that is left over: 1 for a student that says the same always."""
-    terms = {"value_coef": 1.0, "feature_coef": 1.0, "num_updates": 150}
-    _, samples, metrics = learn_on_the_ridge(teacher_share, loss=loss, **terms)
-    assert {"observation.policy", "mean", "std", "value", "features"} == set(samples.tensors)
+    distillation = on_the_ridge(loss=loss, value_coef=1.0, feature_coef=1.0, num_updates=150)
+    metrics = learn(distillation)
+    names = {"observation.policy", "mean", "std", "value", "features"}
+    assert names == set(distillation.buffer.tensors)
     assert metrics["loss/value"] < 0.15
     assert metrics["loss/features"] < 0.2
     assert metrics["loss/distillation"] < 0.05
 
 
-def test_terms_that_are_off_move_nothing(learn_on_the_ridge):
-    torch.manual_seed(0)
-    fresh = make_network(ridge_config().network, Ridge().spec)
-    student, samples, metrics = learn_on_the_ridge(teacher_share, loss="mse")
-    assert "features" not in samples.tensors
-    assert torch.equal(student.log_std, fresh.log_std)
+def test_terms_that_are_off_move_nothing(on_the_ridge):
+    """The standard deviation that the student begins with is the teacher's, and mse leaves it alone."""
+    distillation = on_the_ridge(loss="mse")
+    (before,) = (w.clone() for w in [distillation.student.critic.head[0].weight])
+    metrics = learn(distillation)
+    teacher = distillation.lessons[0].teacher.policy
+    assert "features" not in distillation.buffer.tensors
+    assert torch.equal(distillation.policy.log_std, teacher.log_std)
+    assert torch.equal(distillation.student.critic.head[0].weight, before)
     assert metrics["loss/value"] == metrics["loss/features"] == 0
 
 
-def test_the_teacher_leads_ever_fewer_worlds():
-    cfg = ridge_config(teacher_phase=0.5)
-    shares = [teacher_share(cfg, iteration) for iteration in range(cfg.num_iterations)]
+def test_the_teacher_acts_in_ever_fewer_worlds(on_the_ridge):
+    distillation, shares = on_the_ridge(teacher_phase=0.5), []
+    for iteration in range(distillation.num_iterations):
+        distillation.counters.iteration = iteration
+        shares.append(distillation._teacher_share())
     assert shares[:11] == pytest.approx([1 - i / 10 for i in range(11)])
     assert set(shares[10:]) == {0.0}
-    assert teacher_share(ridge_config(teacher_phase=0.0), 0) == 0.0
+    assert len(shares) == 20
+    assert on_the_ridge(teacher_phase=0.0)._teacher_share() == 0.0
 
 
 def test_the_ring_keeps_the_newest():
-    samples = Samples(5, CPU)
+    buffer = LabelBuffer(5, CPU)
     for start in (0, 3, 6):
-        samples.add({"x": torch.arange(start, start + 3)})
-    assert sorted(samples.held()["x"].tolist()) == [4, 5, 6, 7, 8]
-    assert set(samples.draw(200)["x"].tolist()) == {4, 5, 6, 7, 8}
+        buffer.add({"x": torch.arange(start, start + 3)})
+    assert sorted(buffer.held()["x"].tolist()) == [4, 5, 6, 7, 8]
+    assert set(buffer.sample(200)["x"].tolist()) == {4, 5, 6, 7, 8}
 
 
 def test_a_ring_that_is_too_small_keeps_whole_samples():
-    samples = Samples(4, CPU)
+    buffer = LabelBuffer(4, CPU)
     for _ in range(3):
-        samples.add({"x": torch.arange(10), "y": -torch.arange(10)})
-        assert sorted(samples.held()["x"].tolist()) == [6, 7, 8, 9]
-        assert torch.equal(samples.held()["x"], -samples.held()["y"])
+        buffer.add({"x": torch.arange(10), "y": -torch.arange(10)})
+        assert sorted(buffer.held()["x"].tolist()) == [6, 7, 8, 9]
+        assert torch.equal(buffer.held()["x"], -buffer.held()["y"])
+
+
+@pytest.mark.parametrize("num_added", [0, 3, 7])
+def test_a_ring_continues_where_it_was_saved(num_added):
+    """Not yet full and overwritten: the rows keep their places, and the next ones replace the oldest."""
+    one, other = LabelBuffer(5, CPU), LabelBuffer(5, CPU)
+    for value in range(num_added):
+        one.add({"x": torch.tensor([value])})
+    other.load_state_dict(one.state_dict())
+    for buffer in (one, other):
+        buffer.add({"x": torch.tensor([10, 11])})
+    assert torch.equal(one.held()["x"], other.held()["x"])
+    assert len(one) == len(other) == min(5, num_added + 2)
 
 
 @pytest.mark.parametrize(
-    ("weights", "shares"), [((), [6, 5, 5]), ((2.0, 1.0, 1.0), [8, 4, 4]), ((1.0, 1e-9, 1.0), [8, 1, 7])]
+    ("weights", "shares"), [((1, 1, 1), [6, 5, 5]), ((2, 1, 1), [8, 4, 4]), ((1.0, 1e-9, 1.0), [8, 1, 7])]
 )
 def test_worlds_are_shared_by_weight(weights, shares):
-    cfg = ridge_config(teachers=["a", "b", "c"], weights=weights)
-    got = split_worlds(cfg, 3)
+    got = split_worlds(NUM_ENVS, weights)
     assert sum(got) == NUM_ENVS
     assert all(abs(a - b) <= 1 for a, b in zip(got, shares, strict=True))
     assert all(not math.isclose(share, 0) for share in got)

@@ -6,22 +6,20 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from pi_incubator.algorithms._compiled import compiled_step
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 
 from envs_gpu.make import make_env
 from envs_gpu.pixels import PixelOptions
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator.algorithms import make_algorithm
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli.train import main
 from pi_incubator.config import ConfigError, load_config
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.pixels import export_pixels
 from pi_incubator.errors import UserError
-from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.training.compiled import compiled_step
+from tests.envs import StillEnv
+from tests.learning import assert_same_tensors, last_tensors, make_algorithm
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "cartpole_balance_pixels.yaml")
@@ -51,12 +49,35 @@ def cfg():
     return load_config(CONFIG, TINY)
 
 
-@pytest.fixture
-def policy(cfg):
+def make_ppo(cfg, shape=SHAPE, **network):
+    """PPO on worlds that show pictures of `shape`."""
     torch.manual_seed(0)
     limits = ((-1.0,), (1.0,))
-    spec = EnvSpec("toy", 4, {"policy": 5}, 1, *limits, ("slider",), 100.0, 1000, CPU, SHAPE)
-    return make_network(cfg.network, spec), spec
+    spec = EnvSpec("toy", 4, {"policy": 5}, 1, *limits, ("slider",), 100.0, 1000, CPU, shape)
+    changed = cfg.model_copy(update={"network": cfg.network.model_copy(update=network)})
+    return make_algorithm(changed, StillEnv(spec))
+
+
+@pytest.fixture
+def ppo(cfg):
+    return make_ppo(cfg)
+
+
+@pytest.fixture
+def real_env(cfg):
+    options = PixelOptions(**cfg.env.pixels.model_dump())
+    env = make_env("cartpole_balance", num_envs=4, device=CPU, pixels=options)
+    yield env
+    env.close()
+
+
+def mean_of(ppo, obs):
+    """The deterministic action for raw observations."""
+    return ppo.policy.mean(obs, ppo.policy.initial_state(len(obs["pixels"])))[0]
+
+
+def value_of(ppo, obs):
+    return ppo.model.value(obs, ppo.model.initial_state(len(obs["pixels"])))
 
 
 def some_pixels(batch, seed=0):
@@ -64,82 +85,71 @@ def some_pixels(batch, seed=0):
     return torch.randint(0, 256, (batch, *SHAPE), dtype=torch.uint8, generator=generator)
 
 
-def test_it_sees_pixels_and_nothing_else(policy):
-    network, _ = policy
+def test_it_sees_pixels_and_nothing_else(ppo):
     pixels = some_pixels(4)
-    assert network.groups == ("pixels",)
+    assert ppo.model.groups == ppo.policy.groups == ("pixels",)
     obs = {"pixels": pixels, "policy": torch.randn(4, 5)}
-    action = network.mean_action(obs)
+    action = mean_of(ppo, obs)
     assert action.shape == (4, 1)
-    assert torch.equal(network.mean_action(obs | {"policy": torch.full((4, 5), torch.nan)}), action)
-    assert not torch.equal(network.mean_action({"pixels": 255 - pixels}), action)
+    assert torch.equal(mean_of(ppo, obs | {"policy": torch.full((4, 5), torch.nan)}), action)
+    assert not torch.equal(mean_of(ppo, {"pixels": 255 - pixels}), action)
 
 
-def test_whole_numbers_and_floats_are_the_same_picture(policy):
-    network, _ = policy
-    onnx_form, pixels = network.as_onnx(), some_pixels(3)
+def test_whole_numbers_and_floats_are_the_same_picture(ppo):
+    onnx_form, pixels = ppo.policy.as_onnx(), some_pixels(3)
     assert torch.equal(onnx_form(pixels), onnx_form(pixels.float()))
-    assert torch.equal(onnx_form(pixels), network.mean_action({"pixels": pixels}))
+    assert torch.equal(onnx_form(pixels), mean_of(ppo, {"pixels": pixels}))
 
 
-def test_actor_and_critic_share_the_encoder(policy):
-    network, _ = policy
-    names = [name for name, _ in network.named_parameters()]
+def test_actor_and_critic_share_the_encoder(ppo):
+    names = [name for name, _ in ppo.model.named_parameters()]
     assert sum("convolutions.0.weight" in name for name in names) == 1
+    assert len(ppo.parameters) == len(names)
     obs = {"pixels": some_pixels(4)}
-    for output in (network.value(obs).sum(), network.mean_action(obs).sum()):
-        network.zero_grad()
+    for output in (value_of(ppo, obs).sum(), mean_of(ppo, obs).sum()):
+        ppo.model.zero_grad()
         output.backward()
-        gradient = network.encoder["pixels"].convolutions[0].weight.grad
+        gradient = ppo.policy.encoder.convolutions[0].weight.grad
         assert gradient.abs().sum() > 0
 
 
 def test_pictures_of_any_size_that_a_config_allows(cfg):
-    limits = ((-1.0,), (1.0,))
     for shape in ((1, 8, 8), (9, 84, 84), (3, 33, 57)):
-        spec = EnvSpec("toy", 2, {"policy": 5}, 1, *limits, ("slider",), 100.0, 1000, CPU, shape)
-        network = make_network(cfg.network.model_copy(update={"channels": (4, 4, 4, 4)}), spec)
-        assert network.value({"pixels": torch.zeros(2, *shape, dtype=torch.uint8)}).shape == (2,)
+        ppo = make_ppo(cfg, shape, channels=(4, 4, 4, 4))
+        assert value_of(ppo, {"pixels": torch.zeros(2, *shape, dtype=torch.uint8)}).shape == (2,)
 
 
-def test_rollout_and_update_on_real_worlds(cfg):
+def test_rollout_and_update_on_real_worlds(cfg, real_env):
     torch.manual_seed(0)
-    options = PixelOptions(**cfg.env.pixels.model_dump())
-    env = make_env("cartpole_balance", num_envs=4, device=CPU, pixels=options)
-    network = make_network(cfg.network, env.spec)
-    learner = make_algorithm(cfg, network)
-    rollout = Rollout(cfg.algorithm.horizon, env.spec, network.groups)
-    before = {name: value.clone() for name, value in network.named_parameters()}
-    first = env.obs["pixels"].clone()
-    collect(env, network, make_act(network, compiled=False), rollout)
-    stored = rollout.data["pixels"]
+    ppo = make_algorithm(cfg, real_env)
+    before = {name: value.clone() for name, value in ppo.model.named_parameters()}
+    first = real_env.obs["pixels"].clone()
+    ppo.collect()
+    stored = ppo.rollout.data["pixels"].clone()
     assert (stored.dtype, stored.shape) == (torch.uint8, (16, 4, *SHAPE))
     assert torch.equal(stored[0], first)
-    learner.advantage(rollout.data)
-    metrics = learner.update(rollout.data)
-    env.close()
+    metrics = ppo.update()
     assert all(value.isfinite() for value in metrics.values())
-    assert torch.equal(rollout.data["pixels"], stored)
-    moved = [name for name, value in network.named_parameters() if not torch.equal(value, before[name])]
+    assert torch.equal(ppo.rollout.data["pixels"], stored)
+    moved = [name for name, value in ppo.model.named_parameters() if not torch.equal(value, before[name])]
     assert any("convolutions" in name for name in moved)
-    assert {"log_std", "actor.0.weight", "critic.0.weight"} <= set(moved)
+    assert {"policy.log_std", "policy.head.0.weight", "critic.head.0.weight"} <= set(moved)
 
 
-def test_the_ratio_is_one_before_the_first_step(cfg, policy):
+def test_the_ratio_is_one_before_the_first_step(ppo):
     """The loss sees the same policy as the worlds did: nothing on the way to it rounds the pictures."""
-    network, _ = policy
-    act = network.act({"pixels": some_pixels(32)}, torch.randn(32, 1))
-    mean, std = network.distribution(network.encode(act.observation)["pixels"])
+    act = ppo.model.act({"pixels": some_pixels(32)}, ppo.model.initial_state(32), torch.randn(32, 1))
+    mean, std = ppo.policy.moments_of(ppo.model.encode(act.observation)[0])
     log_prob = torch.distributions.Normal(mean, std).log_prob(act.action).sum(-1)
     torch.testing.assert_close(log_prob, act.log_prob)
 
 
-def test_export_takes_whole_numbers_and_acts_alike(policy, cfg, tmp_path):
-    network, spec = policy
+def test_export_takes_whole_numbers_and_acts_alike(ppo, cfg, tmp_path):
+    policy, spec = ppo.policy, ppo.env.spec
     path, origin = tmp_path / "policy.onnx", Origin("c" * 64, "d" * 64, None, None, None)
-    assert export_pixels(cfg, network, spec, some_pixels(64), origin, path) <= 1e-5
+    assert export_pixels(cfg, policy, spec, some_pixels(64), origin, path) <= 1e-5
     with pytest.raises(UserError, match="cannot be written"):
-        export_pixels(cfg, network, spec, some_pixels(4), origin, path / "below.onnx")
+        export_pixels(cfg, policy, spec, some_pixels(4), origin, path / "below.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (signature,) = session.get_inputs()
     assert (signature.type, signature.shape[1:]) == ("tensor(uint8)", list(SHAPE))
@@ -168,13 +178,6 @@ def test_a_camera_that_is_not_there_is_named(tmp_path):
         main(["--config", CONFIG, *TINY, pixels, *place])
 
 
-def last_tensors(folder):
-    from safetensors.torch import load_file
-
-    parts = {file.stem: load_file(file) for file in folder.saved()[-1].glob("*.safetensors")}
-    return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
-
-
 def test_a_run_continues_bit_for_bit_and_is_judged_like_its_export(tmp_path):
     def run(name, *overrides):
         place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]
@@ -185,10 +188,8 @@ def test_a_run_continues_bit_for_bit_and_is_judged_like_its_export(tmp_path):
     run("halves", "algorithm.lr_schedule=constant", "training.total_steps=128")
     expected = last_tensors(whole)
     continued = last_tensors(run("halves", "algorithm.lr_schedule=constant"))
-    assert expected.keys() == continued.keys()
     assert "env.pixels.history" in expected
-    for name, value in expected.items():
-        assert torch.equal(value, continued[name]), name
+    assert_same_tensors(expected, continued)
     arguments = [str(whole.path), "--episodes", "1", "--json"]
     eval_command.main([*arguments, str(tmp_path / "torch.json")])
     eval_command.main([*arguments, str(tmp_path / "onnx.json"), "--onnx"])
@@ -206,13 +207,11 @@ def test_compiled_gradients_equal_the_eager_ones(cfg):
         torch.manual_seed(0)
         options = PixelOptions(**cfg.env.pixels.model_dump())
         env = make_env("cartpole_balance", num_envs=4, device=CPU, pixels=options)
-        network = make_network(cfg.network, env.spec)
-        learner = make_algorithm(cfg, network)
-        rollout = Rollout(cfg.algorithm.horizon, env.spec, network.groups)
-        collect(env, network, make_act(network, compiled), rollout)
-        learner.advantage(rollout.data)
-        differentiate = compiled_step(learner._gradients) if compiled else learner._gradients
-        gradients.append(differentiate(rollout.data.flatten())[0])
+        ppo = make_algorithm(cfg, env, compiled)
+        ppo.collect()
+        ppo.advantage(ppo.rollout.data)
+        differentiate = compiled_step(ppo._gradients) if compiled else ppo._gradients
+        gradients.append(differentiate(ppo.rollout.data.flatten())[0])
         env.close()
     for eager, compiled in zip(*gradients, strict=True):
         assert eager.abs().max() > 0

@@ -7,20 +7,17 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 from tensordict import TensorDict
 
 from envs_gpu.tasks import TASKS
 from envs_gpu.tasks.inverted_pendulum import InvertedPendulum
 from envs_gpu.vec_env import EnvSpec, StepResult
-from pi_incubator.algorithms import make_algorithm
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.evaluation.evaluate import evaluate
-from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
-from tests.envs import ForgetfulEnv
+from tests.envs import ForgetfulEnv, StillEnv
+from tests.learning import assert_same_tensors, last_tensors, make_algorithm
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
 CPU = torch.device("cpu")
@@ -85,16 +82,12 @@ def test_what_was_shown_before_can_only_be_remembered(name):
     cfg = ExperimentConfig.model_validate(settings)
     torch.manual_seed(0)
     env = CueEnv(64)
-    policy = make_network(cfg.network, env.spec)
-    learner = make_algorithm(cfg, policy)
-    rollout = Rollout(12, env.spec, policy.groups, policy.state_width)
-    act = make_act(policy, False)
+    ppo = make_algorithm(cfg, env)
     for _ in range(60):
-        collect(env, policy, act, rollout)
-        learner.advantage(rollout.data)
-        learner.update(rollout.data)
+        ppo.collect()
+        ppo.update()
     # The first episodes of some worlds have no beginning.
-    returns = evaluate(env, policy, 4 * 64, seed=1).episodes["return"].view(64, 4)[:, 1:]
+    returns = evaluate(env, ppo.policy, 4 * 64, seed=1).episodes["return"].view(64, 4)[:, 1:]
     assert (returns.mean() > 0.9) == (name == "gru")
     assert name == "gru" or returns.mean() < 0.6
 
@@ -105,13 +98,6 @@ def train(tmp_path, name, *overrides):
     return RunFolder(tmp_path / name)
 
 
-def last_tensors(folder):
-    from safetensors.torch import load_file
-
-    parts = {file.stem: load_file(file) for file in folder.saved()[-1].glob("*.safetensors")}
-    return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
-
-
 @pytest.mark.parametrize("overlap", ["false", "true"])
 def test_a_run_continues_bit_for_bit(tmp_path, overlap):
     overlap = f"training.overlap={overlap}"
@@ -120,9 +106,7 @@ def test_a_run_continues_bit_for_bit(tmp_path, overlap):
     halves = last_tensors(train(tmp_path, "halves", overlap))
     assert whole["rollout.state"].shape == (4, 32)
     assert whole["rollout.state"].abs().max() > 0
-    assert whole.keys() == halves.keys()
-    for name, value in whole.items():
-        assert torch.equal(value, halves[name]), name
+    assert_same_tensors(whole, halves)
 
 
 @pytest.mark.slow
@@ -130,8 +114,7 @@ def test_a_compiled_run_continues_bit_for_bit(tmp_path):
     whole = last_tensors(train(tmp_path, "whole", "compute.compile=on"))
     train(tmp_path, "halves", "compute.compile=on", "training.total_steps=128")
     halves = last_tensors(train(tmp_path, "halves", "compute.compile=on"))
-    for name, value in whole.items():
-        assert torch.equal(value, halves[name]), name
+    assert_same_tensors(whole, halves)
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +125,13 @@ def exported(tmp_path_factory):
     limits = ((-1.0,) * 3, (1.0,) * 3)
     spec = EnvSpec("toy", 4, {"policy": 7, "critic": 9}, 3, *limits, ("a", "b", "c"), 50.0, 100, CPU)
     torch.manual_seed(0)
-    policy = make_network(cfg.network, spec)
-    policy.gather({"policy": 3.0 + 2.0 * torch.randn(100, 7), "critic": torch.randn(100, 9)})
-    policy.commit()
+    policy = make_algorithm(cfg, StillEnv(spec)).policy
+    policy.normalizer.observe({"policy": 3.0 + 2.0 * torch.randn(100, 7), "critic": torch.randn(100, 9)})
+    policy.normalizer.commit()
     with torch.no_grad():
-        policy.actor[-1].weight.mul_(300.0)  # some actions reach the limits
+        policy.head[-1].weight.mul_(300.0)  # some actions reach the limits
     batch = torch.export.Dim("batch")
-    example = (torch.zeros(2, 7), torch.zeros(2, policy.actor_state_width))
+    example = (torch.zeros(2, 7), torch.zeros(2, policy.state_width))
     program = torch.onnx.export(
         policy.as_onnx().eval(),
         example,
@@ -175,9 +158,9 @@ def test_onnx_step_by_step(exported, batch):
         inputs = {"observation": observation.numpy(), "hidden": hidden}
         action, hidden = session.run(["action", "hidden_out"], inputs)
         with torch.no_grad():
-            expected, state = policy.mean_step({"policy": observation}, state)
+            expected, state = policy.mean({"policy": observation}, state)
         torch.testing.assert_close(torch.from_numpy(action), expected, rtol=0, atol=1e-5)
-        torch.testing.assert_close(torch.from_numpy(hidden), state[:, :32], rtol=0, atol=1e-5)
+        torch.testing.assert_close(torch.from_numpy(hidden), state, rtol=0, atol=1e-5)
         saturated |= bool((abs(action) == 1.0).any())
     assert saturated
 

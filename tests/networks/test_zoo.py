@@ -5,20 +5,18 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import torch
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 
 from envs_gpu.make import make_env
 from envs_gpu.pixels import PixelOptions
-from pi_incubator.algorithms import make_algorithm
 from pi_incubator.config import load_config
-from pi_incubator.networks import make_network
+from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.registry import networks
+from tests.learning import make_algorithm
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
-SETTINGS = ["network.hidden_sizes=[16]", "network.channels=[4]", "env.num_envs=4", "algorithm.horizon=16"]
+SETTINGS = ["network.hidden_sizes=[16]", "env.num_envs=4", "algorithm.horizon=16"]
 LEARNING = ["algorithm.minibatch_size=32", "algorithm.num_epochs=2"]
-PIXELS = ["env.pixels={width: 16, height: 16}"]
+PIXELS = ["network.channels=[4]", "env.pixels={width: 16, height: 16}"]
 
 
 @pytest.fixture(params=networks.names())
@@ -28,43 +26,40 @@ def setting(request):
     torch.manual_seed(0)
     options = PixelOptions(**cfg.env.pixels.model_dump()) if cfg.env.pixels else None
     env = make_env("cartpole_balance", num_envs=4, device=torch.device("cpu"), pixels=options)
-    policy = make_network(cfg.network, env.spec)
-    rollout = Rollout(cfg.algorithm.horizon, env.spec, policy.groups, policy.state_width)
-    yield cfg, env, policy, rollout
+    yield env, make_algorithm(cfg, env)
     env.close()
 
 
 def test_an_update_moves_every_weight_and_nothing_else(setting):
-    cfg, env, policy, rollout = setting
-    collect(env, policy, make_act(policy, False), rollout)
-    learner = make_algorithm(cfg, policy)
-    learner.advantage(rollout.data)
-    seen = rollout.data.clone()
-    weights = {name: value.clone() for name, value in policy.named_parameters()}
-    metrics = learner.update(rollout.data)
+    _, ppo = setting
+    ppo.collect()
+    ppo.advantage(ppo.rollout.data)
+    seen = ppo.rollout.data.clone()
+    weights = {name: value.clone() for name, value in ppo.model.named_parameters()}
+    metrics = ppo.learn(ppo.rollout.data)
     assert all(value.isfinite() for value in metrics.values())
-    assert all(torch.equal(value, seen[key]) for key, value in rollout.data.items(True, True))
-    for name, value in policy.named_parameters():
+    assert all(torch.equal(value, seen[key]) for key, value in ppo.rollout.data.items(True, True))
+    for name, value in ppo.model.named_parameters():
         assert value.isfinite().all()
         assert not torch.equal(value, weights[name]), name
 
 
 def test_the_first_step_of_an_update_is_with_the_policy_that_acted(setting):
     """No ratio is clipped and no KL divergence seen before a weight has moved."""
-    cfg, env, policy, rollout = setting
-    collect(env, policy, make_act(policy, False), rollout)
-    learner = make_algorithm(cfg, policy)
-    learner.advantage(rollout.data)
-    for minibatch in learner._cut(rollout.data).shuffled(torch.Generator().manual_seed(0)):
-        *_, kl, clip_fraction = learner._gradients(minibatch)[1].tolist()
+    env, ppo = setting
+    ppo.collect()
+    ppo.advantage(ppo.rollout.data)
+    for minibatch in ppo._minibatches(ppo.rollout.data).shuffled(ShardedRandom(0, "", range(1), env.device)):
+        *_, kl, clip_fraction = ppo._gradients(minibatch)[1].tolist()
         assert abs(kl) < 1e-5
         assert clip_fraction == 0.0
 
 
 def test_its_onnx_form_acts_like_it(setting, tmp_path):
-    _, env, policy, _ = setting
-    batch, width, path = torch.export.Dim("batch"), policy.actor_state_width, tmp_path / "policy.onnx"
-    observation = env.obs[policy.actor_group].clone()
+    env, ppo = setting
+    policy = ppo.policy
+    batch, width, path = torch.export.Dim("batch"), policy.state_width, tmp_path / "policy.onnx"
+    observation = env.obs[policy.group].clone()
     state = torch.randn(env.num_envs, width).tanh()
     inputs = {"observation": observation, "hidden": state} if width else {"observation": observation}
     outputs = ["action", "hidden_out"] if width else ["action"]
@@ -83,6 +78,6 @@ def test_its_onnx_form_acts_like_it(setting, tmp_path):
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     found = session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        expected = policy.mean_step(env.obs, state) if width else (policy.mean_action(env.obs),)
-    for ours, theirs in zip(found, expected, strict=True):
+        expected = policy.mean(env.obs, state)
+    for ours, theirs in zip(found, expected[: len(outputs)], strict=True):
         torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=0, atol=1e-5)

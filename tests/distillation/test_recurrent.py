@@ -1,18 +1,16 @@
-"""Students and teachers that remember: what they learn from is sequences."""
+"""Students and teachers with a state: what they learn from is sequences."""
 
 import pytest
 import torch
-from pi_incubator.distillation.dagger import teacher_share
-from pi_incubator.distillation.learner import StudentLearner, encode
-from pi_incubator.distillation.samples import Samples, num_rows
 from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec, StepResult
+from pi_incubator.algorithms.distillation import encode
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.distillation.buffer import LabelBuffer
 from pi_incubator.distillation.collect import Collector
 from pi_incubator.distillation.lessons import Lesson
-from pi_incubator.distillation.teacher import Teacher
-from pi_incubator.networks import make_network
+from tests.distillation.toy import ToyDistillation, make_actor_critic, make_teacher
 from tests.envs import ForgetfulEnv
 
 CPU = torch.device("cpu")
@@ -55,14 +53,14 @@ class Recall(ForgetfulEnv):
 
 
 def config(network="gru", **distillation):
+    settings = {"name": "distillation", "teachers": ["seer"], "horizon": HORIZON, "buffer_size": 2000}
+    settings |= {"exploration": 0.0, "num_updates": 20, "minibatch_size": 140, "lr": 1e-2}
     return ExperimentConfig.model_validate(
         {
             "env": {"num_envs": NUM_ENVS},
             "network": {"name": network, "hidden_sizes": [16], "normalize_observations": False},
-            "algorithm": {"horizon": HORIZON, "minibatch_size": NUM_ENVS},
+            "algorithm": settings | distillation,
             "training": {"total_steps": 40 * HORIZON * NUM_ENVS},
-            "distillation": {"exploration": 0.0, "num_updates": 20, "minibatch_size": 140, "lr": 1e-2}
-            | distillation,
         }
     )
 
@@ -72,32 +70,28 @@ def knows_the_cue(set_linear):
     """A teacher that acts on what the critic sees."""
     settings = {"hidden_sizes": [16], "activation": "relu", "normalize_observations": False}
     cfg = ExperimentConfig.model_validate({"network": {"name": "mlp_privileged", **settings}})
-    policy = make_network(cfg.network, Recall().spec)
-    set_linear(policy, [[1.0]])
-    return Teacher("seer", policy)
+    teacher = make_teacher("seer", cfg.network, Recall().spec)
+    set_linear(teacher.policy, [[1.0]])
+    return teacher
 
 
 def learn(cfg, teacher):
-    """How far a student's actions are from the cue once it has learned, and the samples."""
+    """How far a student's actions are from the cue once it has learned, and what it learned from."""
     torch.manual_seed(0)
     env = Recall()
-    student = make_network(cfg.network, env.spec)
-    learner = StudentLearner(cfg, student, teacher.feature_width)
-    samples = Samples(num_rows(cfg, student, 2000), CPU)
-    collector = Collector(cfg, Lesson(cfg, teacher, env), student)
-    for iteration in range(cfg.num_iterations):
-        learner.begin(iteration)
-        collector.collect(samples, teacher_share(cfg, iteration))
-        learner.update(samples)
-    collector.collect(samples, 0.0)
-    return sum(env.distances[-HORIZON:]) / HORIZON, samples
+    distillation = ToyDistillation(cfg, env, teacher)
+    for _ in range(distillation.num_iterations):
+        distillation.collect()
+        distillation.update()
+    distillation.collect_with(0.0)
+    return sum(env.distances[-HORIZON:]) / HORIZON, distillation.buffer
 
 
-def test_a_memory_recalls_what_one_observation_does_not_say(knows_the_cue):
+def test_a_state_recalls_what_one_observation_does_not_say(knows_the_cue):
     """A student without one can only guess the mean of both cues, in four of five steps."""
-    recalled, samples = learn(config(), knows_the_cue)
+    recalled, buffer = learn(config(), knows_the_cue)
     guessed, _ = learn(config("mlp"), knows_the_cue)
-    assert samples.tensors["mean"].shape == (2000 // HORIZON, HORIZON, 1)
+    assert buffer.tensors["mean"].shape == (2000 // HORIZON, HORIZON, 1)
     assert recalled < 0.1
     assert guessed > 0.5
 
@@ -106,37 +100,38 @@ def test_sequences_are_what_the_student_did(knows_the_cue):
     """Across the ends of episodes, from the state it had: the actions it took are the ones it learns at."""
     torch.manual_seed(0)
     cfg, env = config(), Recall()
-    student = make_network(cfg.network, env.spec)
-    samples = Samples(2 * NUM_ENVS, CPU)
-    collector = Collector(cfg, Lesson(cfg, knows_the_cue, env), student)
+    student = make_actor_critic(cfg.network, env.spec)
+    buffer = LabelBuffer(2 * NUM_ENVS, CPU)
+    collector = Collector(cfg.algorithm, Lesson(cfg, knows_the_cue, env), student)
     for _ in range(2):
-        collector.collect(samples, 0.0)
+        collector.collect(buffer, 0.0)
     with torch.no_grad():
-        encoded, labels = encode(student, samples.held())
-        mean, _ = student.distribution(encoded[student.actor_features])
+        (features, _), labels = encode(student, buffer.held())
+        mean, _ = student.policy.moments_of(features)
     taken = torch.stack(env.actions).unflatten(0, (2, HORIZON)).transpose(1, 2).flatten(0, 2)
     torch.testing.assert_close(mean, taken)
     assert labels["mean"].shape == taken.shape
-    assert samples.held()["begins"].sum() > NUM_ENVS
-    assert samples.held()["first_state"].abs().sum() > 0
+    assert buffer.held()["starts"].sum() > NUM_ENVS
+    assert buffer.held()["first_state"].abs().sum() > 0
 
 
-def test_a_teacher_remembers_whoever_leads():
+def test_a_teacher_carries_its_state_whoever_acts():
     """What a recurrent teacher says is what it would do itself after the same observations."""
     torch.manual_seed(0)
     cfg, env = config("mlp"), Recall()
-    teacher = Teacher("elder", make_network(config().network, env.spec))
-    torch.nn.init.normal_(teacher.policy.actor[-1].weight)
-    samples = Samples(HORIZON * NUM_ENVS, CPU)
-    collector = Collector(cfg, Lesson(cfg, teacher, env), make_network(cfg.network, env.spec))
-    collector.collect(samples, 0.0)
-    held = {name: rows.unflatten(0, (HORIZON, NUM_ENVS)) for name, rows in samples.held().items()}
-    seen = {group: held["observation." + group] for group in teacher.policy.groups}
-    begins = seen["policy"][..., 1].bool()
+    teacher = make_teacher("elder", config().network, env.spec)
+    torch.nn.init.normal_(teacher.policy.head[-1].weight)
+    buffer = LabelBuffer(HORIZON * NUM_ENVS, CPU)
+    student = make_actor_critic(cfg.network, env.spec)
+    Collector(cfg.algorithm, Lesson(cfg, teacher, env), student).collect(buffer, 0.0)
+    held = {name: rows.unflatten(0, (HORIZON, NUM_ENVS)) for name, rows in buffer.held().items()}
+    seen = {group: held["observation." + group] for group in ("policy", "critic")}
+    starts, policy, critic = seen["policy"][..., 1].bool(), teacher.policy, teacher.critic
     with torch.no_grad():
-        encoded = teacher.policy.encode_sequence(seen, teacher.policy.initial_state(NUM_ENVS), begins)
-        mean, _ = teacher.policy.distribution(encoded["actor"])
-        value = teacher.policy.critic(encoded["critic"]).squeeze(-1)
+        features = policy.sequence(seen, policy.initial_state(NUM_ENVS), starts)
+        mean, _ = policy.moments_of(features)
+        first = torch.zeros(NUM_ENVS, critic.state_width)
+        value = critic.head(critic.encoder.sequence(seen["critic"], first, starts)).squeeze(-1)
     torch.testing.assert_close(held["mean"], mean)
     torch.testing.assert_close(held["value"], value)
     assert held["mean"].std() > 0.01
@@ -144,38 +139,33 @@ def test_a_teacher_remembers_whoever_leads():
 
 def test_value_and_feature_terms_of_sequences(knows_the_cue):
     torch.manual_seed(0)
-    cfg, env = config(value_coef=1.0, feature_coef=1.0), Recall()
-    student = make_network(cfg.network, env.spec)
-    learner = StudentLearner(cfg, student, knows_the_cue.feature_width)
-    samples = Samples(num_rows(cfg, student, 2000), CPU)
-    collector = Collector(cfg, Lesson(cfg, knows_the_cue, env), student)
-    learner.begin(0)
+    distillation = ToyDistillation(config(value_coef=1.0, feature_coef=1.0), Recall(), knows_the_cue)
     reports = []
     for _ in range(20):
-        collector.collect(samples, 1.0)
-        reports.append(learner.update(samples))
+        distillation.collect_with(1.0)
+        reports.append(distillation.update())
     assert reports[-1]["loss/features"] < 0.2 < reports[0]["loss/features"]
     assert reports[-1]["loss/value"] < 0.05 < reports[0]["loss/value"]
 
 
-def test_memories_continue_where_they_were_saved():
-    """The next sequence begins with what student and teacher knew, in a collector of a continued run."""
+def test_states_continue_where_they_were_saved():
+    """The next sequence begins with the states of student and teacher, in a collector of a continued run."""
     torch.manual_seed(0)
     cfg, env = config(), Recall()
-    student, elder = (make_network(cfg.network, env.spec) for _ in range(2))
-    torch.nn.init.normal_(elder.actor[-1].weight)
-    lesson = Lesson(cfg, Teacher("elder", elder), env)
-    collector = Collector(cfg, lesson, student)
-    collector.collect(Samples(NUM_ENVS, CPU), 0.0)
+    student, teacher = make_actor_critic(cfg.network, env.spec), make_teacher("elder", cfg.network, env.spec)
+    torch.nn.init.normal_(teacher.policy.head[-1].weight)
+    lesson = Lesson(cfg, teacher, env)
+    collector = Collector(cfg.algorithm, lesson, student)
+    collector.collect(LabelBuffer(NUM_ENVS, CPU), 0.0)
     state = {name: value.clone() for name, value in collector.state_dict().items()}
     assert all(value.any() for value in state.values())
     time, cue, obs = env.time, env.cue, env.obs
-    one, other = Samples(NUM_ENVS, CPU), Samples(NUM_ENVS, CPU)
-    draws = torch.get_rng_state()
+    one, other = LabelBuffer(NUM_ENVS, CPU), LabelBuffer(NUM_ENVS, CPU)
+    random = torch.get_rng_state()
     collector.collect(one, 0.0)
     env.time, env.cue, env.obs = time, cue, obs
-    torch.set_rng_state(draws)
-    continued = Collector(cfg, lesson, student)
+    torch.set_rng_state(random)
+    continued = Collector(cfg.algorithm, lesson, student)
     continued.load_state_dict(state)
     continued.collect(other, 0.0)
     for name, value in one.held().items():

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from pi_incubator.trainers.on_policy import collect
 
 from bench._loops.pi_incubator import OurLoop
 from pi_incubator.config import ExperimentConfig
@@ -26,8 +25,7 @@ def test_collect_and_update_never_wait_for_the_device(overlap):
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(2):
-            collect(loop.env, loop.actor, loop.act, loop.rollout)
-            loop.learner.advantage(loop.rollout.data)
-            loop.learner.update(loop.rollout.data)
+            loop.algorithm.collect()
+            loop.algorithm.update()
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -8,21 +8,35 @@ from pathlib import Path
 
 import pytest
 import torch
-from pi_incubator.trainers.overlap import OverlappedLearner
 from tensordict import TensorDict
 
 from pi_incubator.cli.distill import main as distill
 from pi_incubator.cli.train import main
-from pi_incubator.config import ExperimentConfig, models
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.models import UNIONS
+from pi_incubator.config.section import Section
+from pi_incubator.layers.normalizer import NoNormalizer
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.training.overlap import OverlappedUpdates
+from tests.learning import last_tensors
 
 ROOT = Path(__file__).parents[2]
-TINY = [
+SIZES = [
     "env.num_envs=4",
     "algorithm.horizon=16",
     "algorithm.minibatch_size=32",
     "algorithm.num_epochs=2",
     "training.total_steps=256",
+]
+OFF_POLICY = [
+    "algorithm.name=sac",
+    "env.num_envs=4",
+    "algorithm.batch_size=16",
+    "algorithm.buffer_size=64",
+    "algorithm.learning_starts=32",
+    "training.total_steps=64",
+]
+BRIEF = [
     "training.log_every=1",
     "checkpoint.save_every=2",
     "tracking.backend=none",
@@ -32,19 +46,11 @@ TINY = [
 ]
 
 
-def run(tmp_path, name, *overrides, config="cartpole_balance.yaml"):
+def run(tmp_path, name, *overrides, config="cartpole_balance.yaml", sizes=SIZES):
     """Train in this process; returns the run's folder."""
     place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]
-    main(["--config", str(ROOT / "configs" / config), *TINY, *place, *overrides])
+    main(["--config", str(ROOT / "configs" / config), *sizes, *BRIEF, *place, *overrides])
     return RunFolder(tmp_path / name)
-
-
-def last_tensors(folder):
-    from safetensors.torch import load_file
-
-    newest = folder.saved()[-1]
-    parts = {file.stem: load_file(file) for file in newest.glob("*.safetensors")}
-    return {f"{part}.{key}": value for part, tensors in parts.items() for key, value in tensors.items()}
 
 
 def test_run_folder_is_complete(tmp_path):
@@ -73,7 +79,7 @@ def test_same_seed_same_weights(tmp_path):
     runs = [run(tmp_path, name, f"experiment.seed={seed}") for name, seed in seeds.items()]
     one, other, third = map(last_tensors, runs)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
-    assert not torch.equal(one["policy.actor.0.weight"], third["policy.actor.0.weight"])
+    assert not torch.equal(one["policy.head.0.weight"], third["policy.head.0.weight"])
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "adaptive"])
@@ -91,20 +97,24 @@ def test_learning_rate_follows_its_schedule(tmp_path, schedule):
 def test_every_setting_is_read(tmp_path, monkeypatch):
     """A key that nothing reads would be a lie to the user who sets it."""
     read = set()
-    plain = models.Section.__getattribute__
+    plain = Section.__getattribute__
 
     def recording(self, name):
         if name in type(self).model_fields:
             read.add((type(self).__name__, name))
         return plain(self, name)
 
-    monkeypatch.setattr(models.Section, "__getattribute__", recording, raising=False)
+    monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
     run(tmp_path, "reads", "tracking.backend=mlflow", *video)
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
-    student = ["experiment.name=student", "training.total_steps=128", "distillation.fake_quantize=int8"]
+    for network in ("gru", "mlp_privileged"):
+        run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
+    run(tmp_path, "off_policy", sizes=OFF_POLICY)
+    student = ["experiment.name=student", "training.total_steps=128", "algorithm.fake_quantize=int8"]
     distill(["--teacher", str(tmp_path / "reads"), "--student", "mlp", *student, "evaluation.video=false"])
-    sections = {field.annotation for field in ExperimentConfig.model_fields.values()}
+    plain_sections = (f.annotation for name, f in ExperimentConfig.model_fields.items() if name not in UNIONS)
+    sections = {*plain_sections, *(member for union in UNIONS.values() for member in union.members.values())}
     declared = {(section.__name__, name) for section in sections for name in section.model_fields}
     assert declared - read == set()
 
@@ -112,7 +122,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
 def test_torchrun_trains(tmp_path):
     place = [f"experiment.output_dir={tmp_path}", "experiment.name=launched"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=1"]
-    command = [*launcher, "train_ppo.py", "--config", "configs/cartpole_balance.yaml", *TINY, *place]
+    command = [*launcher, "train_ppo.py", "--config", "configs/cartpole_balance.yaml", *SIZES, *BRIEF, *place]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300, env=os.environ)
     assert (tmp_path / "launched" / "policy.onnx").exists()
 
@@ -151,32 +161,37 @@ def test_overlapped_runs_continue_bit_for_bit(tmp_path):
     assert not all(torch.equal(value, last_tensors(alone)[name]) for name, value in expected.items())
 
 
+class OneWeight(torch.nn.Module):
+    """As much of an actor-critic as updates in the background ask for."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.policy = torch.nn.Module()
+        self.policy.normalizer = NoNormalizer()
+        self.critic = torch.nn.Module()
+
+
 def test_the_first_rollouts_of_an_overlapped_run_are_one_update_late():
-    class Counted:
-        """Adds one to the weights, in the background."""
+    model = OneWeight()
 
-        def __init__(self, policy):
-            self.policy = policy
+    def learn(data):
+        """Adds one to the weight, in the background."""
+        with torch.no_grad():
+            model.weight.add_(1.0)
+        return {"seen": data["x"].clone()}
 
-        def update(self, data):
-            with torch.no_grad():
-                self.policy.weight.add_(1.0)
-            return {"seen": data["x"].clone()}
-
-    policy = torch.nn.Linear(1, 1, bias=False)
-    torch.nn.init.zeros_(policy.weight)
-    policy.commit = lambda: None
-    learner = OverlappedLearner(Counted(policy), policy)
+    updates = OverlappedUpdates(learn, model)
     acted, data = [], TensorDict({"x": torch.zeros(1)}, batch_size=[1])
     for iteration in range(4):
-        acted.append(learner.actor.weight.item())
+        acted.append(updates.actor.weight.item())
         data["x"].fill_(iteration)
-        metrics = learner.update(data)
+        metrics = updates.update(data)
         data["x"].fill_(torch.nan)  # the next rollout overwrites it
     assert acted == [0.0, 0.0, 1.0, 2.0]
     assert metrics["seen"].item() == 2.0
-    learner.settle()
-    assert learner.actor.weight.item() == policy.weight.item() == 4.0
+    updates.settle()
+    assert updates.actor.weight.item() == model.weight.item() == 4.0
 
 
 @pytest.mark.slow

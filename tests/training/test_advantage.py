@@ -2,13 +2,14 @@
 
 import pytest
 import torch
-from pi_incubator.algorithms.advantage import KernelGAE
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import nn
 from torchrl.modules import NormalParamExtractor, ProbabilisticActor, TanhNormal, ValueOperator
 from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
+
+from pi_incubator.training.advantage import KernelGAE
 
 DISCOUNTS = {"gamma": 0.97, "lmbda": 0.9}
 
@@ -122,7 +123,7 @@ def test_time_first_entries_are_not_copied(monkeypatch):
         seen.extend(args[:5])
         return args[0], args[1], None
 
-    monkeypatch.setattr("pi_incubator.algorithms.advantage.gae", spy)
+    monkeypatch.setattr("pi_incubator.training.advantage.gae", spy)
     KernelGAE(**DISCOUNTS, time_dim=0)(rollout)
     following = rollout["next"]
     entries = [following["reward"], rollout["state_value"]]

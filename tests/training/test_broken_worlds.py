@@ -4,21 +4,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from pi_incubator.algorithms._minibatches import only
-from pi_incubator.trainers import on_policy
-from pi_incubator.trainers.on_policy import collect, make_act
-from pi_incubator.trainers.rollout import Rollout
 
 from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.make import make_env
 from pi_incubator import checkpoint
-from pi_incubator.algorithms import make_algorithm
+from pi_incubator.algorithms.ppo import PPO
 from pi_incubator.cli._main import run
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import DivergedError
-from pi_incubator.networks import make_network
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.training import on_policy
+from pi_incubator.training.minibatches import only
+from tests.learning import make_algorithm, state_of
 
 ROOT = Path(__file__).parents[2]
 NUM_ENVS, HORIZON = 4, 12
@@ -34,12 +32,12 @@ def make_setting(**algorithm):
     )
     torch.manual_seed(0)
     env = make_env("ant", num_envs=NUM_ENVS, device=torch.device("cpu"), seed=0)
-    policy = make_network(cfg.network, env.spec)
-    return cfg, env, policy, Rollout(HORIZON, env.spec, policy.groups)
+    return cfg, make_algorithm(cfg, env)
 
 
-def collect_broken(env, policy, rollout, broken=BROKEN):
+def collect_broken(ppo, broken=BROKEN):
     """A rollout in which these worlds break at these times."""
+    env = ppo.env
     step, time = env.step, iter(range(HORIZON))
 
     def step_and_break(action):
@@ -50,18 +48,18 @@ def collect_broken(env, policy, rollout, broken=BROKEN):
         return step(action)
 
     env.step = step_and_break
-    collect(env, policy, make_act(policy, False), rollout)
+    ppo.collect()
     env.step = step
-    return rollout.data
+    return ppo.rollout.data
 
 
 @pytest.mark.parametrize("reward_scale", [1.0, 0.1])
 def test_a_broken_step_has_no_advantage_and_biases_no_other(reward_scale):
     """The steps before it are those of a rollout that ends there and is bootstrapped with the last value."""
-    cfg, env, policy, rollout = make_setting(reward_scale=reward_scale, normalize_advantage=False)
-    data = collect_broken(env, policy, rollout)
+    cfg, ppo = make_setting(reward_scale=reward_scale, normalize_advantage=False)
+    data = collect_broken(ppo)
     expected = data["next", "reward"].clone().double() * reward_scale
-    make_algorithm(cfg, policy).advantage(data)
+    ppo.advantage(data)
     gamma, decay = cfg.algorithm.gamma, cfg.algorithm.gamma * cfg.algorithm.gae_lambda
     for t, world in BROKEN:
         assert not data["valid"][t, world]
@@ -78,9 +76,9 @@ def test_a_broken_step_has_no_advantage_and_biases_no_other(reward_scale):
 
 
 def test_normalization_leaves_broken_steps_out():
-    cfg, env, policy, rollout = make_setting()
-    data = collect_broken(env, policy, rollout)
-    make_algorithm(cfg, policy).advantage(data)
+    _, ppo = make_setting()
+    data = collect_broken(ppo)
+    ppo.advantage(data)
     valid = data["valid"]
     assert (data["advantage"][~valid] == 0).all()
     assert data["advantage"][valid].mean().abs() < 1e-6
@@ -91,16 +89,13 @@ def test_no_number_of_a_broken_step_reaches_the_update():
     """Poisoned in every entry, they change no bit of weights, moments, metrics or normalizers."""
     results = []
     for poison in (False, True):
-        cfg, env, policy, rollout = make_setting()
-        data = collect_broken(env, policy, rollout)
-        learner = make_algorithm(cfg, policy)
-        learner.advantage(data)
+        _, ppo = make_setting()
+        data = collect_broken(ppo)
+        ppo.advantage(data)
         if poison:
             for name in ("policy", "action", "action_log_prob", "advantage", "value_target", "state_value"):
                 data[name][~data["valid"].squeeze(-1)] = torch.nan
-        torch.manual_seed(1)
-        metrics = learner.update(data)
-        results.append(metrics | policy.state_dict() | learner.state_dict())
+        results.append(ppo.learn(data) | state_of(ppo))
     clean, poisoned = results
     for name, value in clean.items():
         assert value.isfinite().all(), name
@@ -108,14 +103,15 @@ def test_no_number_of_a_broken_step_reaches_the_update():
 
 
 def test_the_normalizer_sees_no_broken_world():
-    _, env, policy, rollout = make_setting()
-    seen = []
-    gather = policy.gather
-    policy.gather = lambda obs: (seen.append(obs["policy"].clone()), gather(obs))
-    collect_broken(env, policy, rollout, [(t, w) for t in range(HORIZON) for w in range(NUM_ENVS)])
-    policy.commit()
+    _, ppo = make_setting()
+    seen, normalizer = [], ppo.policy.normalizer
+    observe = normalizer.observe
+    normalizer.observe = lambda obs, *rest: (seen.append(obs["policy"].clone()), observe(obs, *rest))
+    collect_broken(ppo, [(t, w) for t in range(HORIZON) for w in range(NUM_ENVS)])
+    normalizer.commit()
+    assert len(seen) == HORIZON
     assert torch.stack(seen).abs().max() < 100
-    assert all(value.isfinite().all() for value in policy.state_dict().values())
+    assert all(value.isfinite().all() for value in ppo.policy.state_dict().values())
 
 
 @pytest.mark.parametrize("num_broken", [0, 1, 3, 15, 16])
@@ -195,17 +191,15 @@ def test_fewer_broken_worlds_do_not_stop_a_run(tmp_path, monkeypatch):
 
 def poison_after(monkeypatch, iteration):
     """From this update on, a weight of the actor is NaN."""
-    from pi_incubator.algorithms.ppo import PPO
+    plain = PPO.learn
 
-    plain = PPO.update
-
-    def update(self, data):
+    def learn(self, data):
         metrics = plain(self, data)
-        if self.iteration > iteration:
-            next(self.policy.actor.parameters()).data.view(-1)[0] = torch.nan
+        if self.num_updates > iteration:
+            next(self.policy.head.parameters()).data.view(-1)[0] = torch.nan
         return metrics
 
-    monkeypatch.setattr(PPO, "update", update)
+    monkeypatch.setattr(PPO, "learn", learn)
 
 
 def test_a_policy_that_is_nan_is_never_saved(tmp_path, monkeypatch):
@@ -218,7 +212,7 @@ def test_a_policy_that_is_nan_is_never_saved(tmp_path, monkeypatch):
 
 def test_the_worlds_of_a_policy_that_is_nan_are_broken(tmp_path, monkeypatch):
     poison_after(monkeypatch, 2)
-    monkeypatch.setattr(on_policy, "check_finite", lambda policy: None)
+    monkeypatch.setattr(on_policy, "check_finite", lambda model: None)
     with pytest.raises(BrokenWorldsError, match=r"their action.*lower algorithm.lr"):
         main(arguments(tmp_path, "checkpoint.save_every=5"))
     assert RunFolder(tmp_path / "guarded").saved() == []

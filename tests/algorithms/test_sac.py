@@ -1,0 +1,315 @@
+"""SAC against the equations of its paper (arXiv 1812.05905), written out in float64."""
+
+import copy
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from envs_gpu.errors import SettingError
+from envs_gpu.make import make_env
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.config import ConfigError, ExperimentConfig, load_config
+from tests.envs import StillEnv
+from tests.learning import make_algorithm
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+CPU = torch.device("cpu")
+B, D, A = 32, 3, 2
+LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)
+SETTINGS = {
+    "name": "sac",
+    "gamma": 0.9,
+    "tau": 0.25,
+    "initial_temperature": 0.7,
+    "target_entropy": -1.5,
+    "reward_scale": 2.0,
+    "batch_size": B,
+    "buffer_size": 1000,
+}
+
+
+@pytest.fixture(autouse=True)
+def _in_float64():
+    dtype = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(dtype)
+
+
+def make_sac():
+    """Twin critics that disagree with their targets, and a normalizer that has seen data."""
+    torch.manual_seed(0)
+    spec = EnvSpec("toy", 4, {"policy": D}, A, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
+    cfg = ExperimentConfig.model_validate(
+        {"env": {"num_envs": 4}, "network": {"hidden_sizes": [8]}, "algorithm": SETTINGS}
+    )
+    sac = make_algorithm(cfg, StillEnv(spec))
+    with torch.no_grad():
+        sac.policy.head[-1].weight.mul_(100.0)
+        for target in sac.target_weights:
+            target.add_(0.3 * torch.randn_like(target))
+    sac.policy.normalizer.observe({"policy": 2.0 + 3.0 * torch.randn(100, D)})
+    sac.policy.normalizer.commit()
+    return sac
+
+
+def make_minibatch(seed=0):
+    random = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(B, *shape, generator=random)
+
+    low, high = torch.tensor(LOW), torch.tensor(HIGH)
+    contents = {
+        "obs.policy": 2.0 + 3.0 * draw(D),
+        "next.policy": 2.0 + 3.0 * draw(D),
+        "action": low + (high - low) * draw(A).sigmoid(),
+        "reward": draw(),
+        "terminated": torch.arange(B) % 4 == 0,
+        "truncated": torch.arange(B) % 4 == 1,
+        "valid": torch.arange(B) % 8 != 3,
+        "noise": draw(2, A),
+    }
+    return TensorDict(contents, batch_size=[B])
+
+
+class Paper:
+    """Equations 5, 9 and 18 with the weights of `sac`, in plain torch.
+
+    Actions are those before they are scaled to the env's limits, in (-1, 1). Expectations are means over the
+    steps that are valid.
+    """
+
+    def __init__(self, sac):
+        self.mean, self.std = (getattr(sac.policy.normalizer["policy"], name) for name in ("mean", "std"))
+        self.actor = leaves(sac.policy.head.state_dict())
+        self.critics = [leaves(one) for one in critics_of(sac.loss.qvalue_network_params)]
+        self.targets = [leaves(one) for one in critics_of(sac.loss.target_qvalue_network_params)]
+        self.temperature = sac.loss.log_alpha.detach().exp().clone().requires_grad_()
+
+    def sample(self, observation, noise):
+        """Action `[B, A]` and the logarithm of its density `[B]`, by the rule of appendix C."""
+        loc, raw = mlp(self.actor, (observation - self.mean) / self.std).chunk(2, -1)
+        scale = (-5.0 + 3.5 * (raw.tanh() + 1.0)).exp()
+        before = loc + scale * noise
+        action = before.tanh()
+        density = torch.exp(-0.5 * noise**2) / (scale * math.sqrt(2 * math.pi)) / (1 - action**2)
+        return action, density.log().sum(-1)
+
+    def value(self, weights, observation, action):
+        """Q `[B]`."""
+        return mlp(weights, torch.cat(((observation - self.mean) / self.std, action), -1)).squeeze(-1)
+
+    def critic_loss(self, steps):
+        """J_Q of equation 5, summed over both critics."""
+        low, high = torch.tensor(LOW), torch.tensor(HIGH)
+        action = 2 * (steps["action"] - low) / (high - low) - 1
+        with torch.no_grad():
+            following, log_prob = self.sample(steps["next.policy"], steps["noise"][:, 1])
+            least = torch.minimum(*(self.value(w, steps["next.policy"], following) for w in self.targets))
+            soft = least - self.temperature * log_prob  # V, equation 3
+            target = 2.0 * steps["reward"] + 0.9 * torch.where(steps["terminated"], 0.0, soft)
+        errors = [(self.value(w, steps["obs.policy"], action) - target) ** 2 / 2 for w in self.critics]
+        return sum(error[steps["valid"]].mean() for error in errors)
+
+    def actor_loss(self, steps):
+        """J_pi of equation 9, with the least of both critics."""
+        action, log_prob = self.sample(steps["obs.policy"], steps["noise"][:, 0])
+        least = torch.minimum(*(self.value(w, steps["obs.policy"], action) for w in self.critics))
+        return (self.temperature.detach() * log_prob - least)[steps["valid"]].mean()
+
+    def temperature_loss(self, steps):
+        """J(alpha) of equation 18."""
+        _, log_prob = self.sample(steps["obs.policy"], steps["noise"][:, 0])
+        target_entropy = -1.5 * A
+        return (-self.temperature * (log_prob.detach() + target_entropy))[steps["valid"]].mean()
+
+
+def leaves(weights):
+    return {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
+
+
+def critics_of(stacked):
+    """The weights of each critic's head by the names of a `Sequential`."""
+    flat = {name: value for name, value in stacked.flatten_keys(".").items() if ".head." in f".{name}"}
+    named = {name.partition("head.")[2]: value for name, value in flat.items()}
+    return [{name: value[index] for name, value in named.items()} for index in range(2)]
+
+
+def mlp(weights, x):
+    hidden = torch.tanh(x @ weights["0.weight"].T + weights["0.bias"])
+    return hidden @ weights["2.weight"].T + weights["2.bias"]
+
+
+def assert_gradients(ours, theirs):
+    assert len(ours) == len(theirs)
+    for one, other in zip(ours, theirs, strict=True):
+        assert other.abs().max() > 0
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_the_critics_learn_by_equation_5():
+    """TorchRL leaves out the half; Adam does not see a factor."""
+    sac, steps = make_sac(), make_minibatch()
+    paper = Paper(sac)
+    gradients, report = sac._critic_gradients(steps)
+    loss = 2 * paper.critic_loss(steps)
+    torch.testing.assert_close(report, loss.detach().view(1), rtol=1e-10, atol=0)
+    names = list(critics_of(sac.loss.qvalue_network_params)[0])
+    flat = torch.autograd.grad(loss, [critic[name] for critic in paper.critics for name in names])
+    expected = [torch.stack((one, other)) for one, other in zip(flat[:4], flat[4:], strict=True)]
+    assert_gradients(gradients, expected)
+
+
+def test_the_policy_learns_by_equation_9_and_the_temperature_by_18():
+    """The gradient by the temperature's logarithm is that of equation 18 by the temperature itself."""
+    sac, steps = make_sac(), make_minibatch()
+    paper = Paper(sac)
+    (*of_actor, of_temperature), report = sac._actor_gradients(steps)
+    loss = paper.actor_loss(steps)
+    expected = torch.autograd.grad(loss, list(paper.actor.values()))
+    assert [name for name, _ in sac.policy.named_parameters()] == [f"head.{name}" for name in paper.actor]
+    assert_gradients(of_actor, expected)
+    (by_temperature,) = torch.autograd.grad(paper.temperature_loss(steps), paper.temperature)
+    torch.testing.assert_close(of_temperature, by_temperature, rtol=1e-10, atol=0)
+    torch.testing.assert_close(report[0], loss.detach(), rtol=1e-10, atol=0)
+    torch.testing.assert_close(report[2], torch.tensor(0.7))
+    # The logarithm of the temperature is negative here, and its loss is that times the gradient.
+    torch.testing.assert_close(report[1], math.log(0.7) * by_temperature, rtol=1e-10, atol=0)
+
+
+def test_one_step_moves_critics_then_policy_then_targets():
+    """The policy learns from critics that have just learned, and the targets follow those by tau."""
+    sac, reference, steps = make_sac(), make_sac(), make_minibatch()
+    sac.step(steps)
+    reference._apply_to_critics(reference._critic_gradients(steps)[0])
+    targets = copy.deepcopy(reference.target_weights)
+    for target, weight in zip(targets, reference.critic_weights, strict=True):
+        target.data.mul_(0.75).add_(0.25 * weight.detach())
+    reference._apply_to_actor(list(reference._actor_gradients(steps)[0]))
+    for ours, theirs in zip(sac.target_weights, targets, strict=True):
+        torch.testing.assert_close(ours, theirs)
+    pairs = [(sac.critic_weights, reference.critic_weights), (sac.actor_weights, reference.actor_weights)]
+    for ours, theirs in pairs:
+        assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
+    assert sac.loss.log_alpha != math.log(0.7)
+
+
+@pytest.mark.parametrize("poison", [1e6, math.nan])
+def test_broken_steps_are_not_learned_from(poison):
+    """Whatever stands in them, no bit of a gradient changes."""
+    sac, steps = make_sac(), make_minibatch()
+    spoiled = steps.clone()
+    for name in ("reward", "next.policy"):
+        spoiled[name][~steps["valid"]] = poison
+    spoiled["terminated"] |= ~steps["valid"]
+    if not math.isnan(poison):
+        spoiled["obs.policy"][~steps["valid"]] = poison
+        spoiled["action"][~steps["valid"]] = 0.0
+    for differentiate in (sac._critic_gradients, sac._actor_gradients):
+        clean, changed = differentiate(steps)[0], differentiate(spoiled)[0]
+        for one, other in zip(clean, changed, strict=True):
+            assert one.isfinite().all()
+            torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_nothing_is_learned_where_all_steps_are_broken():
+    sac, steps = make_sac(), make_minibatch()
+    steps["valid"][:] = False
+    for differentiate in (sac._critic_gradients, sac._actor_gradients):
+        assert all(gradient.isfinite().all() for gradient in differentiate(steps)[0])
+
+
+def test_truncated_steps_bootstrap_and_terminated_ones_do_not():
+    sac, steps = make_sac(), make_minibatch()
+
+    def depends_on_what_follows(chosen):
+        changed, alone = steps.clone(), steps["valid"] & chosen
+        changed["next.policy"][alone] += 1.0
+        before, after = sac._critic_gradients(steps)[0], sac._critic_gradients(changed)[0]
+        assert alone.any()
+        return not all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+    assert depends_on_what_follows(steps["truncated"])
+    assert depends_on_what_follows(~steps["truncated"] & ~steps["terminated"])
+    assert not depends_on_what_follows(steps["terminated"])
+
+
+@pytest.fixture
+def on_cartpoles():
+    """Function that makes SAC in 8 real worlds, 4 steps of each an iteration."""
+    torch.set_default_dtype(torch.float32)
+    env = make_env("cartpole_balance", num_envs=8, device=CPU)
+
+    def make(**settings):
+        sizes = {"name": "sac", "horizon": 4, "batch_size": 4, "buffer_size": 512} | settings
+        sections = {"env": {"name": "cartpole_balance", "num_envs": 8}, "network": {"hidden_sizes": [8]}}
+        return make_algorithm(ExperimentConfig.model_validate(sections | {"algorithm": sizes}), env)
+
+    yield make
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"learning_starts": 64, "updates_per_step": 0.25}, [0, 0, 8, 8, 8]),
+        ({"learning_starts": 40, "updates_per_step": 0.25}, [0, 6, 8, 8, 8]),
+        ({"learning_starts": 0, "updates_per_step": 0.05}, [1, 2, 1, 2, 2]),  # the rest is not lost
+    ],
+)
+def test_updates_are_as_many_as_steps_after_the_first_are_worth(on_cartpoles, settings, expected):
+    sac, counts = on_cartpoles(**settings), []
+    step = sac.step
+    for iteration in range(5):
+        counts.append(0)
+
+        def counting(minibatch, number=iteration):
+            counts[number] += 1
+            assert minibatch.batch_size == (4,)
+            return step(minibatch)
+
+        sac.step = counting
+        sac.collect()
+        metrics = sac.update()
+        assert bool(metrics) == bool(counts[iteration])
+    assert counts == expected
+    assert sac.env_steps == 160
+    assert len(sac.replay) == 160
+
+
+def test_the_first_actions_are_uniform_and_the_next_the_policys(on_cartpoles):
+    sac = on_cartpoles(learning_starts=320)
+    with torch.no_grad():
+        sac.policy.head[-1].bias[0] = 20.0  # the policy goes to the upper limit
+    for _ in range(12):
+        sac.collect()
+    actions = sac.replay.state_dict()["action"].squeeze(-1)  # [48, 8]
+    first, after = actions[:40].flatten(), actions[40:].flatten()
+    assert (first.abs() <= 1).all()
+    assert first.mean().abs() < 0.15  # of 320 numbers with a standard deviation of 0.58
+    assert first.std() == pytest.approx(3**-0.5, rel=0.1)
+    assert (after > 0.99).all()
+
+
+def test_actions_without_limits_are_refused():
+    spec = EnvSpec("endless", 4, {"policy": D}, 1, (-math.inf,), (1.0,), ("a",), 50.0, 100, CPU)
+    cfg = ExperimentConfig.model_validate({"env": {"num_envs": 4}, "algorithm": SETTINGS})
+    message = r"^env.name = 'endless': actions without limits cannot be squashed.*; choose another task"
+    with pytest.raises(SettingError, match=message) as caught:
+        make_algorithm(cfg, StillEnv(spec))
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("network", "kind"),
+    [(["network.name=gru"], "a state"), (["network.name=cnn", "env.pixels={}"], "pixels")],
+)
+def test_networks_that_do_not_learn_from_single_vectors_are_refused(network, kind):
+    message = rf"network.name = '\w+': algorithm sac learns from single steps, not from networks with {kind};"
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_config(CONFIG, ["algorithm.name=sac", *network])
+    assert len(str(caught.value).splitlines()) == 1

@@ -1,0 +1,163 @@
+"""The replay ring: what it stores of the worlds, and what it samples."""
+
+import pytest
+import torch
+
+from envs_gpu.make import make_env
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.data.replay.replay import steps_of
+from pi_incubator.data.replay.ring import Ring
+from pi_incubator.data.sharded import ShardedRandom
+from tests.envs import record_results
+
+CPU = torch.device("cpu")
+N = 4
+SPEC = EnvSpec("toy", N, {"policy": 3}, 2, (-1.0,) * 2, (1.0,) * 2, ("a", "b"), 50.0, 100, CPU)
+CHI_SQUARE = {15: 37.7, 23: 49.7}
+"""Degrees of freedom -> what chance exceeds once in a thousand times."""
+
+
+def make_ring(capacity, shards=1, spec=SPEC):
+    random = ShardedRandom(0, "replay", range(shards), CPU)
+    return Ring(capacity, spec, ["policy"], random), random
+
+
+def numbered(t):
+    """A step whose every number says when and where it was."""
+    code = 100.0 * t + torch.arange(N)  # [N]
+    return {
+        "obs.policy": code[:, None] + torch.tensor([0.1, 0.2, 0.3]),
+        "next.policy": code[:, None] + torch.tensor([0.4, 0.5, 0.6]),
+        "action": code[:, None] + torch.tensor([0.7, 0.8]),
+        "reward": code,
+        "terminated": torch.full((N,), t % 2 == 0),
+        "truncated": torch.arange(N) == t % N,
+        "valid": torch.arange(N) != (t + 1) % N,
+    }
+
+
+def rows_of(batch):
+    """The sampled steps as `numbered` made them: `(t, world)` -> the row of every tensor."""
+    places = [(int(code) // 100, int(code) % 100) for code in batch["reward"].round().tolist()]
+    return {place: {name: value[i] for name, value in batch.items()} for i, place in enumerate(places)}
+
+
+@pytest.fixture
+def recorded():
+    """A ring that was filled from worlds in which an episode falls and one is cut off, and what they gave."""
+    env = make_env("inverted_pendulum", num_envs=8, device=CPU, seed=0)
+    env._episode_step[1] = env.spec.max_episode_steps - 3
+    ring, _ = make_ring(8 * 40, spec=env.spec)
+    results, random, before = record_results(env), torch.Generator().manual_seed(0), []
+    for _ in range(40):
+        before.append(env.obs["policy"].clone())
+        action = torch.rand(8, 1, generator=random) * 3.0
+        env_before = {"policy": before[-1]}
+        ring.add(steps_of(env_before, action, env.step(action), ["policy"]))
+    yield ring.state_dict(), before, results
+    env.close()
+
+
+def test_observations_are_raw_and_the_last_one_of_an_episode_is_its_own(recorded):
+    stored, before, results = recorded
+    assert torch.equal(stored["obs.policy"], torch.stack(before))
+    assert torch.equal(stored["next.policy"], torch.stack([r.final_obs["policy"] for r in results]))
+    assert torch.equal(stored["reward"], torch.stack([r.reward for r in results]))
+    following = torch.stack([r.obs["policy"] for r in results])
+    done = stored["terminated"] | stored["truncated"]
+    assert stored["truncated"][2, 1]
+    assert not torch.equal(stored["next.policy"][2, 1], following[2, 1])  # the next episode begins there
+    assert torch.equal(stored["next.policy"][~done], following[~done])
+
+
+def test_the_ends_of_the_task_and_of_the_time_are_kept_apart(recorded):
+    stored, _, results = recorded
+    for name in ("terminated", "truncated"):
+        assert torch.equal(stored[name], torch.stack([getattr(r, name) for r in results]))
+        assert stored[name].any()
+    assert not (stored["terminated"] & stored["truncated"]).any()
+    assert stored["valid"].all()
+
+
+def test_a_broken_step_is_marked():
+    env = make_env("inverted_pendulum", num_envs=8, device=CPU, seed=0)
+    ring, _ = make_ring(8, spec=env.spec)
+    obs, action = {"policy": env.obs["policy"].clone()}, torch.zeros(8, 1)
+    env.physics.state.qvel[5] = torch.nan
+    ring.add(steps_of(obs, action, env.step(action), ["policy"]))
+    env.close()
+    stored = ring.state_dict()
+    assert stored["valid"][0].tolist() == [world != 5 for world in range(8)]
+    assert all(stored[name].isfinite().all() for name in ("obs.policy", "next.policy", "reward"))
+
+
+@pytest.mark.parametrize("num_added", [1, 4, 6, 15])
+def test_samples_are_whole_steps_of_the_newest(num_added):
+    """A ring of 6 steps of each world, not yet full, just full, and overwritten more than twice."""
+    ring, _ = make_ring(6 * N + 1)  # what is left of a step of every world is not used
+    for t in range(num_added):
+        ring.add(numbered(t))
+    rows = rows_of(ring.sample(2000))
+    newest = range(max(0, num_added - 6), num_added)
+    assert len(ring) == len(newest) * N
+    assert set(rows) == {(t, world) for t in newest for world in range(N)}
+    for (t, world), row in rows.items():
+        for name, value in numbered(t).items():
+            assert torch.equal(row[name], value[world]), name
+
+
+@pytest.mark.parametrize("num_added", [4, 15])
+def test_every_step_is_equally_likely(num_added):
+    ring, _ = make_ring(6 * N)
+    for t in range(num_added):
+        ring.add(numbered(t))
+    expected = 1000
+    codes = ring.sample(len(ring) * expected)["reward"]
+    counts = codes.unique(return_counts=True)[1].double()
+    assert len(counts) == len(ring)
+    statistic = ((counts - expected).square() / expected).sum()
+    assert statistic < CHI_SQUARE[len(ring) - 1]
+
+
+def test_a_shard_samples_from_its_own_worlds():
+    """Half of a minibatch is from the first worlds, half from the last; each step is as likely as any."""
+    ring, _ = make_ring(6 * N, shards=2)
+    for t in range(9):
+        ring.add(numbered(t))
+    worlds = ring.sample(4000)["reward"].round().long() % 100
+    assert worlds[:2000].unique().tolist() == [0, 1]
+    assert worlds[2000:].unique().tolist() == [2, 3]
+
+
+def test_two_shards_sample_what_two_rings_with_one_each_sample():
+    spec = EnvSpec("half", N // 2, SPEC.obs_dims, 2, *((x,) * 2 for x in (-1.0, 1.0)), ("a",), 50.0, 100, CPU)
+    whole, _ = make_ring(6 * N, shards=2)
+    halves = [
+        Ring(3 * N, spec, ["policy"], ShardedRandom(0, "replay", range(shard, shard + 1), CPU))
+        for shard in range(2)
+    ]
+    for t in range(9):
+        whole.add(numbered(t))
+        for shard, half in enumerate(halves):
+            worlds = slice(shard * N // 2, (shard + 1) * N // 2)
+            half.add({name: value[worlds] for name, value in numbered(t).items()})
+    together, apart = whole.sample(20), [half.sample(10) for half in halves]
+    for name in together.keys():  # noqa: SIM118 - of a TensorDict
+        assert torch.equal(together[name], torch.cat([half[name] for half in apart])), name
+
+
+@pytest.mark.parametrize("num_added", [0, 4, 15])
+def test_a_ring_continues_bit_for_bit(num_added):
+    (one, random), (other, others) = make_ring(6 * N), make_ring(6 * N)
+    for t in range(num_added):
+        one.add(numbered(t))
+    saved = one.state_dict()
+    other.load_state_dict(saved)
+    others.load_state_dict(random.state_dict())
+    for name, value in other.state_dict().items():
+        assert torch.equal(value, saved[name]), name
+    for ring in (one, other):
+        ring.add(numbered(num_added))  # over the oldest
+    ours, theirs = one.sample(100), other.sample(100)
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert len(one) == len(other)

@@ -1,0 +1,223 @@
+"""Policies: their densities are torch's, their actions lie within limits, and sequences are their steps."""
+
+import math
+
+import onnxruntime
+import pytest
+import torch
+from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
+
+from envs_gpu.vec_env import EnvSpec
+from pi_incubator.config.models import NETWORKS
+from pi_incubator.layers.encoder import restarted
+from pi_incubator.networks import make_network
+from pi_incubator.policies.gaussian import GaussianPolicy
+from pi_incubator.policies.squashed_gaussian import LOG_STD_RANGE, SquashedGaussian, SquashedGaussianPolicy
+from pi_incubator.registry import networks
+
+CPU = torch.device("cpu")
+T, N, D = 9, 5, 4
+LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)
+SPEC = EnvSpec("toy", N, {"policy": D, "critic": 6}, 2, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
+SHAPE = (2, 16, 16)
+POLICIES = [GaussianPolicy, SquashedGaussianPolicy]
+
+
+def make_policy(kind, network="mlp", spec=SPEC, gain=100.0):
+    """A policy whose actions depend on what it sees, and whose normalizer has seen data."""
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": (8,), "channels": (4,)}
+    member = NETWORKS.members[network]
+    settings = member(**{key: value for key, value in sizes.items() if key in member.model_fields})
+    policy = kind(settings, make_network(settings, spec), spec)
+    with torch.no_grad():
+        policy.head[-1].weight.mul_(gain)  # a head begins near zero
+    policy.normalizer.observe(observations(64, policy) if network != "cnn" else {})
+    policy.normalizer.commit()
+    return policy
+
+
+def observations(*batch_and_policy, seed=0):
+    *batch, policy = batch_and_policy
+    random, obs = torch.Generator().manual_seed(seed), {}
+    for group in policy.normalizer:
+        if group == "pixels":
+            obs[group] = torch.randint(0, 256, (*batch, *SHAPE), dtype=torch.uint8, generator=random)
+        else:
+            obs[group] = 2.0 + 3.0 * torch.randn(*batch, SPEC.obs_dims[group], generator=random)
+    return obs
+
+
+def in_float64(policy):
+    """The policy, and raw observations, noise and state for it, in float64."""
+    obs = {group: value.double() for group, value in observations(N, policy).items()}
+    noise = torch.randn(N, 2, generator=torch.Generator().manual_seed(1)).double()
+    return policy.double(), obs, policy.initial_state(N).double(), noise
+
+
+def test_the_density_of_a_gaussian_is_torchs():
+    policy, obs, state, noise = in_float64(make_policy(GaussianPolicy))
+    with torch.no_grad():
+        policy.log_std.copy_(torch.tensor([-1.0, 0.3]))
+    step = policy.act(obs, state, noise)
+    mean, std = policy.moments_of(step.features)
+    torch.testing.assert_close(step.action, mean + std * noise)
+    torch.testing.assert_close(std, torch.tensor([-1.0, 0.3]).double().exp().expand(N, 2))
+    torch.testing.assert_close(step.log_prob, Independent(Normal(mean, std), 1).log_prob(step.action))
+
+
+def squashed(loc, scale):
+    """The distribution of the action in the env's units, by torch."""
+    low, high = torch.tensor(LOW).double(), torch.tensor(HIGH).double()
+    units = AffineTransform((low + high) / 2, (high - low) / 2)
+    return TransformedDistribution(Normal(loc, scale), [TanhTransform(), units])
+
+
+def test_the_density_of_a_squashed_gaussian_is_torchs():
+    policy, obs, state, noise = in_float64(make_policy(SquashedGaussianPolicy, gain=50.0))
+    step = policy.act(obs, state, noise)
+    loc, scale = policy.before_tanh(step.features)
+    assert loc.std() > 0.1
+    expected = squashed(loc, scale).log_prob(step.action).sum(-1)
+    torch.testing.assert_close(step.log_prob, expected, rtol=1e-9, atol=1e-9)
+    units = [(torch.tensor(HIGH) - torch.tensor(LOW)) / 2, (torch.tensor(HIGH) + torch.tensor(LOW)) / 2]
+    torch.testing.assert_close(step.action, units[1] + units[0] * (loc + scale * noise).tanh())
+
+
+@pytest.mark.parametrize("loc", [-30.0, 0.0, 30.0])
+def test_the_density_stays_finite_where_tanh_saturates(loc):
+    """log(1 - tanh(x)^2) is 2 (log 2 - |x|) to the last digit far from zero."""
+    noise = torch.tensor([[0.5, -0.5]])
+    distribution = SquashedGaussian(torch.full((1, 2), loc), torch.full((1, 2), 0.1), noise)
+    action, log_prob = distribution.rsample_and_log_prob()
+    before = loc + 0.1 * noise.double()
+    far = 2 * (math.log(2.0) - before.abs())
+    jacobian = far if loc else torch.log1p(-before.tanh().square())
+    expected = (Normal(loc, 0.1).log_prob(before) - jacobian).sum(-1)
+    torch.testing.assert_close(log_prob.double(), expected, rtol=1e-5, atol=1e-5)
+    assert action.abs().max() <= 1
+
+
+def test_actions_convert_to_the_unit_and_back():
+    policy = make_policy(SquashedGaussianPolicy)
+    unit = torch.rand(50, 2) * 2 - 1
+    torch.testing.assert_close(policy.to_unit(policy.to_env_units(unit)), unit)
+    limits = policy.to_env_units(torch.tensor([[-1.0, -1.0], [1.0, 1.0]]))
+    torch.testing.assert_close(limits, torch.tensor([LOW, HIGH]))
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_deterministic_action_lies_within_the_limits(kind):
+    policy = make_policy(kind, gain=3000.0)
+    action, _ = policy.mean(observations(500, policy), policy.initial_state(500))
+    low, high = torch.tensor(LOW), torch.tensor(HIGH)
+    assert ((low <= action) & (action <= high)).all()
+    assert (action.amin(0) <= low + 1e-3).all()  # and reaches both of them
+    assert (action.amax(0) >= high - 1e-3).all()
+
+
+def test_samples_of_a_squashed_policy_lie_within_the_limits():
+    policy = make_policy(SquashedGaussianPolicy, gain=1000.0)
+    step = policy.act(observations(500, policy), policy.initial_state(500), 3 * torch.randn(500, 2))
+    assert ((torch.tensor(LOW) <= step.action) & (step.action <= torch.tensor(HIGH))).all()
+    assert step.log_prob.isfinite().all()
+
+
+def test_the_spread_of_a_squashed_policy_stays_in_its_range():
+    policy = make_policy(SquashedGaussianPolicy, gain=10_000.0)
+    _, scale = policy.before_tanh(policy.encoder(*wide(policy))[0])
+    low, high = LOG_STD_RANGE
+    assert scale.log().min() == pytest.approx(low, abs=1e-3)
+    assert scale.log().max() == pytest.approx(high, abs=1e-3)
+
+
+def wide(policy):
+    return policy.normalizer(observations(500, policy))[policy.group], policy.initial_state(500)
+
+
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_moments_are_those_of_sampled_actions(kind):
+    """To first order for the squashed one, which is exact where the spread is small."""
+    policy, number = make_policy(kind, gain=30.0), 20_000
+    with torch.no_grad():
+        if kind is GaussianPolicy:
+            policy.log_std.fill_(-2.0)
+        else:
+            policy.head[-1].bias[2:] = -3.0
+    obs = {group: value.repeat(number, 1) for group, value in observations(1, policy).items()}
+    random = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        step = policy.act(obs, policy.initial_state(number), torch.randn(number, 2, generator=random))
+        mean, std, _ = policy.moments(obs, policy.initial_state(number))
+    torch.testing.assert_close(step.action.std(0), std[0], rtol=0.03, atol=0)
+    assert ((step.action.mean(0) - mean[0]).abs() < 5 * std[0] / number**0.5 + 1e-3 * std[0]).all()
+
+
+@pytest.mark.parametrize("network", ["mlp", "gru"])
+@pytest.mark.parametrize("kind", POLICIES)
+def test_the_onnx_form_acts_like_the_policy(kind, network, tmp_path):
+    policy, path, batch = make_policy(kind, network, gain=300.0), tmp_path / "policy.onnx", N
+    width, size = policy.state_width, torch.export.Dim("batch")
+    inputs = {"observation": observations(batch, policy)["policy"]}
+    if width:
+        inputs["hidden"] = torch.randn(batch, width).tanh()
+    outputs = ["action", "hidden_out"][: len(inputs)]
+    torch.onnx.export(
+        policy.as_onnx().eval(),
+        tuple(inputs.values()),
+        path,
+        input_names=list(inputs),
+        output_names=outputs,
+        dynamic_shapes=({0: size},) * len(inputs),
+        opset_version=18,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    found = session.run(outputs, {name: value.numpy() for name, value in inputs.items()})
+    with torch.no_grad():
+        obs = {"policy": inputs["observation"]}
+        expected = policy.mean(obs, inputs.get("hidden", policy.initial_state(batch)))
+    for ours, theirs in zip(found, expected[: len(outputs)], strict=True):
+        torch.testing.assert_close(torch.from_numpy(ours), theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("network", networks.names())
+def test_a_sequence_is_what_its_steps_are(network):
+    """With the resets of episodes, from a state that is not zero where the network has one."""
+    pixels = SHAPE if network == "cnn" else None
+    spec = EnvSpec("toy", N, SPEC.obs_dims, 2, LOW, HIGH, ("a", "b"), 50.0, 100, CPU, pixels)
+    policy = make_policy(GaussianPolicy, network, spec)
+    obs = observations(T, N, policy, seed=3)
+    starts = torch.rand(T, N, generator=torch.Generator().manual_seed(4)) < 0.25
+    state = first = torch.randn(N, policy.state_width)
+    actions, stepped = [], []
+    with torch.no_grad():
+        normalized = {group: policy.normalizer[group](value) for group, value in obs.items()}
+        at_once = policy.sequence(normalized, first, starts)
+        for t in range(T):
+            state = restarted(state, starts[t])
+            now = {group: value[t] for group, value in obs.items()}
+            step = policy.act(now, state, torch.zeros(N, 2))
+            action, after = policy.mean(now, state)
+            assert torch.equal(after, step.state)
+            state = step.state
+            actions.append(action)
+            stepped.append(step.features)
+        torch.testing.assert_close(at_once, torch.stack(stepped))
+        torch.testing.assert_close(policy.action_of(at_once), torch.stack(actions))
+    assert at_once.shape == (T, N, policy.encoder.num_features)
+    if policy.state_width:  # and the resets matter
+        without = policy.sequence(normalized, first, torch.zeros_like(starts))
+        assert not torch.allclose(at_once, without)
+
+
+def test_a_policy_reads_its_own_group_alone():
+    """What only the critic sees changes nothing, and a privileged policy reads it on purpose."""
+    for network, group in (("mlp", "policy"), ("gru", "policy"), ("mlp_privileged", "critic")):
+        policy = make_policy(GaussianPolicy, network)
+        assert policy.groups == (group,)
+        obs = observations(N, policy)
+        action, _ = policy.mean({group: obs[group]}, policy.initial_state(N))
+        assert action.shape == (N, 2)
