@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
-from pi_incubator.cli._trained import load_trained, open_run
+from pi_incubator.cli._trained import load_trained
 from pi_incubator.deploy.gates import robustness
 from pi_incubator.deploy.gates._base import Candidate, Result, kept_share
 from pi_incubator.deploy.gates._verdict import judge, mark
 from pi_incubator.deploy.gates.sim_to_sim import sensor_noise
 from pi_incubator.errors import UserError
 from pi_incubator.registry import exporters, gates
+from pi_incubator.run_folder import open_run
 from pi_incubator.runtime import Policy, RuntimeBundleError, read_bundle
 
 NAMES = ["latency", "parity", "robustness", "sim_to_sim"]

@@ -9,11 +9,11 @@ import yaml
 from mlflow import MlflowClient
 
 from pi_incubator.cli import export as export_command
-from pi_incubator.cli._trained import open_run
 from pi_incubator.deploy.gates._base import Result
 from pi_incubator.deploy.gates._verdict import mark
 from pi_incubator.errors import UserError
 from pi_incubator.registry import gates
+from pi_incubator.run_folder import open_run
 from pi_incubator.runtime import read_bundle
 from pi_incubator.tracking import make_tracker
 
