@@ -1,25 +1,34 @@
 # `make train` and `make test` need Python >= 3.11 and make; everything else goes into .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Workers begin with half of the files each, so that they compile different things, and help each other out.
+PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
+WORKERS ?= 2
 CONFIG ?= configs/experiment_config_baseline.yaml
 
-.PHONY: train test slow gpu lint format install clean
+.PHONY: train test test-all slow gpu style lint format install clean
 
 train: install
 	$(BIN)/python train_ppo.py --config $(CONFIG)
 
-test: install lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+# mypy needs a core for a minute: it runs beside the tests, and fails the target as they do.
+test: install style
+	$(BIN)/mypy & mypy=$$!; $(PYTEST) -m "not slow and not gpu"; tests=$$?; wait $$mypy && exit $$tests
+
+test-all: install style
+	$(BIN)/mypy & mypy=$$!; $(PYTEST) -m "not gpu"; tests=$$?; wait $$mypy && exit $$tests
 
 slow: install
-	$(BIN)/python -m pytest -m "slow and not gpu"
+	$(PYTEST) -m "slow and not gpu"
 
 gpu: install
 	$(BIN)/python -m pytest -m gpu
 
-lint: install
+style: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+lint: style
 	$(BIN)/mypy
 
 format: install

@@ -50,6 +50,7 @@ setup(
         ],
         "test": [
             "pytest>=9",
+            "pytest-xdist==3.8.0",  # `make test` runs two workers
             "pytest-timeout>=2.4",  # a hang is a failure, not a stuck run
             "hypothesis>=6.150",
             "ruff==0.17.6",

@@ -1,9 +1,21 @@
-"""Robots come from the folder beside the checkout where there is one, so that tests need no download."""
+"""Settings of the process that runs the tests; libraries read them once, when they are imported."""
 
 import os
 from pathlib import Path
 
-SHARED_ROBOTS = Path(__file__).parent.parent.parent / "shared" / "robots"
+ROOT = Path(__file__).parent.parent
+SHARED_ROBOTS = ROOT.parent / "shared" / "robots"
 
+# Robots come from the folder beside the checkout where there is one, so that tests need no download.
 if SHARED_ROBOTS.is_dir():
     os.environ.setdefault("MENAGERIE_ROOT", str(SHARED_ROBOTS))
+
+# Several workers share the cores (`pytest -n`): one thread each, and no thread that waits by spinning.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORCHINDUCTOR_COMPILE_THREADS"):
+    os.environ.setdefault(name, "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+# Envs that are built twice are compiled once, whichever worker builds them. `make clean` and pytest's own
+# `--cache-clear` empty the folder. Warp and Inductor share a cache of their own by default.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "d" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")

@@ -363,7 +363,10 @@ def test_an_input_of_a_step_that_does_not_fit_is_named(name, wrong):
         selective_step(**{**now, name: wrong})
 
 
-@pytest.mark.parametrize("without", [(), OPTIONAL])
+# The interpreter needs 20 s for each: there the second is a slow test.
+@pytest.mark.parametrize(
+    "without", [(), pytest.param(OPTIONAL, marks=[pytest.mark.slow] if INTERPRETED else [])]
+)
 @pytest.mark.compiled
 def test_the_operators_pass_opcheck(without, implementation, device):
     inputs = to(small_inputs(num_steps=9), device)

@@ -16,21 +16,26 @@ from triton.compiler import ASTSource  # noqa: E402
 HERE = Path(__file__).parent
 # A100, Jetson Orin, H100, B200.
 TARGETS = [80, 87, 90, 100]
+QUICK_TARGET = 90
 FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
 HALF, DOUBLE, ID = "*bf16", "*fp64", "*i64"
 
 
-def test_the_interpreter_passes_the_tests_of_this_folder():
+@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_interpreter_passes_the_tests_of_this_folder(everything):
+    """Every test of every kernel; the largest shapes and the most random examples only in the slow run."""
     names = (
         *("gae", "group_advantage", "normalize", "ppo_loss", "running", "scan"),
         *("selective_scan", "sum_tree"),
     )
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
+    if not everything:
+        command += ["-m", "not slow"]
     run = subprocess.run(
         command,
         cwd=HERE.parents[1],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "INTERPRET_ALL": str(int(everything))},
         capture_output=True,
         text=True,
     )
@@ -233,46 +238,68 @@ GAE_TILE_VARIANTS = [
 PPO_LOSS_VARIANTS = [{}, {"shared": False}, {"categorical": True}, {"width": 1}, {"width": 64}]
 
 
-@pytest.mark.parametrize("aligned", [True, False], ids=["aligned", "ragged"])
-@pytest.mark.parametrize("capability", TARGETS)
-@pytest.mark.parametrize(
-    ("kernel", "options"),
-    [
-        (gae_kernel, {}),
-        (gae_kernel, {"mask": None}),
-        (gae_scan_kernel, {}),
-        (gae_scan_kernel, {"mask": None}),
-        *((gae_tile_kernel, options) for options in GAE_TILE_VARIANTS),
-        (gae_apply_kernel, {}),
-        (gae_apply_kernel, {"mask": None}),
-        (moments_kernel, {}),
-        (moments_kernel, {"mask": None}),
-        (normalize_kernel, {}),
-        (normalize_kernel, {"mask": None}),
-        (running_kernel, {}),
-        (running_kernel, {"float_type": HALF, "mask": None}),
-        (running_kernel, {"out": False, "width": 1}),
-        (running_kernel, {"update": False, "width": 7}),
-        (merge_kernel, {}),
-        (sum_tree_update_kernel, {}),
-        (sum_tree_sample_kernel, {}),
-        (sum_tree_sample_kernel, {"uniform": DOUBLE}),
-        (returns_kernel, {}),
-        (returns_kernel, {"float_type": HALF}),
-        (returns_kernel, {"discount": FLOAT}),
-        (vtrace_kernel, {}),
-        (vtrace_kernel, {"float_type": HALF}),
-        (returns_backward_kernel, {}),
-        (returns_backward_kernel, {"discount": FLOAT}),
-        (group_kernel, {}),
-        (group_kernel, {"mask": None, "ids": None}),
-        *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
-        *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
-        (ppo_loss_backward, {"others": None}),
-        *((selective_forward, options) for options in SELECTIVE_VARIANTS),
-        *((selective_backward, options) for options in SELECTIVE_VARIANTS),
-    ],
-)
+# What is compiled, with each kernel's default options first.
+VARIANTS = [
+    (gae_kernel, {}),
+    (gae_kernel, {"mask": None}),
+    (gae_scan_kernel, {}),
+    (gae_scan_kernel, {"mask": None}),
+    *((gae_tile_kernel, options) for options in GAE_TILE_VARIANTS),
+    (gae_apply_kernel, {}),
+    (gae_apply_kernel, {"mask": None}),
+    (moments_kernel, {}),
+    (moments_kernel, {"mask": None}),
+    (normalize_kernel, {}),
+    (normalize_kernel, {"mask": None}),
+    (running_kernel, {}),
+    (running_kernel, {"float_type": HALF, "mask": None}),
+    (running_kernel, {"out": False, "width": 1}),
+    (running_kernel, {"update": False, "width": 7}),
+    (merge_kernel, {}),
+    (sum_tree_update_kernel, {}),
+    (sum_tree_sample_kernel, {}),
+    (sum_tree_sample_kernel, {"uniform": DOUBLE}),
+    (returns_kernel, {}),
+    (returns_kernel, {"float_type": HALF}),
+    (returns_kernel, {"discount": FLOAT}),
+    (vtrace_kernel, {}),
+    (vtrace_kernel, {"float_type": HALF}),
+    (returns_backward_kernel, {}),
+    (returns_backward_kernel, {"discount": FLOAT}),
+    (group_kernel, {}),
+    (group_kernel, {"mask": None, "ids": None}),
+    *((ppo_loss_forward, options) for options in PPO_LOSS_VARIANTS),
+    *((ppo_loss_backward, options) for options in PPO_LOSS_VARIANTS),
+    (ppo_loss_backward, {"others": None}),
+    *((selective_forward, options) for options in SELECTIVE_VARIANTS),
+    *((selective_backward, options) for options in SELECTIVE_VARIANTS),
+]
+
+
+def sweep():
+    """Every variant for every GPU. In every run all variants for one GPU, and each kernel for all of them."""
+    for kernel, options in VARIANTS:
+        for capability in TARGETS:
+            for aligned in (True, False):
+                quick = capability == QUICK_TARGET or (aligned and not options)
+                name = f"{kernel.__name__}-{'-'.join(f'{k}={v}' for k, v in options.items()) or 'default'}"
+                yield pytest.param(
+                    kernel,
+                    options,
+                    capability,
+                    aligned,
+                    marks=[] if quick else pytest.mark.slow,
+                    id=f"{name}-{capability}-{'aligned' if aligned else 'ragged'}",
+                )
+
+
+def test_every_kernel_has_a_variant_with_default_options():
+    """`sweep` compiles these for every GPU in every run."""
+    kernels = {kernel for kernel, _ in VARIANTS}
+    assert kernels == {kernel for kernel, options in VARIANTS if not options}
+
+
+@pytest.mark.parametrize(("kernel", "options", "capability", "aligned"), sweep())
 def test_compiles_without_spilling(kernel, options, capability, aligned, tmp_path):
     more = cooperative_options() if kernel is gae_tile_kernel else {}
     compiled = compile_for(capability, *kernel(**options), aligned=aligned, **more)
