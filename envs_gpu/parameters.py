@@ -139,7 +139,8 @@ class ParameterTable:
         if name not in self._parameters:
             raise unknown_parameter(self._env, name, value, self._parameters)
         known = self._parameters[name]
-        fix = f"set it to {known.range}; its default is {known.default:g} {known.unit}"
+        unit = "" if known.unit == "1" else f" {known.unit}"
+        fix = f"set it to {known.range}; its default is {known.default:g}{unit}"
         if not isinstance(value, (int, float, Tensor)) or isinstance(value, bool):
             raise SettingError(field, value, "it is not a number", fix)
         if not isinstance(value, Tensor):

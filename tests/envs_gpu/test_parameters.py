@@ -166,7 +166,12 @@ REFUSED = {
     ),
     "negative": (
         {"control_cost_weight": -1.0},
-        "env.task.control_cost_weight = -1.0: it is out of range; set it to at least 0; its default is 0.5 1",
+        "env.task.control_cost_weight = -1.0: it is out of range; set it to at least 0; its default is 0.5",
+    ),
+    "with a unit": (
+        {"healthy_z_min_m": math.inf},
+        "env.task.healthy_z_min_m = inf: it is out of range; set it to any finite number; its default is "
+        "0.2 m",
     ),
     "nan": ({"forward_weight": math.nan}, "env.task.forward_weight = nan: it is out of range; set it to any"),
     "text": ({"forward_weight": "much"}, "env.task.forward_weight = much: it is not a number; set it to any"),
