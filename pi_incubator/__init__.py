@@ -6,6 +6,9 @@ pi.run("configs/half_cheetah.yaml", ["env.num_envs=128"])
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pi_incubator.version import __version__
@@ -16,10 +19,21 @@ if TYPE_CHECKING:
 __all__ = ["RunResult", "__version__", "run"]
 
 
-def __getattr__(name: str) -> Any:
-    """Import `run` at first use: most modules of this package need neither it nor its dependencies."""
-    if name in ("run", "RunResult"):
-        from importlib import import_module
+class _Package(ModuleType):
+    """Imports `run` at first use: most modules of this package need neither it nor its dependencies."""
 
-        return getattr(import_module("pi_incubator.run"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    @property
+    def run(self) -> Any:
+        """The function, also once the module `pi_incubator.run` has been imported."""
+        return import_module("pi_incubator.run").run
+
+    @run.setter
+    def run(self, module: ModuleType) -> None:
+        """The import system sets each submodule as an attribute; this one would replace the function."""
+
+    @property
+    def RunResult(self) -> Any:
+        return import_module("pi_incubator.run").RunResult
+
+
+sys.modules[__name__].__class__ = _Package

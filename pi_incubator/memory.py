@@ -7,6 +7,7 @@ run that is not refused may still run out of memory. That error names the same s
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ BYTES = 4
 """Of a float32."""
 OUT_OF_MEMORY = ("DefaultCPUAllocator", "Failed to allocate", "RESOURCE_EXHAUSTED")
 """In the messages of torch on a CPU, of Warp and of XLA."""
+_OTHER_FIELDS = ("env.num_envs", "algorithm.minibatch_size", "algorithm.batch_size")
+"""What to lower beside what is stored, where an algorithm has it."""
 # Arrays as wide as the state that the env keeps of a world: of this step, of the last, and in flight.
 WORLD_COPIES = 8
 # Constraints make most of a world in Warp and MJX: each row of the Jacobian is nv wide, and kept twice.
@@ -124,7 +127,8 @@ def out_of_memory(cfg: ExperimentConfig, device: torch.device) -> SettingError:
     """The error of a run whose estimate fitted, and that ran out of memory all the same."""
     field = cfg.algorithm.storage_field
     problem = f"{device.type} ran out of memory ({_gb(free_bytes(device))} GB are free)"
-    return SettingError(field, _value(cfg, field), problem, "lower it, or env.num_envs, or the minibatch")
+    others = [name for name in _OTHER_FIELDS if name != field and name.split(".")[1] in _keys(cfg, name)]
+    return SettingError(field, _value(cfg, field), problem, f"lower it, or {' or '.join(others)}")
 
 
 def _physics_bytes(physics: object, backend: str) -> int:
@@ -152,6 +156,11 @@ def _what_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
     each = needed.storage / int(_value(cfg, cfg.algorithm.storage_field))
     most = int((free - needed.worlds - needed.learning) / each)
     return f"set it to at most {most}" if most > 0 else "set fewer worlds or a smaller network"
+
+
+def _keys(cfg: ExperimentConfig, field: str) -> Collection[str]:
+    """The keys of the section that `field` is of."""
+    return type(getattr(cfg, field.split(".")[0])).model_fields
 
 
 def _value(cfg: ExperimentConfig, field: str) -> Any:

@@ -1,6 +1,8 @@
 """`pi_incubator.run` is the Python entry: it trains, judges, and calls hooks in a fixed order."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,8 +109,20 @@ def test_a_mistake_is_an_error_before_anything_is_written(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_package_imports_nothing_until_it_runs():
-    """`import pi_incubator` is light, and knows no other names."""
-    with pytest.raises(AttributeError, match="has no attribute 'walk'"):
-        pi_incubator.walk  # noqa: B018
-    assert pi_incubator.__version__
+IN_A_NEW_PROCESS = """
+import sys
+import pi_incubator as pi
+assert not {"torch", "pydantic", "pi_incubator.run"} & sys.modules.keys()
+first, second = pi.run, pi.run
+import pi_incubator.run
+from pi_incubator import run as third
+from pi_incubator.run import RunResult, run as fourth
+assert first is second is third is fourth is pi.run
+assert pi.RunResult is RunResult and "torch" not in sys.modules
+"""
+
+
+def test_the_entry_is_imported_at_first_use_and_stays_a_function():
+    """`import pi_incubator` is light; the module of the same name does not replace `run`."""
+    done = subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
