@@ -1,4 +1,4 @@
-"""An algorithm is two files, and so is a network: nothing else changes, everything else works with them."""
+"""An algorithm is two files, and so is a network: nothing else changes, all else works with them."""
 
 import json
 import os
