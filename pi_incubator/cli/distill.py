@@ -48,7 +48,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 def _student(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     """The student's file and the settings over it.
 
-    Where the student is a network's name, the file is the saved config of the first teacher.
+    Where the student is a network's name, the file is the saved config of the first teacher. The horizon is
+    passed on: a file that names another algorithm inherits none of the settings of the one before.
     """
     teacher_cfg, teacher_run = _open_teachers(arguments.teacher)[0]
     settings = ["algorithm.name=distillation", f"algorithm.teachers={json.dumps(arguments.teacher)}"]
@@ -58,7 +59,7 @@ def _student(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
         settings.append(f"algorithm.record={json.dumps(str(arguments.record))}")
     source = Path(arguments.student)
     if source.suffix.lower() in SUFFIXES:
-        return source, settings
+        return source, settings + _horizon_of(_read_student(source))
     steps = teacher_cfg.steps_per_iteration
     settings += [
         f"network.name={arguments.student}",
@@ -66,9 +67,27 @@ def _student(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
         f"experiment.output_dir={json.dumps(str(teacher_run.path.parent))}",
         f"training.total_steps={max(TOTAL_STEPS, steps)}",
     ]
-    if horizon := getattr(teacher_cfg.algorithm, "horizon", None):
-        settings.append(f"algorithm.horizon={horizon}")
-    return teacher_run.config, settings
+    return teacher_run.config, settings + _horizon_of(teacher_cfg)
+
+
+def _read_student(source: Path) -> ExperimentConfig | None:
+    """The student's experiment as its file says; None where it waits for the teachers to be named.
+
+    Raises:
+        ConfigError: the file has another mistake.
+    """
+    try:
+        return load_config(source)
+    except ConfigError as error:
+        if error.field != "algorithm.teachers":
+            raise
+        return None  # its algorithm is distillation already, so its settings are kept
+
+
+def _horizon_of(cfg: ExperimentConfig | None) -> list[str]:
+    """The setting that gives the student the horizon of `cfg`, if that has one."""
+    horizon = getattr(cfg.algorithm, "horizon", None) if cfg else None
+    return [f"algorithm.horizon={horizon}"] if horizon else []
 
 
 def _open_teachers(runs: list[str]) -> list[tuple[ExperimentConfig, RunFolder]]:

@@ -8,9 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pi_incubator.cli import distill as distill_command
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli._trained import load_trained
 from pi_incubator.cli.distill import main
+from pi_incubator.config import load_config
 from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder, open_run
 from pi_incubator.tracking import read_metrics
@@ -184,6 +186,29 @@ def test_settings_that_do_not_fit(balance, save_run, tmp_path):
     with pytest.raises(UserError, match=r"is the folder of a teacher, which would be lost"):
         distill(balance.parent, balance, *TINY, name=balance.name)
     assert RunFolder(balance).saved()
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "horizon"),
+    [
+        ("{horizon: 16, minibatch_size: 128}", 16),
+        ("{name: distillation, horizon: 8}", 8),
+        ("{name: distillation, teachers: [elsewhere], horizon: 8}", 8),
+        ("{name: distillation}", 64),
+    ],
+)
+def test_the_horizon_is_that_of_the_student_s_file(balance, tmp_path, monkeypatch, algorithm, horizon):
+    """Also where the file, or one that it inherits from, names another algorithm."""
+    ran = []
+    monkeypatch.setattr(distill_command, "run", lambda config, settings: ran.append((config, settings)))
+    file = tmp_path / "student.yaml"
+    file.write_text(f"env: {{name: cartpole_balance, num_envs: 8}}\nalgorithm: {algorithm}\n")
+    main(["--teacher", str(balance), "--student", str(file)])
+    cfg = load_config(*ran[0])
+    assert cfg.algorithm.horizon == horizon
+    assert cfg.algorithm.teachers == (str(balance),)
+    main(["--teacher", str(balance), "--student", str(file), "algorithm.horizon=4"])
+    assert load_config(*ran[1]).algorithm.horizon == 4
 
 
 def test_what_a_recurrent_student_cannot_do(balance, tmp_path):
