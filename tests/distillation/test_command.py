@@ -218,7 +218,7 @@ def test_what_a_recurrent_student_cannot_do(balance, tmp_path):
     record = refused(tmp_path, balance, "--record", file, student="gru")
     assert "a recurrent student learns from sequences" in record
     offline = refused(tmp_path, balance, "--offline", file, student="gru")
-    assert f"algorithm.dataset = {file!r}: holds single steps, a recurrent student needs" in offline
+    assert f"algorithm.dataset = {file!r}: holds single steps, and a recurrent student" in offline
     rounds = refused(tmp_path, balance, "algorithm.fake_quantize=int8", student="gru")
     assert "algorithm.fake_quantize = 'int8': rounds the layers of an mlp" in rounds
 

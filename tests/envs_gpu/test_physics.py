@@ -1,7 +1,5 @@
 """What every physics backend promises, on a small scene with contacts, an activation and sensors."""
 
-from importlib import import_module
-
 import jax
 import mujoco
 import numpy as np
@@ -11,6 +9,7 @@ from mujoco import mjx
 from mujoco.mjx._src import collision_driver
 
 from envs_gpu.physics import BACKENDS, _capacity
+from envs_gpu.physics._capsule_frame import correct_mjx
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.tasks import TASKS
 
@@ -344,7 +343,7 @@ def test_mjx_still_needs_the_capsule_correction():
     """Fails when MJX has C's frame itself: then `_capsule_frame` can go."""
     model = TASKS.get("ant")().scene().compile()
     BACKENDS.get("mjx")
-    import_module("envs_gpu.physics.mjx")  # installs the correction
+    correct_mjx(collision_driver)
     data = mujoco.MjData(model)
     data.qpos[2] = 0.4
     data.qpos[8::2] = 1.5  # the ankles point straight down, almost
