@@ -132,9 +132,8 @@ def _physics(arguments: argparse.Namespace) -> MjxPhysics:
     }
     cfg = ExperimentConfig.model_validate(sections | _whole_batches(arguments.num_envs))
     check_names(cfg, {"env.name": "--task", "compute.device": "--device", "env.backend": "pi-bench bridge"})
-    from pi_incubator.trainers.on_policy import make_training_env
-
     from pi_incubator.compute import plan_compute
+    from pi_incubator.envs import make_training_env
 
     env = make_training_env(cfg, plan_compute(cfg))
     physics: MjxPhysics | None = getattr(env, "physics", None)

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from math import gcd
 from statistics import median
+from typing import cast
 
 from bench._machine import available_cores
 from bench._output import add_output_arguments, write_outputs
@@ -24,6 +25,7 @@ from bench._train_plan import load
 from bench._worker import Budget, Worker
 from pi_incubator.cli._parser import count, positive
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.algorithms.ppo import PPOSettings
 from pi_incubator.evaluation.table import Cell, print_table, show
 from pi_incubator.provenance import flatten
 
@@ -120,7 +122,7 @@ def run_together(workers: Sequence[Worker], budget: Budget) -> float:
 def with_worlds(cfg: ExperimentConfig, num_envs: int) -> ExperimentConfig:
     """`cfg` with so many worlds, and minibatches that divide their batch."""
     batch_size = cfg.algorithm.steps_per_iteration(num_envs)
-    minibatch_size = gcd(batch_size, cfg.algorithm.samples_per_update(num_envs))
+    minibatch_size = gcd(batch_size, cast(PPOSettings, cfg.algorithm).minibatch_size)
     total_steps = max(batch_size, cfg.training.total_steps)
     sections = cfg.model_dump(mode="json")
     sections["env"]["num_envs"] = num_envs

@@ -10,11 +10,10 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
-from pi_incubator.config.algorithms.ppo import PPOSettings
-from pi_incubator.config.networks.mlp import MLPSettings
-
 if TYPE_CHECKING:
     from pi_incubator.config import ExperimentConfig
+    from pi_incubator.config.algorithms.ppo import PPOSettings
+    from pi_incubator.config.networks.mlp import MLPSettings
 
 Settings = dict[str, Any]
 INSTALL = "pip install -e '.[peers]'"
@@ -66,7 +65,7 @@ class Peer:
         if cfg.env.name not in self.tasks:
             known = ", ".join(self.tasks)
             return f"env.name = {cfg.env.name!r}: {self.family} has no such task", f"take one of: {known}"
-        if not isinstance(cfg.algorithm, PPOSettings) or not isinstance(cfg.network, MLPSettings):
+        if (cfg.algorithm.name, cfg.network.name) != ("ppo", "mlp"):
             names = f"algorithm.name = {cfg.algorithm.name!r}, network.name = {cfg.network.name!r}"
             return f"{names}: only ppo with an mlp is compared", "set them so"
         return None
@@ -74,7 +73,7 @@ class Peer:
 
 def ppo_with_mlp(cfg: ExperimentConfig) -> tuple[PPOSettings, MLPSettings]:
     """The settings of algorithm and network, of a config that `Peer.lacks` has not refused."""
-    return cast(PPOSettings, cfg.algorithm), cast(MLPSettings, cfg.network)
+    return cast("PPOSettings", cfg.algorithm), cast("MLPSettings", cfg.network)
 
 
 def same_numbers(cfg: ExperimentConfig) -> Settings:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from pi_incubator.trainers.on_policy import make_training_env
 
 from bench._loops import Loop
 from pi_incubator.autosize import random_actions
 from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.envs import make_training_env
 
 BLOCK_STEPS = 10
 

@@ -280,15 +280,15 @@ class ExperimentConfig(Section):
                 field="algorithm.minibatch_size",
                 value=getattr(algorithm, "minibatch_size", None),
                 problem=f"divides no batch of {MAX_NUM_ENVS} worlds or fewer, as env.num_envs = auto needs",
-                fix="set it to algorithm.horizon, or a divisor of that",
+                fix=f"set it to algorithm.horizon = {getattr(algorithm, 'horizon', 1)}, or a divisor of that",
             )
         if self.training.total_steps < algorithm.steps_per_iteration(least):
             steps = algorithm.steps_per_iteration(least)
+            worlds = algorithm.describe_iteration(least).replace("env.num_envs", f"{least} worlds")
             raise cross_field_error(
                 field="training.total_steps",
                 value=self.training.total_steps,
-                problem="must be at least one iteration, with env.num_envs = auto "
-                f"{least} worlds, {steps} steps",
+                problem=f"must be at least one iteration, with env.num_envs = auto {worlds}",
                 fix=f"set it to {steps} or more, or lower what an iteration collects",
             )
 

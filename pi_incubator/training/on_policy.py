@@ -69,6 +69,8 @@ class OnPolicy(Algorithm[Settings]):
         """Optimize `model` on a rollout's data; returns 0-dim metrics."""
 
     def collect(self) -> None:
+        if self.overlapped:
+            self.overlapped.begin()
         self.noise.normal_(self.rollout.noise)
         collect(self.env, self.actor, self.act, self.rollout)
 

@@ -36,8 +36,6 @@ class OverlappedUpdates:
     def __init__(self, learn: Callable[[TensorDict], dict[str, Tensor]], model: ActorCritic) -> None:
         self._learn, self._model = learn, model
         self.actor = copy.deepcopy(model).requires_grad_(False)
-        for part in (model.policy, model.critic):  # a run that continues loads one after the other
-            part.register_load_state_dict_post_hook(self._follow)
         device = next(model.parameters()).device
         self._background: _Background = _Stream(device) if device.type == "cuda" else _Thread()
         self._data: TensorDict | None = None
@@ -64,9 +62,10 @@ class OverlappedUpdates:
         for theirs, weight in zip(self.actor.parameters(), self._model.parameters(), strict=True):
             theirs.copy_(weight.detach())
 
-    def _follow(self, *_: Any) -> None:
-        """Let the actor have what was just loaded into the model."""
-        self.actor.load_state_dict(self._model.state_dict())
+    def begin(self) -> None:
+        """Before the first rollout, let the actor have the weights that a checkpoint gave the model."""
+        if self._data is None:
+            self.actor.load_state_dict(self._model.state_dict())
 
 
 class _Background(Protocol):

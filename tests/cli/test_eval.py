@@ -215,7 +215,6 @@ def test_mistakes_are_found_before_slow_imports(command):
     script = f"""
 import sys
 from pi_incubator.cli.{command} import main
-from pi_incubator.envs import evaluation_env
 from pi_incubator.errors import UserError
 try:
     main(["no/such/run"])

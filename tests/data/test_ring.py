@@ -46,14 +46,14 @@ def rows_of(batch):
 def recorded():
     """A ring that was filled from worlds in which an episode falls and one is cut off, and what they gave."""
     env = make_env("inverted_pendulum", num_envs=8, device=CPU, seed=0)
-    env._episode_step[1] = env.spec.max_episode_steps - 3
+    env._episode_step[0] = env.spec.max_episode_steps - 3
     ring, _ = make_ring(8 * 40, spec=env.spec)
     results, random, before = record_results(env), torch.Generator().manual_seed(0), []
     for _ in range(40):
         before.append(env.obs["policy"].clone())
-        action = torch.rand(8, 1, generator=random) * 3.0
-        env_before = {"policy": before[-1]}
-        ring.add(steps_of(env_before, action, env.step(action), ["policy"]))
+        action = torch.rand(8, 1, generator=random) * torch.arange(8)[:, None] / 4.0  # some fall soon
+        obs = {"policy": before[-1]}
+        ring.add(steps_of(obs, action, env.step(action), ["policy"]))
     yield ring.state_dict(), before, results
     env.close()
 
@@ -65,8 +65,8 @@ def test_observations_are_raw_and_the_last_one_of_an_episode_is_its_own(recorded
     assert torch.equal(stored["reward"], torch.stack([r.reward for r in results]))
     following = torch.stack([r.obs["policy"] for r in results])
     done = stored["terminated"] | stored["truncated"]
-    assert stored["truncated"][2, 1]
-    assert not torch.equal(stored["next.policy"][2, 1], following[2, 1])  # the next episode begins there
+    assert stored["truncated"][2, 0]
+    assert not torch.equal(stored["next.policy"][2, 0], following[2, 0])  # the next episode begins there
     assert torch.equal(stored["next.policy"][~done], following[~done])
 
 

@@ -174,11 +174,14 @@ REFUSED = {
         "0.2 m",
     ),
     "nan": ({"forward_weight": math.nan}, "env.task.forward_weight = nan: it is out of range; set it to any"),
-    "text": ({"forward_weight": "much"}, "env.task.forward_weight = much: it is not a number; set it to any"),
+    "text": (
+        {"forward_weight": "much"},
+        "env.task.forward_weight = 'much': it is not a number; set it",
+    ),
     "bool": ({"forward_weight": True}, "env.task.forward_weight = True: it is not a number; set it to any"),
     "shape": (
         {"forward_weight": torch.ones(2)},
-        "env.task.forward_weight = tensor [2]: its shape is wrong; give one number for all worlds, or a "
+        "env.task.forward_weight = 'tensor [2]': its shape is wrong; give one number for all worlds, or a "
         "tensor [3] with one for each",
     ),
     "one world": (

@@ -1,5 +1,7 @@
 """What every physics backend promises, on a small scene with contacts, an activation and sensors."""
 
+from importlib import import_module
+
 import jax
 import mujoco
 import numpy as np
@@ -342,6 +344,7 @@ def test_mjx_still_needs_the_capsule_correction():
     """Fails when MJX has C's frame itself: then `_capsule_frame` can go."""
     model = TASKS.get("ant")().scene().compile()
     BACKENDS.get("mjx")
+    import_module("envs_gpu.physics.mjx")  # installs the correction
     data = mujoco.MjData(model)
     data.qpos[2] = 0.4
     data.qpos[8::2] = 1.5  # the ankles point straight down, almost

@@ -169,7 +169,6 @@ class OneWeight(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(()))
         self.policy = torch.nn.Module()
         self.policy.normalizer = NoNormalizer()
-        self.critic = torch.nn.Module()
 
 
 def test_the_first_rollouts_of_an_overlapped_run_are_one_update_late():

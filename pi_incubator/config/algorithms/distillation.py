@@ -91,7 +91,7 @@ class DistillationSettings(RolloutSettings):
 
     def _check_recurrent_student(self) -> None:
         """Refuse what a student that carries a state cannot do."""
-        sequences = "holds single steps, a recurrent student needs sequences"
+        sequences = "holds single steps, and a recurrent student learns from sequences"
         if self.dataset:
             raise _error("dataset", self.dataset, sequences, "learn online")
         if self.record:
