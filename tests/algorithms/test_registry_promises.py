@@ -31,6 +31,7 @@ ALWAYS = [
     "checkpoint.keep=10",
     "compute.compile=off",
     "tracking.backend=none",
+    "evaluation.video=false",
     "evaluation.num_episodes=1",
     "deployment.num_check_observations=50",
     "env.episode_length_s=0.07",  # 7 steps, so that episodes end within iterations and between them
