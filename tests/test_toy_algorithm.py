@@ -172,7 +172,7 @@ def test_two_files_add_an_algorithm_and_two_a_network(copied):
 def test_the_settings_of_new_files_are_checked_like_any_other(copied):
     for override, message in (
         ("algorithm.step_size=-1", "algorithm.step_size = -1"),
-        ("algorithm.stepsize=1", "did you mean 'step_size'"),
+        ("algorithm.stepsize=1", "did you mean algorithm.step_size?"),
         ("algorithm.name=tyo", "did you mean 'toy'"),
         ("network.name=sin", "did you mean 'sine'"),
     ):
