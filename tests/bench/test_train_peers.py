@@ -190,7 +190,7 @@ def test_the_stages_of_a_profile_are_parts_of_the_iteration(profiled: tuple[dict
         assert all(milliseconds > 0 and math.isfinite(milliseconds) for milliseconds in spent.values())
         assert spent["collect"] + spent["update"] <= spent["iteration"]
         assert spent["collect: policy"] + spent["collect: physics"] <= spent["collect"]
-        assert spent["update: minibatches"] <= spent["update"]
+        assert spent["update: advantage"] + spent["update: minibatches"] <= spent["update"]
 
 
 def test_a_profile_writes_a_chrome_trace(profiled: tuple[dict[str, Any], Path]) -> None:
