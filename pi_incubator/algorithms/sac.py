@@ -75,11 +75,9 @@ class SAC(OffPolicy[SACSettings]):
             "temperature_optimizer": Part(self.temperature_optimizer),
         }
 
-    def _critic_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
+    def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         loss, _ = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
-        gradients = torch.autograd.grad(loss, self.critic_weights)
-        # The fused Adam kernel ignores strides, and gradients of stacked critics are transposed.
-        return [gradient.contiguous() for gradient in gradients], loss.detach().view(1)
+        return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
 
     def _apply_to_critics(self, gradients: list[Tensor]) -> None:
         self.critic_optimizer.step(gradients)

@@ -40,7 +40,8 @@ class Adam:
         compiling = torch.compiler.is_compiling()
         adam(
             self.parameters,
-            list(gradients),
+            # The fused kernel ignores strides: it would apply a transposed gradient to the wrong weights.
+            [gradient.contiguous() for gradient in gradients],
             self.mean,
             self.square,
             [],
