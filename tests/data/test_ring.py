@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+from tensordict import TensorDict
 
 from envs_gpu.make import make_env
-from envs_gpu.vec_env import EnvSpec
+from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.data.replay.replay import steps_of
 from pi_incubator.data.replay.ring import Ring
 from pi_incubator.data.sharded import ShardedRandom
@@ -161,3 +162,14 @@ def test_a_ring_continues_bit_for_bit(num_added):
     ours, theirs = one.sample(100), other.sample(100)
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     assert len(one) == len(other)
+
+
+def test_the_action_of_a_broken_world_is_stored_as_zero():
+    """A diverged policy's NaN never enters the buffer: the env has made everything else finite already."""
+    obs = TensorDict({"policy": torch.ones(2, 3)}, batch_size=[2])
+    no, broken = torch.zeros(2, dtype=torch.bool), torch.tensor([False, True])
+    result = StepResult(obs, torch.zeros(2), broken, no, obs, {}, broken)
+    action = torch.tensor([[0.5], [float("nan")]])
+    steps = steps_of(obs, action, result, ["policy"])
+    assert steps["action"].tolist() == [[0.5], [0.0]]
+    assert steps["valid"].tolist() == [True, False]

@@ -20,6 +20,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -66,6 +67,9 @@ def steps_of(
         result: what the env answered.
         groups: the groups to store.
     """
+    valid = ~result.broken
+    # A loss that masks a step still multiplies its numbers by zero, so they have to be finite.
+    action = torch.where(valid.unsqueeze(-1), action, 0.0)
     steps = {OBS + group: observation[group] for group in groups}
     steps |= {NEXT + group: result.final_obs[group] for group in groups}
     return steps | {
@@ -73,5 +77,5 @@ def steps_of(
         "reward": result.reward,
         "terminated": result.terminated,
         "truncated": result.truncated,
-        "valid": ~result.broken,
+        "valid": valid,
     }
