@@ -122,7 +122,7 @@ def merge_all(moments: Tensor) -> Tensor:
     """`[3, D]` of everything that R processes have seen: their moments `[R, 3, D]`, merged in rank order.
 
     The order is fixed, so every process that merges the same tensor gets the same bits. A rank that has seen
-    nothing changes nothing. The result is a tensor of its own.
+    nothing changes nothing. The result shares no memory with the input.
 
     Raises:
         ValueError: `moments` is not `[R, 3, D]` with at least one rank.

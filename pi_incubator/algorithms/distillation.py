@@ -2,7 +2,7 @@
 
     for every iteration
         for each world, chance decides who acts: the teacher, ever more rarely, or the student
-        T steps of every world; the teacher labels every observation, whoever acts
+        T steps of every world; the teacher labels every observation
         optimizer steps on the newest labelled steps
 
 A student that learned only in worlds where its teacher acts would not know what to do after a mistake.

@@ -1,6 +1,6 @@
 """Random numbers and permutations that do not depend on how many ranks share the worlds.
 
-The worlds of a training are divided into shards of equal size, each with a generator of its own. A rank holds
+The worlds of a training are divided into shards of equal size, each with its own generator. A rank holds
 one shard or several, so two ranks with one shard each draw what one rank with both draws.
 
 Letters: T steps, N worlds of this rank, K shards of this rank, n = N / K worlds of a shard.
