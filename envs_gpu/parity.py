@@ -1,13 +1,13 @@
 """How far an engine's physics is from that of the referee, C MuJoCo, over one control step.
 
-At every control step of the referee's path under random actions the engine starts from the referee's state,
-so that errors cannot grow. Float32 alone does not say how small the error must be: a contact that sets in, or
-a stiff joint, makes much of a small difference. So a control group runs along, the referee itself from the
-same state off by one float32 bit. At every stated quantile of the states the engine may be no further from
-the referee than a stated multiple of the control group, and a floor where that happens to be tiny.
+At every control step of the referee's trajectory under random actions, the engine starts from the referee's
+state, so errors cannot accumulate. The precision of float32 does not tell how small the error must be: a
+beginning contact or a stiff joint amplifies a small difference. So there is a control group: the referee
+itself, started from the same state with an error of one float32 bit. At each of `QUANTILES` over the states,
+the engine's error may be at most `FACTOR` times the control group's, plus `FLOOR`.
 
-Quantiles end at 99 %: in the worst of many states a contact sets in within rounding, in one engine and not
-in the other, and the worst alone would measure how many states were tried. It is reported all the same.
+The largest quantile is 99 %: in the worst of many states, rounding decides whether a contact begins, so the
+maximum mostly depends on how many states were tried. It is reported all the same.
 
 Letters: T control steps, N worlds.
 """
@@ -29,11 +29,11 @@ from envs_gpu.tasks.base import Episode, Task
 
 QUANTILES = (0.5, 0.9, 0.99)
 FLOOR = 1e-6
-"""m, rad, m/s and rad/s; float32's spacing is 2.4e-7 between 2 and 4."""
+"""In m, rad, m/s and rad/s; float32's spacing is 2.4e-7 between 2 and 4."""
 FACTOR = {"mujoco": 1.0, "warp": 10.0, "newton": 10.0, "mjx": 50.0}
-"""How many times further than the control group. Engines round at every operation of every substep, the
-control group once; ours differ from it by 1 to 7 times. MJX ends Newton's method when the cost, a float32
-sum, falls no further, which can be before the forces are right to more than four digits."""
+"""How many times as large as the control group's the error may be. Engines round at every operation of every
+substep, the control group once; measured ratios are 1 to 7. MJX ends Newton's method when the cost, a float32
+sum, no longer decreases; by then the forces may have only four correct digits."""
 _CELLS = (
     "C keeps a contact of every cell of the height field that a geom touches, MuJoCo Warp and MJX the "
     "deepest and few beside it; where no geom touches two cells they agree (tests/envs_gpu/test_rough.py)"
@@ -53,10 +53,10 @@ DEVIATIONS = {
         "160 steps with a cube that was hit, the 8 that are more than 4e-2 rad/s apart are all of that kind",
     ),
 }
-"""Tasks and engines further apart than that, with the excess that is allowed and what it comes from."""
+"""(task, engine) -> the excess that is allowed beyond that rule, and its cause."""
 FLOAT32_EPS = 2.0**-23
 NUM_DRAWS = 4
-"""Members of the control group; the furthest of them counts."""
+"""Members of the control group; the largest of their errors counts."""
 
 _CPU = torch.device("cpu")
 
@@ -71,18 +71,18 @@ class Errors(NamedTuple):
 
 
 class Drift(NamedTuple):
-    """What one control step of an engine adds, beside what rounding its start once adds to the referee."""
+    """Errors of an engine over one control step, and of the control group over the same step."""
 
     engine: Errors
     control_group: Errors
     factor: float
 
     def excess(self) -> float:
-        """The largest error at a stated quantile over what is allowed there; at most 1 where all is well."""
+        """The largest ratio, over the quantiles, of the error to what is allowed; at most 1 is a pass."""
         return max(ours / allowed for _, _, ours, allowed in self.quantiles())
 
     def quantiles(self) -> Iterator[tuple[str, float, float, float]]:
-        """Quantity, quantile, the engine's error, and the most that it may be."""
+        """Quantity, quantile, the engine's error, and the largest error that is allowed."""
         for name in Errors._fields:
             ours, theirs = getattr(self.engine, name), getattr(self.control_group, name)
             for quantile in QUANTILES:
@@ -101,7 +101,7 @@ def one_step_drift(
     scene = task.scene()
     options = replace(options or PhysicsOptions(), mjcf=scene_text(scene))
     model = scene.compile()
-    task.bind(model, _CPU)
+    task.attach(model, _CPU)
     engine = BACKENDS.get(backend)(model, num_worlds, _CPU, options)
     drift = drift_of(engine, task, num_steps)
     engine.close()
@@ -109,8 +109,11 @@ def one_step_drift(
 
 
 def drift_of(engine: Physics, task: Task, num_steps: int) -> Drift:
-    """The same of worlds that exist already, bound to `task`; they are left somewhere on the way."""
-    # The engines lack PGS, whose 50 iterations end short of the solution.
+    """Measure an engine that already exists, with the task that was attached to its model.
+
+    The engine's worlds end in another state than they began in.
+    """
+    # The engines have no PGS solver; its 50 iterations stop before the solution that theirs reach.
     model = without_pgs(engine.model)
     referee, control = (
         BACKENDS.get("mujoco")(model, engine.num_worlds, _CPU, PhysicsOptions()) for _ in range(2)
@@ -128,7 +131,7 @@ def drift_of(engine: Physics, task: Task, num_steps: int) -> Drift:
 def _errors(
     task: Task, engine: Physics, referee: Physics, control: Physics, num_steps: int
 ) -> Iterator[tuple[Errors, Errors]]:
-    """The engine's errors and the control group's, one control step after the other."""
+    """Errors of the engine and of the control group, one control step after the other."""
     actions, noise = (torch.Generator().manual_seed(seed) for seed in (1, 2))
     num_worlds = referee.num_worlds
     state = task.initial_state(Episode.first(WorldRandom(0, num_worlds, _CPU)))
@@ -159,6 +162,6 @@ def _error(reached: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor]) -> E
 
 
 def _nudged(values: Tensor, generator: torch.Generator) -> Tensor:
-    """Off by up to one bit of float32."""
+    """`values` with random errors of up to one bit of float32."""
     noise = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
     return values * (1 + FLOAT32_EPS * noise)

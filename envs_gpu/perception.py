@@ -1,4 +1,4 @@
-"""What a policy gets to see of the observation: noisy, and for as long as it remembers.
+"""What a policy sees of the observation: with noise, and the last observations in one row.
 
 Letters: N worlds, D observation width, H observations of the history.
 """
@@ -15,11 +15,11 @@ _SEEN_BY_ROBOT = "policy"
 
 
 class Perception:
-    """Noise on the `policy` group, and its last H observations in one row; other groups see the truth.
+    """Noise on the `policy` group, and its last H observations in one row; other groups are not changed.
 
     Args:
-        noise: of one entry, before it is scaled; None for none.
-        scale: `[D]` what the noise of each entry is multiplied with; None for one.
+        noise: distribution of one entry's noise, before it is scaled; None is no noise.
+        scale: `[D]` what each entry's noise is multiplied with, see `observation.noise_scale`; None is 1.
         history: H, at least 1.
     """
 
@@ -31,7 +31,7 @@ class Perception:
         return self._replace(groups, self._sense(groups, draws).repeat(1, self.history))
 
     def next(self, groups: dict[str, Tensor], before: Tensor, draws: Draws) -> dict[str, Tensor]:
-        """A later one; `before` `[N, H D]` is what the policy saw last, oldest first."""
+        """A later observation; `before` `[N, H D]` is what the policy saw last, oldest first."""
         if self._noise is None and self.history == 1:
             return groups
         seen = self._sense(groups, draws)

@@ -19,6 +19,7 @@ from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.models import compile_model, driven_joints, naming
+from envs_gpu.observation import check_reads, noise_scale
 from envs_gpu.parameters import ParameterTable
 from envs_gpu.perception import Perception
 from envs_gpu.physics.base import Physics, PhysicsState
@@ -31,7 +32,7 @@ from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
 
 class Clock(NamedTuple):
-    """What the random numbers of every world's control step come from; drawn inside the compiled pieces."""
+    """What every world's random numbers are computed from, inside the compiled functions."""
 
     key: Tensor
     counter: Tensor
@@ -39,7 +40,7 @@ class Clock(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What a control step led to, before any restart."""
+    """Results of a control step, before any world is restarted."""
 
     observation: dict[str, Tensor]
     memory: dict[str, Tensor]
@@ -49,15 +50,15 @@ class Judgement(NamedTuple):
     done: Tensor
     """`[N]` terminated or truncated."""
     broken: Tensor
-    """`[N]` whether something is wrong with the world."""
+    """`[N]` bool: the world is broken, see `envs_gpu.guards`."""
     broken_by: Tensor
-    """`[N]` bits of `guards.Cause`, zero where a world is well."""
+    """`[N]` bits of `guards.Cause`; zero for a world that is not broken."""
     metrics: dict[str, Tensor]
     totals: Tensor
     """Sums over the worlds: steps, episodes, their returns and lengths, metrics."""
     start: tuple[Tensor, Tensor] | None
-    """`[N, nq]`, `[N, nv]` where the next episode begins, without meaning for worlds that are not done; None
-    where it is cheaper to ask when a world is."""
+    """`[N, nq]`, `[N, nv]` start states of the next episode, meaningful only for worlds that are done; None
+    where they are computed only in steps in which a world is done, because that is cheaper."""
 
 
 class SimEnv(VecEnv):
@@ -71,16 +72,17 @@ class SimEnv(VecEnv):
         seed: of the worlds' random numbers.
         first_world: identity of the first world, for ranks of a distributed run.
         compiled: run the task's functions through `torch.compile`.
-        guards: what is done about worlds whose simulation blows up.
+        guards: how broken worlds are handled.
         make_pixels: draws the worlds of the task's scene as an observation; None draws nothing.
         randomization: what differs between worlds.
         observation_history: how many of its last observations the policy sees in one row, oldest first.
         episode_length_s: simulated seconds after which an episode is cut off; None leaves it to the task.
-        task_parameters: name -> value for all worlds of those that are not to have their defaults.
+        task_parameters: task parameters that differ from their defaults, name -> value in all worlds.
 
     Raises:
         SettingError: the task does not have such a parameter, or it cannot have such a value.
         RandomizationError: the task's model cannot have what `randomization` describes.
+        EnvError: the task's observation terms contradict each other, or what it observes.
     """
 
     _seen: Tensor
@@ -106,7 +108,7 @@ class SimEnv(VecEnv):
         scene = task.scene()
         model = compile_model(scene, task.source or f"task {name}")
         with naming(f"task {name}"):
-            task.bind(model, device)
+            task.attach(model, device)
         if episode_length_s:
             task.max_episode_steps = max(1, round(episode_length_s / task.control_dt))
         self.physics = make_physics(model)
@@ -122,13 +124,13 @@ class SimEnv(VecEnv):
         self._episode_return = torch.zeros(num_envs, device=device)
         self._differ = not randomization.is_off
         self._randomizer = Randomizer(randomization, self.physics, len(task.action_low), task.control_dt)
-        noise = randomization.observation_noise
-        self._perception = Perception(noise, task.observation_noise_scale, observation_history)
+        terms = task.observation_groups.get("policy")
+        scale = noise_scale(terms, device) if terms else None
+        self._perception = Perception(randomization.observation_noise, scale, observation_history)
         self._judge, self._begin = self._judge_outcome, self._begin_episodes
         self._foresees = compiled or device.type != "cpu"
-        self.spec = _make_spec(
-            name, task, model, num_envs, device
-        )  # its observations are seen first at the reset
+        self.spec = _make_spec(name, task, model, num_envs, device)  # widths are known after the reset
+        self._check_observation()
         self.reset(seed)
         widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
         self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
@@ -136,13 +138,31 @@ class SimEnv(VecEnv):
             self._compile()
 
     def _compile(self) -> None:
-        """Compile the task's functions, which have run once as they are: there a mistake is told plainly."""
+        """Compile the task's functions, after each has run once uncompiled, where errors are easy to read."""
         state, episode = self.physics.state, self._episode()
         action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
         self.task.outcome(state, episode, action)
         _check_memory(self.spec.name, episode.memory, self.task.remember(state, episode, action))
         self._judge, self._begin = compile_method(self._judge), compile_method(self._begin)
         self._randomizer.compile()
+
+    def _check_observation(self) -> None:
+        """Check that the task observes what its terms declare, before anything relies on it.
+
+        Raises:
+            EnvError: it observes something else.
+        """
+        random = WorldRandom(0, self.num_envs, self.device)
+        episode = Episode.first(random)._replace(parameters=self._parameters.rows())
+        state = self.physics.state
+        episode = episode._replace(memory=self.task.begin(state, episode))
+        groups = self.task.observation_groups
+        check_reads(self.spec.name, groups, state, episode)
+        observed = {name: value.shape[-1] for name, value in self.task.observe(state, episode).items()}
+        declared = {name: sum(term.width for term in terms) for name, terms in groups.items()}
+        if groups and observed != declared:
+            problem = f"its observe() gives {observed}, its observation() declares {declared}"
+            raise EnvError(f"task {self.spec.name}: {problem}; override one of them alone")
 
     def reset(self, seed: int) -> TensorDict:
         self._random = WorldRandom(seed, self.num_envs, self.device, self._first_world)
@@ -169,7 +189,7 @@ class SimEnv(VecEnv):
 
     @torch.no_grad()
     def step(self, action: Tensor) -> StepResult:
-        action = action.float().contiguous()  # compiled code takes that for granted
+        action = action.float().contiguous()  # compiled code relies on it
         given, action = action, action.clamp(self.task.action_low, self.task.action_high)
         ctrl = self.task.control(self._randomizer.before_step(action))
         self._guards.remember(ctrl)
@@ -190,7 +210,7 @@ class SimEnv(VecEnv):
         self._pixels.advance(self.physics.state.qpos)
         final_obs = self.obs = self._pack(judged.observation)
         done = judged.done
-        # On the CPU looking costs nothing and mostly saves the reset; on a GPU it would stall the stream.
+        # On a CPU this check is free and usually avoids the reset; on a GPU it would wait for the device.
         if restarts := self.device.type != "cpu" or bool(done.any()):
             self._guards.isolate(judged.broken_by, self._episode_step)
             self._rewind(done)
@@ -296,10 +316,10 @@ class SimEnv(VecEnv):
         seen: Tensor,
         episode_return: Tensor,
     ) -> Judgement:
-        """Everything between the physics step and the reset, in one compiled piece.
+        """Everything between the physics step and the reset, as one compiled function.
 
         `parameters` `[P, N]` are the task's, `before` is the memory before the step, `given` the action
-        before it was clipped, `seen` what the policy saw last. Clocks and returns go on in place.
+        before it was clipped, `seen` what the policy saw last. Clocks and returns are updated in place.
         """
         clock.step.add_(1)
         episode = self._episode_at(clock, parameters, before)
@@ -307,9 +327,9 @@ class SimEnv(VecEnv):
         memory = self.task.remember(state, episode, action)
         observation = self.task.observe(state, episode._replace(memory=memory))
         observation = {name: value.float() for name, value in observation.items()}
-        # One after the other: torch orders a sum by the shape, that is by the number of worlds.
+        # Added one by one: the order in torch.sum depends on the shape, so on the number of worlds.
         reward = functools.reduce(torch.add, outcome.reward.values()).float()
-        # A world whose simulation blew up ends here and earns nothing; its neighbours never hear of it.
+        # The episode of a broken world ends here without reward; the other worlds are not affected.
         broken_by = causes(given, state, reward, observation)
         finite = broken_by == 0
         nothing = torch.zeros_like(reward[0])
@@ -344,7 +364,10 @@ class SimEnv(VecEnv):
         )
 
     def _restart(self, mask: Tensor, last: dict[str, Tensor]) -> TensorDict:
-        """Start the worlds where `mask` `[N]` is true anew; gives what they see, `last` of the others."""
+        """Start the worlds where `mask` `[N]` is true anew; returns everyone's observation.
+
+        Worlds that go on keep their observation `last`.
+        """
         self._rewind(mask)
         if self._differ:
             self._randomizer.begin(mask, self._random, self._episode_step)
@@ -357,10 +380,10 @@ class SimEnv(VecEnv):
         self._episode_return.masked_fill_(done, 0.0)
 
     def _start(self, done: Tensor, states: tuple[Tensor, Tensor], last: dict[str, Tensor]) -> TensorDict:
-        """Put the worlds where `done` `[N]` is true into their start `states`; gives what everyone sees."""
+        """Put the worlds where `done` `[N]` is true into start `states`; returns everyone's observation."""
         self.physics.set_state(done, *states)
         self._pixels.restart(done, self.physics.state.qpos)
-        # At the very start there is neither memory nor observation: other inputs, not worth a compilation.
+        # The first time there is no memory and no observation: other inputs, not worth compiling for.
         begin = self._begin if last else self._begin_episodes
         parameters = self._parameters.table
         self._memory, fresh = begin(self.physics.state, self._clock(), parameters, self._memory, done, last)
@@ -379,15 +402,15 @@ class SimEnv(VecEnv):
         done: Tensor,
         last: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Memory and observation of everyone after a restart of `done` `[N]`, in one compiled piece."""
+        """Everyone's memory and observation after a restart of `done` `[N]`, as one compiled function."""
         episode = self._episode_at(clock, parameters, before)
         begun = self.task.begin(state, episode)
         memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
         fresh = self.task.observe(state, episode._replace(memory=memory))
-        # Finite even where a world starts broken: its first step will tell.
+        # Finite even where a world starts broken; its first step reports that.
         fresh = {name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in fresh.items()}
         fresh = self._perception.first(fresh, episode.random)
-        # The other worlds keep the bits that they had: those do not depend on who else was reset.
+        # Worlds that were not reset keep exactly what they had, so it does not depend on who was reset.
         fresh = {name: _choose(done, new, last.get(name)) for name, new in fresh.items()}
         return memory, fresh
 
@@ -425,7 +448,7 @@ def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:
 
 
 def _check_memory(task: str, begun: dict[str, Tensor], remembered: dict[str, Tensor]) -> None:
-    """Check that a step's memory is laid out like a reset's, which compiled code takes for granted.
+    """Check that a step's memory has the layout of a reset's, which compiled code relies on.
 
     Raises:
         EnvError: it is not.
@@ -448,5 +471,5 @@ def _say(kind: tuple[list[int], torch.dtype] | None) -> str:
 
 
 def _below(state: dict[str, Tensor], prefix: str, device: torch.device) -> dict[str, Tensor]:
-    """Copies on `device` of what is filed under `prefix`."""
+    """Copies on `device` of the entries whose names begin with `prefix`, without it."""
     return {name: value.to(device, copy=True) for name, value in below(state, prefix).items()}

@@ -1,4 +1,4 @@
-"""Bare physics: `mujoco.rollout` on all cores under random actions, what a loop on this CPU can hope for.
+"""Physics alone: `mujoco.rollout` on all cores under random actions, to compare training loops with.
 
 Letters: N worlds, T control steps of an iteration, S substeps of a control step.
 """
@@ -25,16 +25,16 @@ FULLPHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
 
 class PhysicsLoop(Loop):
-    """One iteration rolls N worlds through T control steps from the start of an episode, in one call.
+    """One iteration simulates T control steps of N worlds from the start of an episode, in one call.
 
-    Nothing is sensed, observed, rewarded or reset. A policy may lead into states with fewer or more contacts
-    than random actions do, so the share that its loop reaches is a guide, not a bound.
+    There are no sensors, observations, rewards or resets. A policy may lead to states with more or fewer
+    contacts than random actions do, so this speed is a guide, not an upper limit for a training loop.
     """
 
     def __init__(self, task: str, num_envs: int, horizon: int, seed: int, robot: str | None = None) -> None:
         rules = make_task(task, robot)
         model = compile_model(rules.scene(), rules.source or f"task {task}")
-        rules.bind(model, torch.device("cpu"))
+        rules.attach(model, torch.device("cpu"))
         self.model = copy.copy(model)
         self.model.opt.disableflags |= int(mujoco.mjtDisableBit.mjDSBL_SENSOR)
         self.num_threads = min(available_cores(), num_envs)

@@ -13,7 +13,8 @@ import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Targets, Term, joint_position_term
+from envs_gpu.interface import Targets
+from envs_gpu.observation import ObservationTerm, joint_position_term, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import Robot, robot_model
@@ -24,24 +25,27 @@ from envs_gpu.terms.stage import add_stage
 _OBJECT, _SENSOR = mujoco.mjtObj, mujoco.mjtSensor
 FREE = mujoco.mjtJoint.mjJNT_FREE
 
-# Who touches whom: a geom's contype meets another one's conaffinity.
+# Two geoms collide where one's contype matches the other's conaffinity.
 TABLE, GRIPPER = 1, 2
 
 PAD_RADIUS_M = 0.004
 PAD_SPHERES_M = ((0.002, 0.078), (0.0, 0.045), (0.031, 0.048), (0.012, 0.062))
-"""Where a finger touches: its tip, both ends of its triangle's base, and the middle (across, along)."""
+"""Contact spheres of a finger (across, along): its tip, both ends of its triangle's base, and the middle."""
 PAD_DEPTH_M = -0.0038
-"""Of the spheres' centres: their surface is where menagerie's own spheres of 0.6 mm have theirs."""
+"""Of the spheres' centres, chosen so that their surface is where that of menagerie's 0.6 mm spheres is."""
 FINGERS = {"lf_down": 1.0, "rf_down": -1.0}
 """The fingers' bodies, mirror images of each other."""
 JOINT_LIMIT_RAD_S = 100.0
-"""What an encoder reads beyond it is no motion of the arm."""
+"""No joint moves faster than this (rad/s, or m/s), so such a reading is wrong."""
 CAMERA_M, CAMERA_QUAT = (0.85, -0.85, 0.6), (0.7856, 0.5334, 0.1761, 0.2594)
 PALM_CAPSULES = ("link6_1_collision", "link6_3_collision")
 
 
 class Arm(Task):
-    """The first `J` positions and velocities are the robot's; the scene's own bodies come after it."""
+    """The first `J` positions and velocities are the robot's; those of other bodies come after them.
+
+    The group `policy` is what the robot measures or is sent; `critic` is all of it and privileged terms.
+    """
 
     robot: ClassVar[Robot]
     parameters: ClassVar[tuple[Parameter, ...]] = (  # what `effort_terms` are worth a second
@@ -60,9 +64,9 @@ class Arm(Task):
         spec = robot_model(self.robot)
         option = spec.option
         option.timestep = self.timestep_s
-        # The wrist's servos are stiffer than explicit damping can be stepped at this rate.
+        # With explicit damping, the stiff servos of the wrist would be unstable at this timestep.
         option.integrator = mujoco.mjtIntegrator.mjINT_IMPLICITFAST
-        # What is held slips by a millimetre a second; with an impratio of one, by five.
+        # A held object slips by 1 mm/s; with an impratio of 1 it would slip by 5 mm/s.
         option.cone, option.impratio = mujoco.mjtCone.mjCONE_PYRAMIDAL, 10.0
         option.iterations, option.ls_iterations = 20, 20
         for key in spec.keys:
@@ -98,39 +102,48 @@ class Arm(Task):
         target = self._neutral_target + self._action_scale * action
         return target.clamp(self._target_low, self._target_high)
 
-    def interface(self) -> PolicyInterface:
-        count, units, limit = self._num_joints, self._joint_units, JOINT_LIMIT_RAD_S
-        targets = Targets(
+    def targets(self) -> Targets:
+        return Targets(
             self._neutral_target.cpu(),
             self._action_scale.cpu(),
             self._target_low.cpu(),
             self._target_high.cpu(),
         )
-        terms = (
+
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        count, limit = self._num_joints, JOINT_LIMIT_RAD_S
+        units = ", ".join(self._joint_units)
+        rates = ", ".join(f"{unit}/s" for unit in self._joint_units)
+        policy = (
             joint_position_term(
-                self._default_pose.cpu(), self._joint_low.cpu(), self._joint_high.cpu(), ", ".join(units)
+                lambda state, _: state.qpos[:, :count],
+                self._default_pose,
+                self._joint_low,
+                self._joint_high,
+                units,
             ),
-            Term("joint_velocity", count, ", ".join(f"{unit}/s" for unit in units), low=-limit, high=limit),
-            *self._seen_terms(),
-            Term("last_action", len(self.action_low), kind="last_action"),
+            ObservationTerm(
+                "joint_velocity", count, lambda state, _: state.qvel[:, :count], rates, low=-limit, high=limit
+            ),
+            *self._scene_terms(),
+            last_action_term(len(self.action_low)),
         )
-        return PolicyInterface(targets, self.servos, terms)
+        return {"policy": policy, "critic": (*policy, *self._privileged_terms())}
 
     @abstractmethod
-    def _seen_terms(self) -> tuple[Term, ...]:
-        """The observation's terms between the joints and the last action."""
+    def _scene_terms(self) -> tuple[ObservationTerm, ...]:
+        """What the policy observes of the scene, between the joints and the last action."""
 
-    def joints(self, state: PhysicsState) -> tuple[Tensor, Tensor]:
-        """Positions relative to the default pose `[N, J]`, rad and m, and velocities `[N, J]`."""
-        count = self._num_joints
-        return state.qpos[:, :count] - self._default_pose, state.qvel[:, :count]
+    @abstractmethod
+    def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
+        """What the critic observes beside that."""
 
     def read(self, state: PhysicsState, sensor: str) -> Tensor:
-        """What a sensor says `[N, dim]`."""
+        """The values of a sensor `[N, dim]`."""
         return state.sensordata[:, self.sensor[sensor]]
 
     def effort_terms(self, state: PhysicsState, action: Tensor, last_action: Tensor) -> dict[str, Tensor]:
-        """The terms that every task of the arm fines, unweighted, name -> `[N]`."""
+        """The terms that every task of the arm penalizes, unweighted, name -> `[N]`."""
         position, velocity = state.qpos[:, : self._num_joints], state.qvel[:, : self._num_joints]
         return {
             "action_rate": (action - last_action).square().sum(-1),
@@ -153,7 +166,7 @@ class Arm(Task):
 
 
 def _set_stage(spec: mujoco.MjSpec) -> None:
-    """Looked at from the side, without the robot's own camera."""
+    """Add light, floor and a camera at the side; remove the robot's own camera."""
     add_stage(spec, -0.002)  # drawn below the base's plate, which the table's plane runs through
     spec.delete(spec.camera("front_cam"))
     spec.worldbody.add_camera(name="side", pos=CAMERA_M, quat=CAMERA_QUAT)
@@ -165,7 +178,7 @@ def pad_names() -> dict[str, list[str]]:
 
 
 def _add_contacts(spec: mujoco.MjSpec) -> None:
-    """A table, and a gripper of spheres: what every engine collides exactly and alike."""
+    """Let table and gripper collide as plane and spheres, which every engine computes exactly and alike."""
     for geom in spec.geoms:
         touches = geom.name in PALM_CAPSULES
         geom.contype, geom.conaffinity = 0, TABLE if touches else 0
@@ -184,7 +197,7 @@ def _add_contacts(spec: mujoco.MjSpec) -> None:
                 type=mujoco.mjtGeom.mjGEOM_SPHERE,
                 size=(PAD_RADIUS_M, 0, 0),
                 pos=(mirror * across, PAD_DEPTH_M, along),
-                mass=0.0,  # the finger's is the maker's
+                mass=0.0,  # the finger has its mass from the maker's model
                 group=3,
                 contype=GRIPPER,
                 conaffinity=TABLE,

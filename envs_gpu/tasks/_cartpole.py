@@ -6,13 +6,11 @@ are those of its `balance` and `swingup` tasks.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks.base import Episode, Outcome, Task
@@ -24,11 +22,11 @@ NUM_MARKS, MARK_M = 17, 0.25
 
 
 class Cartpole(Task):
-    """Observation `policy` `[N, 5]`: cart x (m), cos and sin of the pole's angle, both velocities."""
+    """Observation `policy` `[N, 5]`."""
 
     parameters = (
         Parameter("position_margin_m", 2.0, "m", "distance from the middle that halves the reward", low=1e-3),
-        Parameter("velocity_margin_rad_s", 5.0, "rad/s", "speed of the pole that does so too", low=1e-3),
+        Parameter("velocity_margin_rad_s", 5.0, "rad/s", "speed of the pole that does the same", low=1e-3),
     )
     substeps = 1
     max_episode_steps = 1000
@@ -61,7 +59,8 @@ class Cartpole(Task):
             damping=5e-4,
         )
         box, capsule = mujoco.mjtGeom.mjGEOM_BOX, mujoco.mjtGeom.mjGEOM_CAPSULE
-        # It rides along: the pole stays in the middle, and the scale behind the cart tells where that is.
+        # This camera moves with the cart: the pole stays in the middle of the picture, and the marks behind
+        # the rail show where the cart is.
         cart.add_camera(name="pole", pos=(0, -5, 0.42), xyaxes=(1, 0, 0, 0, 0, 1), fovy=14.5)
         cart.add_geom(name="cart", type=box, size=(0.2, 0.15, 0.1), mass=1, rgba=(0.2, 0.4, 0.7, 1))
         pole = cart.add_body(name="pole")
@@ -81,19 +80,15 @@ class Cartpole(Task):
         motor.ctrllimited, motor.ctrlrange = True, (-1, 1)
         return spec
 
-    def interface(self) -> PolicyInterface:
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
         terms = (
-            Term("cart_position", 1, "m"),
-            Term("pole_cosine", 1, low=-1.1, high=1.1),
-            Term("pole_sine", 1, low=-1.1, high=1.1),
-            Term("cart_velocity", 1, "m/s"),
-            Term("pole_velocity", 1, "rad/s"),
+            ObservationTerm("cart_position", 1, lambda state, _: state.qpos[:, :1], "m"),
+            ObservationTerm("pole_cosine", 1, lambda state, _: state.qpos[:, 1:].cos(), low=-1.1, high=1.1),
+            ObservationTerm("pole_sine", 1, lambda state, _: state.qpos[:, 1:].sin(), low=-1.1, high=1.1),
+            ObservationTerm("cart_velocity", 1, lambda state, _: state.qvel[:, :1], "m/s"),
+            ObservationTerm("pole_velocity", 1, lambda state, _: state.qvel[:, 1:], "rad/s"),
         )
-        return replace(super().interface(), terms=terms)
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        position, angle = state.qpos.split(1, dim=-1)
-        return {"policy": torch.cat((position, angle.cos(), angle.sin(), state.qvel), dim=-1)}
+        return {"policy": terms}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         upright = (state.qpos[:, 1].cos() + 1) / 2

@@ -1,17 +1,19 @@
-"""A legged robot on a ground: the scene, and what its tasks read from it.
+"""A legged robot on the ground: the scene, and what its tasks observe of it.
 
 Letters: N worlds, A actions (= actuated joints), F feet.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Targets, Term, joint_position_term
+from envs_gpu.interface import Targets
+from envs_gpu.observation import ObservationTerm, joint_position_term, last_action_term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import Robot, robot_model
 from envs_gpu.tasks.base import Task
@@ -20,13 +22,26 @@ from envs_gpu.terms.stage import add_stage
 
 _OBJECT, _SENSOR = mujoco.mjtObj, mujoco.mjtSensor
 TURN_LIMIT_RAD_S, JOINT_LIMIT_RAD_S = 50.0, 100.0
-"""What a sensor reads beyond these is no motion of a robot: a gyro's range is 35 rad/s."""
+"""No robot moves faster than this, so such a reading is wrong; a gyro's range is 35 rad/s."""
 GROUND = "floor"
 """The geom that the robot stands on."""
 
 
+@dataclass(frozen=True)
+class SensorNoise:
+    """Errors of a robot's sensors where a run asks for noise of 1; see `ObservationTerm.noise`."""
+
+    gravity: float | None = None
+    turn_rad_s: float | None = None
+    joint_rad: float | None = None
+    joint_rad_s: float | None = None
+
+
 class Legged(Task):
-    """Position targets around a default pose at 50 Hz, for a robot with a floating base."""
+    """Position targets around a default pose at 50 Hz, for a robot with a floating base.
+
+    The group `policy` is what the robot measures or is sent; `critic` is all of it and privileged terms.
+    """
 
     robot: ClassVar[Robot]
     imu_site: ClassVar[str]
@@ -34,9 +49,10 @@ class Legged(Task):
     """For every foot (in the order of `robot.end_effectors`) the geoms that touch the ground."""
     contacts_per_foot_geom: ClassVar[int]
     base_geoms: ClassVar[tuple[str, ...]]
-    """Geoms of the base whose touching the ground is sensed."""
+    """Geoms of the base with a sensor of their contact with the ground."""
     limb_geoms: ClassVar[tuple[str, ...]] = ()
-    """Geoms that touch the ground beside those; all others pass through it."""
+    """Other geoms that collide with the ground; all that are not listed pass through it."""
+    sensor_noise: ClassVar[SensorNoise] = SensorNoise()
     timestep_s = 0.005
     integrator = mujoco.mjtIntegrator.mjINT_EULER
     substeps = 4
@@ -45,12 +61,12 @@ class Legged(Task):
         spec = robot_model(self.robot)
         option = spec.option
         option.timestep, option.integrator = self.timestep_s, self.integrator
-        # Pyramids are what MJX runs. With five iterations, engines stop at different forces.
+        # MJX runs pyramidal cones. After only five iterations, engines would stop at different forces.
         option.cone, option.impratio = mujoco.mjtCone.mjCONE_PYRAMIDAL, 1.0
         option.iterations, option.ls_iterations = 10, 20
         for sensor in spec.sensors:
             spec.delete(sensor)
-        # The ground touches the robot, and nothing else touches anything: physics decides the speed.
+        # Only the robot and the ground collide: fewer contacts make physics faster.
         touching = {*sum(self.foot_geoms, ()), *self.base_geoms, *self.limb_geoms}
         for geom in spec.geoms:
             geom.contype, geom.conaffinity = 0, int(geom.name in touching)
@@ -79,44 +95,72 @@ class Legged(Task):
         target = self._default_pose + self.robot.action_scale * action
         return target.clamp(self._target_low, self._target_high)
 
-    def interface(self) -> PolicyInterface:
-        count, pose = self._num_joints, self._default_pose.cpu()
-        low, high = self._target_low.cpu(), self._target_high.cpu()
-        terms = (  # in the order of `_proprioception`
-            Term("projected_gravity", 3, low=-1.5, high=1.5),
-            Term("angular_velocity", 3, "rad/s", low=-TURN_LIMIT_RAD_S, high=TURN_LIMIT_RAD_S),
-            *self._asked_terms(),
-            joint_position_term(pose, low, high),
-            Term("joint_velocity", count, "rad/s", low=-JOINT_LIMIT_RAD_S, high=JOINT_LIMIT_RAD_S),
-            Term("last_action", count, kind="last_action"),
-        )
-        targets = Targets(pose, torch.full_like(pose, self.robot.action_scale), low, high)
-        return PolicyInterface(targets, self.servos, terms)
+    def targets(self) -> Targets:
+        pose, scale = self._default_pose.cpu(), self.robot.action_scale
+        return Targets(pose, torch.full_like(pose, scale), self._target_low.cpu(), self._target_high.cpu())
 
-    def _asked_terms(self) -> tuple[Term, ...]:
-        """The terms of what is `asked` of the robot in `_proprioception`."""
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        policy = self._policy_terms()
+        return {"policy": policy, "critic": (*policy, *self._privileged_terms())}
+
+    def _policy_terms(self) -> tuple[ObservationTerm, ...]:
+        """What the robot measures and is asked to do."""
+        count, turn, speed = self._num_joints, TURN_LIMIT_RAD_S, JOINT_LIMIT_RAD_S
+        noise, up = self.sensor_noise, self.sensor["up"]
+        return (
+            ObservationTerm(
+                "projected_gravity",
+                3,
+                lambda state, _: -state.sensordata[:, up],
+                low=-1.5,
+                high=1.5,
+                noise=noise.gravity,
+            ),
+            ObservationTerm(
+                "angular_velocity",
+                3,
+                self.sensor_reading("gyro"),
+                "rad/s",
+                low=-turn,
+                high=turn,
+                noise=noise.turn_rad_s,
+            ),
+            *self._command_terms(),
+            joint_position_term(
+                lambda state, _: state.qpos[:, 7:],
+                self._default_pose,
+                self._target_low,
+                self._target_high,
+                noise=noise.joint_rad,
+            ),
+            ObservationTerm(
+                "joint_velocity",
+                count,
+                lambda state, _: state.qvel[:, 6:],
+                "rad/s",
+                low=-speed,
+                high=speed,
+                noise=noise.joint_rad_s,
+            ),
+            last_action_term(count),
+        )
+
+    def _command_terms(self) -> tuple[ObservationTerm, ...]:
+        """What the robot is asked to do; nothing by default."""
         return ()
 
-    def _proprioception(self, state: PhysicsState, last_action: Tensor, *asked: Tensor) -> tuple[Tensor, ...]:
-        """What the robot measures, and what is `asked` of it: see the tasks' observations."""
-        read = state.sensordata
+    def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
+        """What the robot cannot measure."""
         return (
-            -read[:, self.sensor["up"]],
-            read[:, self.sensor["gyro"]],
-            *asked,
-            state.qpos[:, 7:] - self._default_pose,
-            state.qvel[:, 6:],
-            last_action,
+            ObservationTerm("linear_velocity", 3, self.sensor_reading("velocity"), "m/s"),
+            ObservationTerm("base_height", 1, lambda state, _: self._base_height(state), "m"),
+            ObservationTerm("foot_contact", self._num_feet, lambda state, _: self._foot_contact(state)),
+            ObservationTerm("foot_height", self._num_feet, lambda state, _: self._foot_height(state), "m"),
         )
 
-    def _privileged(self, state: PhysicsState) -> tuple[Tensor, ...]:
-        """What it cannot measure: linear velocity, base height, foot contacts, foot heights."""
-        return (
-            state.sensordata[:, self.sensor["velocity"]],
-            self._above_ground(state.qpos[:, :3]).unsqueeze(-1),
-            self._foot_contact(state),
-            self._foot_height(state),
-        )
+    def _base_height(self, state: PhysicsState) -> Tensor:
+        """`[N, 1]` height of the base above the ground, m."""
+        return self._above_ground(state.qpos[:, :3]).unsqueeze(-1)
 
     def _above_ground(self, position: Tensor) -> Tensor:
         """Heights `[...]` of points `[..., 3]` above the ground right below them, m."""
@@ -132,7 +176,7 @@ class Legged(Task):
         return self._above_ground(state.sensordata[:, self._foot_position].unflatten(-1, (-1, 3)))
 
     def _add_ground(self, spec: mujoco.MjSpec) -> None:
-        """Add the geom `GROUND`, and what the scene needs to be looked at."""
+        """Add the geom `GROUND`, and light and background for pictures."""
         add_stage(spec, 0.0)
         spec.worldbody.add_geom(
             name=GROUND,

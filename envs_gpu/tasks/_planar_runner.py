@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks._gymnasium import GymnasiumTask
@@ -18,38 +17,34 @@ HEALTHY_REWARD = Parameter("healthy_reward", 1.0, "1", "reward for a step on its
 
 
 class PlanarRunner(GymnasiumTask):
-    """Observation `policy`: qpos without the root's first, then qvel within `max_observed_velocity`."""
+    """What all runners share; the root has two slides and a hinge, and every other joint is a hinge."""
 
     parameters: ClassVar[tuple[Parameter, ...]] = (
         Parameter("forward_weight", 1.0, "s/m", "reward for the forward velocity"),
         Parameter("control_cost_weight", 1e-3, "1", "cost of the squared actions", low=0.0),
     )
     unobserved_positions = 1
-    """Of the root, from the first: where the runner is must not matter."""
+    """How many of the root's positions are left out, from the first: the reward does not depend on them."""
     max_observed_velocity = float("inf")
-    """Of the observation alone, m/s and rad/s."""
+    """Observed velocities are clipped to ± this, m/s and rad/s."""
 
-    def interface(self) -> PolicyInterface:
-        limit, skipped = self.max_observed_velocity, self.unobserved_positions
-        slides = ["m"] * (2 - skipped)
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        skipped, limit = self.unobserved_positions, self.max_observed_velocity
         hinges = ["rad"] * (self.num_velocities - 2)
-        speeds = ", ".join(f"{unit}/s" for unit in ("m", "m", *hinges))
+        units = ", ".join((*["m"] * (2 - skipped), *hinges))
+        rates = ", ".join(f"{unit}/s" for unit in ("m", "m", *hinges))
+        count = self.num_velocities
         terms = (
-            Term("positions", self.num_velocities - skipped, ", ".join((*slides, *hinges))),
-            Term("velocities", self.num_velocities, speeds, clip=limit),
+            ObservationTerm("positions", count - skipped, lambda state, _: state.qpos[:, skipped:], units),
+            ObservationTerm("velocities", count, lambda state, _: state.qvel, rates, clip=limit),
         )
-        return replace(super().interface(), terms=terms)
+        return {"policy": terms}
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         return {"x_m": state.qpos[:, 0].clone()}
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return self.begin(state, episode)
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        limit = self.max_observed_velocity
-        positions = state.qpos[:, self.unobserved_positions :]
-        return {"policy": torch.cat((positions, state.qvel.clamp(-limit, limit)), dim=-1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt

@@ -2,47 +2,30 @@
 
 Letters: N worlds, A actions (= actuated joints), F feet. After the velocity tasks of Rudin et al. 2022
 ("Learning to Walk in Minutes Using Massively Parallel Deep Reinforcement Learning"), Isaac Lab and mjlab:
-position targets around a default pose at 50 Hz, commands that change within the episode, and a critic that
-sees more than a robot can measure.
+position targets around a default pose at 50 Hz, commands that change within the episode, and a critic with
+privileged observations.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import ClassVar
 
-import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm, remembered
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.tasks._legged import Legged
+from envs_gpu.tasks._legged import Legged, SensorNoise
 from envs_gpu.tasks.base import Episode, Outcome
 from envs_gpu.terms import locomotion
 from envs_gpu.terms.contact import normal_force
 
 
-@dataclass(frozen=True)
-class SensorNoise:
-    """How far a robot's sensors are off, where a run asks for noise of 1; as in Isaac Lab and mjlab."""
-
-    gravity: float = 0.05
-    turn_rad_s: float = 0.2
-    joint_rad: float = 0.01
-    joint_rad_s: float = 1.5
-
-
 class Velocity(Legged):
     """Track a velocity; a base that touches the ground, or tilts too far, has fallen.
 
-    Observation groups, noise-free:
-
-    `policy` `[N, 9 + 3A]`: projected gravity (3), angular velocity (3), command (3), joint positions relative
-    to the default pose (A), joint velocities (A), last action (A).
-    `critic`: all of it, then linear velocity (3), base height (1), foot contacts (F), foot heights (F), and
-    the feet's time in the air (F).
+    Observation groups: `policy` `[N, 9 + 3A]` and `critic` `[N, 13 + 3A + 3F]`.
     """
 
     parameters: ClassVar[tuple[Parameter, ...]] = (
@@ -71,22 +54,27 @@ class Velocity(Legged):
         Parameter("command_standing_share", 0.1, "1", "share of the commands to stand still", 0.0, 1.0),
         Parameter("command_interval_s", 5.0, "s", "a new one comes at random, after this on average", 1e-3),
     )
-    sensor_noise = SensorNoise()
+    sensor_noise = SensorNoise(gravity=0.05, turn_rad_s=0.2, joint_rad=0.01, joint_rad_s=1.5)
+    """As in Isaac Lab and mjlab."""
     max_episode_steps = 1000
 
-    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
-        super().bind(model, device)
-        noise, joints = self.sensor_noise, torch.ones(self._num_joints, device=device)
-        blocks = [(noise.gravity, 3), (noise.turn_rad_s, 3), (0.0, 3)]  # in the order of `observe`
-        base = torch.cat([torch.full((width,), scale, device=device) for scale, width in blocks])
-        pose = (noise.joint_rad * joints, noise.joint_rad_s * joints, 0.0 * joints)
-        self.observation_noise_scale = torch.cat((base, *pose))
+    def _command_terms(self) -> tuple[ObservationTerm, ...]:
+        return (
+            ObservationTerm(
+                "command",
+                3,
+                remembered("command"),
+                "m/s, m/s, rad/s",
+                "command",
+                low=-10.0,
+                high=10.0,
+                commands=("forward_m_s", "sideways_m_s", "turn_rad_s"),
+            ),
+        )
 
-    def interface(self) -> PolicyInterface:
-        return replace(super().interface(), commands=("forward_m_s", "sideways_m_s", "turn_rad_s"))
-
-    def _asked_terms(self) -> tuple[Term, ...]:
-        return (Term("command", 3, "m/s, m/s, rad/s", "command", low=-10.0, high=10.0),)
+    def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
+        air_time = ObservationTerm("air_time", self._num_feet, remembered("air_time_s"), "s")
+        return (*super()._privileged_terms(), air_time)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
@@ -117,12 +105,6 @@ class Velocity(Legged):
             "air_time_s": locomotion.next_air_time(air_time_s, self._foot_contact(state), self.control_dt),
         }
 
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        memory = episode.memory
-        policy = self._proprioception(state, memory["last_action"], memory["command"])
-        privileged = (*self._privileged(state), memory["air_time_s"])
-        return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
-
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         memory, read, value = episode.memory, state.sensordata, episode.parameters
         command, up = memory["command"], read[:, self.sensor["up"]]
@@ -147,7 +129,7 @@ class Velocity(Legged):
             "torque": torque.square().sum(-1),
             "action_rate": (action - memory["last_action"]).square().sum(-1),
             "joint_limits": locomotion.beyond_limits(joints, self._target_low, self._target_high),
-            "air_time": swing / self.control_dt * moving,  # an event, where the others are rates
+            "air_time": swing / self.control_dt * moving,  # earned at one step, the other terms are rates
             "slip": locomotion.slip(foot_velocity, contact),
             "fall": fallen.double(),
         }

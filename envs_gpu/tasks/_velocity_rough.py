@@ -1,7 +1,8 @@
 """Track a commanded velocity on uneven ground that gets harder as the robot gets better.
 
 Letters: N worlds, A actions, F feet, S points of the height scan. The curriculum is that of Rudin et al.
-2022, section 3.2: a world has a kind of tile and a level, and its episodes start in the middle of such one.
+2022, section 3.2: a world has a kind of tile and a level, and its episodes start in the middle of such a
+tile.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter, with_defaults
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.random import Draws
@@ -20,40 +22,38 @@ from envs_gpu.terms.stage import TILES, add_light_and_sky
 from envs_gpu.terrain import KINDS, Terrain
 
 SHADE = (0.7, 0.7, 0.7, 1.0)
-"""Darker than a level floor, or slopes that face the light are plain white."""
+"""Darker than the flat floor, because slopes that face the light would be plain white."""
 
 
 class RoughVelocity(Velocity):
-    """`policy` as in `Velocity`: what the robot can measure, and it does not see the ground.
+    """The policy does not see the ground; `critic` `[N, 13 + 3A + 3F + S]` also has a scan of its height.
 
-    `critic`: as in `Velocity`, with heights above the ground below, then the height of the base above S
-    points around it, within ±1 m.
-
-    A world that gets near the edge of the ground is truncated.
+    Heights are above the ground right below. A world that gets near the edge of the ground is truncated.
     """
 
     terrain = Terrain()
     parameters = (
-        # A slope asks for both.
+        # Walking on a slope takes vertical velocity and tilt.
         *with_defaults(Velocity.parameters, vertical_velocity_weight=-0.5, orientation_weight=-1.0),
-        Parameter("promotion_share", 0.8, "1", "share of the way asked for that leads a level up", low=0.0),
-        Parameter("demotion_share", 0.5, "1", "walking less than this leads a level down", low=0.0),
-        Parameter("edge_margin_m", 1.0, "m", "so near to the edge of the ground an episode is cut", low=0.0),
+        Parameter("promotion_share", 0.8, "1", "share of the commanded way that leads a level up", low=0.0),
+        Parameter("demotion_share", 0.5, "1", "walking less than this share leads a level down", low=0.0),
+        Parameter("edge_margin_m", 1.0, "m", "nearer to the edge of the ground, an episode is cut", low=0.0),
     )
     contacts_per_foot_geom = 4
     num_first_levels = 3
-    """The first episode of a world is at one of the first levels."""
+    """The first episode of a world is at one of this many first levels."""
     start_reach_m = 0.3
     """How far from a tile's middle an episode may start, in x and in y."""
     scan_size_m = (1.0, 0.6)
-    """Of the grid of scanned points, along the base and across."""
+    """Size of the grid of scanned points, along the base and across."""
     scan_points = (11, 7)
 
     def scene(self) -> mujoco.MjSpec:
         """The scene of `Velocity` on uneven ground, under hard feet.
 
-        A height field is a row of prisms, and what sinks into one is pushed sideways by its neighbours' inner
-        walls. A foot of menagerie's Go1 sinks in by 16 mm as it stands, with MuJoCo's own hardness by 1 mm.
+        A height field is a grid of prisms. A foot that sinks into one is pushed sideways by the inner walls
+        of its neighbours. A standing Go1 of menagerie sinks in by 16 mm, with MuJoCo's default hardness by
+        1 mm.
         """
         spec = super().scene()
         blank = mujoco.MjSpec().worldbody.add_geom()
@@ -88,10 +88,9 @@ class RoughVelocity(Velocity):
             "fell": self._fallen(state, episode.parameters),
         }
 
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        observation = super().observe(state, episode)
-        scan = self._height_scan(state.qpos)
-        return observation | {"critic": torch.cat((observation["critic"], scan), -1)}
+    def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
+        scan = ObservationTerm("height_scan", len(self._scan), self._height_scan, "m", clip=1.0)
+        return (*super()._privileged_terms(), scan)
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         outcome = super().outcome(state, episode, action)
@@ -126,15 +125,16 @@ class RoughVelocity(Velocity):
     def _above_ground(self, position: Tensor) -> Tensor:
         return position[..., 2] - self._ground.height_at(position[..., :2])
 
-    def _height_scan(self, qpos: Tensor) -> Tensor:
+    def _height_scan(self, state: PhysicsState, _: Episode) -> Tensor:
         """How far the ground is below the base `[N, S]`, m, at points that turn with its heading."""
+        qpos = state.qpos
         w, x, y, z = qpos[:, 3:7].unbind(-1)
         heading = torch.atan2(2 * (w * z + x * y), 1 - 2 * (y * y + z * z))
         cos, sin = heading.cos()[:, None], heading.sin()[:, None]
         ahead, left = self._scan.unbind(-1)
         points = torch.stack((cos * ahead - sin * left, sin * ahead + cos * left), -1)  # [N, S, 2]
         ground = self._ground.height_at(qpos[:, None, :2] + points)
-        return (qpos[:, 2:3] - ground).clamp(-1.0, 1.0)
+        return qpos[:, 2:3] - ground
 
     def _add_ground(self, spec: mujoco.MjSpec) -> None:
         add_light_and_sky(spec)
@@ -155,16 +155,16 @@ def next_level(
 ) -> Tensor:
     """The level `[N]` after an episode.
 
-    Up for a world that did not fall, walked `far_m` and `promotion_share` of what was asked for; down for one
-    that fell or walked less than `demotion_share` of it. Whoever is through with the last level goes to
-    `after_last`, so that all levels stay in the batch.
+    A world goes a level up if it did not fall, and walked at least `far_m` and `promotion_share` of what was
+    asked for. It goes a level down if it fell or walked less than `demotion_share` of that. A world that
+    completes the last level goes to `after_last`, so that all levels stay in the batch.
 
     Args:
         level: `[N]` int64, from 0.
-        walked_m: `[N]` along the commands' directions.
-        asked_m: `[N]` that the commands' speeds made.
+        walked_m: `[N]` distance along the commands' directions.
+        asked_m: `[N]` distance at the commands' speeds.
         fell: `[N]` bool.
-        far_m: less than it says little.
+        far_m: a shorter distance is too short to judge.
         promotion_share: a number, or `[N]`; 0.8 in the paper.
         demotion_share: a number, or `[N]`; 0.5 in the paper.
         after_last: `[N]` int64.

@@ -9,13 +9,11 @@ left them, which belongs to none of the states that the agent sees. Here they be
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import gymnasium_model
@@ -23,7 +21,8 @@ from envs_gpu.tasks import task
 from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.contact import add_contact_sensor, contact_wrench
 
-CONTACT_FORCE_RANGE = (-1.0, 1.0)
+MAX_CONTACT_FORCE = 1.0
+"""Contact forces (N) and torques (Nm) are clipped to ± this."""
 RESET_NOISE_SCALE = 0.1
 NUM_BODIES = 13
 CONTACTS_PER_BODY = 2  # a capsule touches the floor with its two ends, the torso's sphere once
@@ -31,7 +30,7 @@ CONTACTS_PER_BODY = 2  # a capsule touches the floor with its two ends, the tors
 
 @task("ant")
 class Ant(Task):
-    """Observation `policy` `[N, 105]`: qpos without x and y (13), qvel (14), cfrc_ext of 13 bodies (78)."""
+    """Observation `policy` `[N, 105]`; the contact wrenches are Gymnasium's `cfrc_ext`."""
 
     parameters = (
         Parameter("forward_weight", 1.0, "s/m", "reward for the forward velocity"),
@@ -60,8 +59,7 @@ class Ant(Task):
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
         self._initial_qpos = torch.tensor(model.qpos0, device=device)
-        contacts = [where for name, where in self.sensor.items() if name.startswith("contact_")]
-        self._contacts = slice(contacts[0].start, contacts[-1].stop)  # sensors lie one behind the other
+        self._contacts = self.sensor_block("contact_")
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         return {"x_m": state.qpos[:, 0].clone()}
@@ -69,35 +67,33 @@ class Ant(Task):
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return self.begin(state, episode)
 
-    def interface(self) -> PolicyInterface:
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        wrenches = 6 * NUM_BODIES
         terms = (
-            Term("torso_height", 1, "m"),
-            Term("torso_orientation", 4, low=-2.0, high=2.0),
-            Term("joint_position", 8, "rad"),
-            Term("torso_velocity", 3, "m/s"),
-            Term("torso_turn", 3, "rad/s"),
-            Term("joint_velocity", 8, "rad/s"),
-            Term("contact_wrench", 6 * NUM_BODIES, "Nm, N", clip=CONTACT_FORCE_RANGE[1]),
+            ObservationTerm("torso_height", 1, lambda state, _: state.qpos[:, 2:3], "m"),
+            ObservationTerm("torso_orientation", 4, lambda state, _: state.qpos[:, 3:7], low=-2.0, high=2.0),
+            ObservationTerm("joint_position", 8, lambda state, _: state.qpos[:, 7:], "rad"),
+            ObservationTerm("torso_velocity", 3, lambda state, _: state.qvel[:, :3], "m/s"),
+            ObservationTerm("torso_turn", 3, lambda state, _: state.qvel[:, 3:6], "rad/s"),
+            ObservationTerm("joint_velocity", 8, lambda state, _: state.qvel[:, 6:], "rad/s"),
+            ObservationTerm(
+                "contact_wrench", wrenches, self._observed_wrenches, "Nm, N", clip=MAX_CONTACT_FORCE
+            ),
         )
-        return replace(super().interface(), terms=terms)
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        forces = self._contact_forces(state).flatten(1)
-        # Gymnasium has not computed contact forces yet when it observes a fresh episode.
-        forces = torch.where((episode.step == 0).unsqueeze(-1), torch.zeros_like(forces), forces)
-        return {"policy": torch.cat((state.qpos[:, 2:], state.qvel, forces), dim=-1)}
+        return {"policy": terms}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         forward_velocity = (state.qpos[:, 0] - episode.memory["x_m"]) / self.control_dt
         height = state.qpos[:, 2]
         finite = state.qpos.isfinite().all(-1) & state.qvel.isfinite().all(-1)
         value = episode.parameters
+        wrenches = self._contact_wrenches(state).clamp(-MAX_CONTACT_FORCE, MAX_CONTACT_FORCE)
         healthy = finite & (height >= value["healthy_z_min_m"]) & (height <= value["healthy_z_max_m"])
         reward = {
             "forward": value["forward_weight"] * forward_velocity,
             "healthy": value["healthy_reward"] * healthy,
             "control": -value["control_cost_weight"].to(action.dtype) * action.square().sum(-1),
-            "contact": -value["contact_cost_weight"] * self._contact_forces(state).square().sum((-1, -2)),
+            "contact": -value["contact_cost_weight"] * wrenches.square().sum((-1, -2)),
         }
         return Outcome(reward, ~healthy, {"forward_velocity_m_s": forward_velocity})
 
@@ -106,9 +102,13 @@ class Ant(Task):
         noise = episode.random.uniform("start_position", nq, -RESET_NOISE_SCALE, RESET_NOISE_SCALE)
         return self._initial_qpos + noise, RESET_NOISE_SCALE * episode.random.normal("start_velocity", nv)
 
-    def _contact_forces(self, state: PhysicsState) -> Tensor:
-        """Clipped external wrench on every body about the ant's centre of mass `[N, 13, 6]`."""
+    def _contact_wrenches(self, state: PhysicsState) -> Tensor:
+        """External wrench on every body about the ant's centre of mass `[N, 13, 6]`."""
         com = state.sensordata[:, self.sensor["torso_com"]]
         contacts = contact_wrench(state.sensordata[:, self._contacts], com)
-        bodies = contacts.unflatten(1, (NUM_BODIES, CONTACTS_PER_BODY)).sum(2)
-        return bodies.clamp(*CONTACT_FORCE_RANGE)
+        return contacts.unflatten(1, (NUM_BODIES, CONTACTS_PER_BODY)).sum(2)
+
+    def _observed_wrenches(self, state: PhysicsState, episode: Episode) -> Tensor:
+        """The wrenches `[N, 78]`; zero at an episode's start, where Gymnasium has not computed them yet."""
+        wrenches = self._contact_wrenches(state).flatten(1)
+        return torch.where((episode.step == 0).unsqueeze(-1), torch.zeros_like(wrenches), wrenches)

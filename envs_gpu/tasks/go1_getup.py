@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface
+from envs_gpu.interface import Targets
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
@@ -25,20 +25,15 @@ from envs_gpu.terms import locomotion
 from envs_gpu.terms.pose import quaternion, quaternion_product
 
 NUM_FALLS, SETTLE_S = 128, 1.5
-"""Falls that are simulated once for the lying states, and how long each may take to come to rest."""
+"""How many falls are simulated once to get lying states, and how long each is given to come to rest."""
 
 
 @task("go1_getup")
 class Go1Getup(Legged):
-    """Observation groups, noise-free:
-
-    `policy` `[N, 42]`: projected gravity (3), angular velocity (3), joint positions relative to the default
-    pose (12), joint velocities (12), last action (12).
-    `critic` `[N, 54]`: all of it, then linear velocity (3), base height (1), foot contacts (4), foot heights
-    (4).
+    """Observation groups: `policy` `[N, 42]` and `critic` `[N, 54]`.
 
     Trunk, hips, thighs, calves and feet touch the ground, and pass through each other. Most episodes start
-    from a fall that has come to rest, the others in one. None ends before its time.
+    with the robot lying on the ground, the others with it in the air. No episode is terminated.
     """
 
     robot = get_robot("go1")
@@ -54,7 +49,7 @@ class Go1Getup(Legged):
         *("geom_18", "geom_29", "geom_41", "geom_53"),  # and lower half
     )
     parameters = (
-        Parameter("upright_weight", 2.0, "1/s", "how far it has turned over", low=0.0),
+        Parameter("upright_weight", 2.0, "1/s", "how far it has turned upright", low=0.0),
         Parameter("height_weight", 2.0, "1/s", "how high an upright base is", low=0.0),
         Parameter("pose_weight", 2.0, "1/s", "a high base above the default pose", low=0.0),
         Parameter("still_weight", 0.5, "1/s", "a high base over joints at rest", low=0.0),
@@ -66,12 +61,13 @@ class Go1Getup(Legged):
     )
     lying_share = 0.8
     drop_height_m = 0.5
-    """Of the base; the legs reach 0.45 m."""
+    """Height of the base where an episode starts in the air; the legs reach 0.45 m."""
     standing_share_of_height, standing_feet = 0.7, 3
-    """A robot stands that is upright, so high, and on so many feet; its default pose sags to 0.8 of it."""
+    """A robot stands if it is upright, at this share of its height, on this many feet. In the default pose it
+    sags to a share of 0.8."""
     max_episode_steps = 300
-    # A fallen robot lies on up to a dozen parts, and one of them sets in or lifts off within rounding more
-    # often than feet do: Warp and Newton are 10 times as far as the control group at the 99th percentile.
+    # A fallen robot has up to a dozen contacts, so rounding decides more often than with four feet whether
+    # one begins or ends: Warp and Newton have 10 times the control group's error at the 99th percentile.
     rounding_factor = 2.0
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
@@ -79,15 +75,14 @@ class Go1Getup(Legged):
         self._lying = torch.tensor(lying_states(), device=device)  # [B, nq]
 
     def control(self, action: Tensor) -> Tensor:
-        """Zero is the default pose and ±1 are the joints' limits: legs that push a robot over reach far."""
+        """Zero is the default pose and ±1 are the joints' limits: turning over takes large joint angles."""
         up, down = self._target_high - self._default_pose, self._default_pose - self._target_low
         return self._default_pose + action * torch.where(action > 0, up, down)
 
-    def interface(self) -> PolicyInterface:
-        interface = super().interface()
-        targets = interface.targets
+    def targets(self) -> Targets:
+        targets = super().targets()
         up, down = targets.high - targets.offset, targets.offset - targets.low
-        return replace(interface, targets=replace(targets, scale=up, scale_below=down))
+        return replace(targets, scale=up, scale_below=down)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random = episode.random
@@ -107,18 +102,13 @@ class Go1Getup(Legged):
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return {"last_action": action.clone()}
 
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        policy = self._proprioception(state, episode.memory["last_action"])
-        critic = (*policy, *self._privileged(state))
-        return {"policy": torch.cat(policy, -1), "critic": torch.cat(critic, -1)}
-
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         read = state.sensordata
         up, torque = read[:, self.sensor["up"]][:, 2], read[:, self._torque]
         height = (state.qpos[:, 2] / self.robot.base_height_m).clamp(0.0, 1.0)
         joints, speeds = state.qpos[:, 7:], state.qvel[:, 6:]
         pose_error = (joints - self._default_pose).square().sum(-1)
-        # Each counts as far as the one before is reached: first turn over, then rise, then stand well.
+        # Each is multiplied by the one before: first turn upright, then rise, then take the pose and rest.
         upright = 0.5 + 0.5 * up
         high = upright.square() * height
         terms = {
@@ -138,7 +128,7 @@ class Go1Getup(Legged):
         return Outcome(self.weigh(terms, episode.parameters), torch.zeros_like(is_upright), measures)
 
     def _dropped(self, episode: Episode) -> Tensor:
-        """In the air `[N, nq]`, turned any way, with the joints anywhere."""
+        """Positions in the air `[N, nq]`, with random orientation and joints."""
         random = episode.random
         orientation = random.normal("start_orientation", 4)
         orientation = orientation / orientation.square().sum(-1, keepdim=True).sqrt()
@@ -151,7 +141,7 @@ class Go1Getup(Legged):
 
 @functools.cache
 def lying_states() -> NDArray[np.float64]:
-    """`[B, nq]` robots that fell with stiff legs and do not stand, at rest, in the middle of the floor."""
+    """`[B, nq]` positions of robots that fell with stiff legs, came to rest and do not stand; x, y are 0."""
     settling = Go1Getup()
     model = settling.scene().compile()
     data, random = mujoco.MjData(model), np.random.default_rng(0)

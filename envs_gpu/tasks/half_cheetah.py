@@ -10,7 +10,7 @@ from envs_gpu.tasks._planar_runner import PlanarRunner
 
 @task("half_cheetah")
 class HalfCheetah(PlanarRunner):
-    """Observation `policy` `[N, 17]`: qpos without x (8), qvel (9). It never terminates."""
+    """Observation `policy` `[N, 17]`. It never terminates."""
 
     model_name = "half_cheetah"
     substeps = 5

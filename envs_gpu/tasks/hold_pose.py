@@ -1,7 +1,7 @@
 """Reach and hold a pose, for any robot: `env.model` names its MJCF file.
 
 The pose is the file's first keyframe, or its reference configuration where it has none; the actuators are the
-file's own. A first task for a robot of one's own, and a first check of its model.
+file's own. It is a first task for a new robot, and a first check of its model.
 
 Letters: N worlds, nq positions, nv velocities, A actuators.
 """
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Targets, Term
+from envs_gpu.interface import Targets
 from envs_gpu.models import load_model
+from envs_gpu.observation import ObservationTerm, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
@@ -28,12 +29,12 @@ CONTROL_DT_S = 0.02
 NOISE = 0.1
 """Half the width of the uniform noise on the start: rad, m, rad/s and m/s."""
 LIFT_M = 0.02
-"""A floating base starts up to so much higher, and never lower: that would put its feet into the ground."""
+"""A floating base starts up to this much higher, and never lower, where its feet would be in the ground."""
 
 
 @task("hold_pose")
 class HoldPose(Task):
-    """Observation `policy` `[N, nq + nv + A + nq]`: positions, velocities, last action, the pose to hold.
+    """Observation `policy` `[N, nq + nv + A + nq]`.
 
     An action of zero is the keyframe's control, ±1 are the actuator's limits.
 
@@ -49,7 +50,7 @@ class HoldPose(Task):
         Parameter("control_weight", -0.01, "1", "for the mean squared action", high=0.0),
         Parameter("upright_weight", 0.5, "1", "for the cosine of a floating base's tilt", low=0.0),
         Parameter("upright_cosine_min", 0.5, "1", "a base that is tilted further has fallen", -1.0, 1.0),
-        Parameter("height_share_min", 0.5, "1", "so has one below this share of its height", 0.0, 1.0),
+        Parameter("height_share_min", 0.5, "1", "a base below this share of its height, too", 0.0, 1.0),
     )
     takes_model = True
     max_episode_steps = 500
@@ -59,7 +60,7 @@ class HoldPose(Task):
 
     def scene(self) -> mujoco.MjSpec:
         spec = load_model(self.source)
-        for sensor in spec.sensors:  # nothing reads them, and they cost time
+        for sensor in spec.sensors:  # nothing reads them, and they take time
             spec.delete(sensor)
         floats = any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in spec.joints)
         ground = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
@@ -88,18 +89,27 @@ class HoldPose(Task):
         reach = torch.where(action > 0, self._high - self._hold, self._hold - self._low)
         return self._hold + action * reach
 
-    def interface(self) -> PolicyInterface:
+    def targets(self) -> Targets:
         hold, low, high = self._hold.cpu(), self._low.cpu(), self._high.cpu()
-        num_positions = self._target.shape[-1]
+        return Targets(hold, high - hold, low, high, scale_below=hold - low)
+
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        num_positions, num_velocities = self._target.shape[-1], self._pose.num_velocities
+        unit = "rad, or m on slides and of a floating base"
         terms = (
-            Term("positions", num_positions, "rad, or m on slides and of a floating base"),
-            Term("velocities", self._pose.num_velocities, "rad/s, or m/s"),
-            Term("last_action", len(hold), kind="last_action"),
-            Term("held_pose", num_positions, "as the positions", "command"),
+            ObservationTerm("positions", num_positions, lambda state, _: state.qpos, unit),
+            ObservationTerm("velocities", num_velocities, lambda state, _: state.qvel, "rad/s, or m/s"),
+            last_action_term(len(self.action_low)),
+            ObservationTerm(
+                "held_pose",
+                num_positions,
+                lambda state, _: self._target.to(state.qpos.dtype).expand_as(state.qpos),
+                "as the positions",
+                "command",
+                commands=tuple(f"held_position_{i}" for i in range(num_positions)),
+            ),
         )
-        targets = Targets(hold, high - hold, low, high, scale_below=hold - low)
-        commands = tuple(f"held_position_{i}" for i in range(num_positions))
-        return PolicyInterface(targets, self.servos, terms, commands)
+        return {"policy": terms}
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         unit = episode.random.uniform("start_position", self._pose.num_velocities)
@@ -116,10 +126,6 @@ class HoldPose(Task):
 
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return {"last_action": action.clone()}
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        target = self._target.to(state.qpos.dtype).expand_as(state.qpos)
-        return {"policy": torch.cat((state.qpos, state.qvel, episode.memory["last_action"], target), -1)}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         target = self._target.to(state.qpos.dtype).expand_as(state.qpos)
@@ -139,7 +145,7 @@ class HoldPose(Task):
         return Outcome(reward, fallen, {"pose_error": error.square().mean(-1).sqrt()})
 
     def _uprightness(self, qpos: Tensor) -> Tensor:
-        """Cosine of the angle between where up is for the base and where it is in the pose to hold; `[N]`."""
+        """Cosine of the angle between the base's up axis and that axis in the pose to hold; `[N]`."""
         assert self._base is not None
         turn = slice(self._base + 3, self._base + 7)
         return (up_axis(qpos[:, turn]) * up_axis(self._target[:, turn].to(qpos.dtype))).sum(-1)
@@ -166,7 +172,7 @@ def _position_limits(model: mujoco.MjModel) -> np.ndarray:
 
 
 def _noise(model: mujoco.MjModel, base: int | None) -> np.ndarray:
-    """Bounds of the noise on the start `[2, nv]`; zero for what floats and is no robot."""
+    """Bounds of the noise on the start `[2, nv]`; zero for free bodies other than the robot."""
     noise = np.tile([[-NOISE], [NOISE]], (1, model.nv))
     for joint in np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE):
         first = model.jnt_dofadr[joint]

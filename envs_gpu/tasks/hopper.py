@@ -17,7 +17,7 @@ from envs_gpu.tasks._planar_runner import HEALTHY_REWARD, PlanarRunner
 
 @task("hopper")
 class Hopper(PlanarRunner):
-    """Observation `policy` `[N, 11]`: qpos without x (5), qvel (6)."""
+    """Observation `policy` `[N, 11]`."""
 
     unsupported: ClassVar = {
         "newton": "Newton's importer puts the root hinge 1.25 m below where the scene has it"

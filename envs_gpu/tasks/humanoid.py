@@ -11,13 +11,12 @@ anything, not with the floor alone.
 from __future__ import annotations
 
 import itertools
-from dataclasses import replace
 
 import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
@@ -37,13 +36,12 @@ _FRAME = {
     "linear": (_SENSOR.mjSENS_FRAMELINVEL, 3),
     "angular": (_SENSOR.mjSENS_FRAMEANGVEL, 3),
 }
-"""What is read of every body's inertial frame, and how wide it is."""
+"""What is read of every body's inertial frame: name -> sensor and width."""
 
 
 @task("humanoid")
 class Humanoid(GymnasiumTask):
-    """Observation `policy` `[N, 348]`: qpos without x and y (22), qvel (23), and of 13 bodies cinert (130),
-    cvel (78) and, after the joints' motor torques (17), cfrc_ext (78)."""
+    """Observation `policy` `[N, 348]`."""
 
     parameters = (
         Parameter("forward_weight", 1.25, "s/m", "reward for the centre of mass's forward velocity"),
@@ -79,7 +77,7 @@ class Humanoid(GymnasiumTask):
         self._principal = torch.tensor(model.body_inertia[1:], device=device)  # [B, 3]
         self._frames = {what: self.sensor_block(f"{what}_") for what in _FRAME}
         self._torques, self._contacts = self.sensor_block("torque_"), self.sensor_block("contact_")
-        # A body's geoms, and so its contacts, lie one behind the other.
+        # A body's geoms are consecutive, so its contacts are, too.
         self._contacts_of_body = (CONTACTS_PER_GEOM * model.body_geomnum[1:]).tolist()
 
     def begin(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
@@ -88,39 +86,27 @@ class Humanoid(GymnasiumTask):
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return self.begin(state, episode)
 
-    def interface(self) -> PolicyInterface:
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        torques = self._torques
         terms = (
-            Term("torso_height", 1, "m"),
-            Term("torso_orientation", 4, low=-2.0, high=2.0),
-            Term("joint_position", 17, "rad"),
-            Term("torso_velocity", 3, "m/s"),
-            Term("torso_turn", 3, "rad/s"),
-            Term("joint_velocity", 17, "rad/s"),
-            Term("inertia", 130, "kg m², kg m, kg"),
-            Term("body_velocity", 78, "rad/s, m/s"),
-            Term("joint_torque", 17, "Nm"),
-            Term("contact_wrench", 78, "Nm, N"),
+            ObservationTerm("torso_height", 1, lambda state, _: state.qpos[:, 2:3], "m"),
+            ObservationTerm("torso_orientation", 4, lambda state, _: state.qpos[:, 3:7], low=-2.0, high=2.0),
+            ObservationTerm("joint_position", 17, lambda state, _: state.qpos[:, 7:], "rad"),
+            ObservationTerm("torso_velocity", 3, lambda state, _: state.qvel[:, :3], "m/s"),
+            ObservationTerm("torso_turn", 3, lambda state, _: state.qvel[:, 3:6], "rad/s"),
+            ObservationTerm("joint_velocity", 17, lambda state, _: state.qvel[:, 6:], "rad/s"),
+            ObservationTerm("inertia", 130, self._body_inertias, "kg m², kg m, kg"),
+            ObservationTerm("body_velocity", 78, self._body_velocities, "rad/s, m/s"),
+            ObservationTerm("joint_torque", 17, lambda state, _: state.sensordata[:, torques], "Nm"),
+            ObservationTerm("contact_wrench", 78, self._observed_wrenches, "Nm, N"),
         )
-        return replace(super().interface(), terms=terms)
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        com, body = self._com(state), self._body_frames(state)
-        position, orientation = body["position"], body["orientation"]
-        mass, principal = self._mass.to(com.dtype), self._principal.to(com.dtype)
-        inertia = inertia_about(com, mass, principal, position, orientation)
-        velocity = velocity_about(com, body["linear"], body["angular"], position)
-        torques = state.sensordata[:, self._torques]
-        forces = self._contact_forces(state).flatten(1)
-        # Gymnasium has not computed contact forces yet when it observes a fresh episode.
-        forces = torch.where((episode.step == 0).unsqueeze(-1), torch.zeros_like(forces), forces)
-        parts = (state.qpos[:, 2:], state.qvel, inertia.flatten(1), velocity.flatten(1), torques, forces)
-        return {"policy": torch.cat(parts, dim=-1)}
+        return {"policy": terms}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         forward_velocity = (self._com(state)[:, 0] - episode.memory["com_x_m"]) / self.control_dt
         value = episode.parameters
         healthy = strictly_between(state.qpos[:, 2], value["healthy_z_min_m"], value["healthy_z_max_m"])
-        contact_cost = value["contact_cost_weight"] * self._contact_forces(state).square().sum((-1, -2))
+        contact_cost = value["contact_cost_weight"] * self._contact_wrenches(state).square().sum((-1, -2))
         reward = {
             "forward": value["forward_weight"] * forward_velocity,
             "healthy": value["healthy_reward"] * healthy,
@@ -140,7 +126,23 @@ class Humanoid(GymnasiumTask):
             for what, where in self._frames.items()
         }
 
-    def _contact_forces(self, state: PhysicsState) -> Tensor:
+    def _body_inertias(self, state: PhysicsState, _: Episode) -> Tensor:
+        """Inertia of every body about the centre of mass `[N, 10 B]`, Gymnasium's `cinert`."""
+        com, body = self._com(state), self._body_frames(state)
+        mass, principal = self._mass.to(com.dtype), self._principal.to(com.dtype)
+        return inertia_about(com, mass, principal, body["position"], body["orientation"]).flatten(1)
+
+    def _body_velocities(self, state: PhysicsState, _: Episode) -> Tensor:
+        """Velocity of every body about the centre of mass `[N, 6 B]`, Gymnasium's `cvel`."""
+        com, body = self._com(state), self._body_frames(state)
+        return velocity_about(com, body["linear"], body["angular"], body["position"]).flatten(1)
+
+    def _observed_wrenches(self, state: PhysicsState, episode: Episode) -> Tensor:
+        """The wrenches `[N, 6 B]`; zero at an episode's start, where Gymnasium has not computed them yet."""
+        wrenches = self._contact_wrenches(state).flatten(1)
+        return torch.where((episode.step == 0).unsqueeze(-1), torch.zeros_like(wrenches), wrenches)
+
+    def _contact_wrenches(self, state: PhysicsState) -> Tensor:
         """Contact wrench on every body about the centre of mass `[N, B, 6]`."""
         contacts = contact_wrench(state.sensordata[:, self._contacts], self._com(state))
         return torch.stack([part.sum(1) for part in contacts.split(self._contacts_of_body, 1)], 1)

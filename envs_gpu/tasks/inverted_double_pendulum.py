@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import mujoco
-import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
@@ -21,7 +19,7 @@ OBSERVED_LIMIT = 10.0  # of velocities (m/s, rad/s) and force (N)
 
 @task("inverted_double_pendulum")
 class InvertedDoublePendulum(GymnasiumTask):
-    """Observation `policy` `[N, 9]`: cart x, sin and cos of both angles, qvel (3), the rail's end's force."""
+    """Observation `policy` `[N, 9]`."""
 
     parameters = (
         Parameter("alive_reward", 10.0, "1", "reward for a step in which the tip is up", low=0.0),
@@ -55,23 +53,16 @@ class InvertedDoublePendulum(GymnasiumTask):
         )
         return spec
 
-    def interface(self) -> PolicyInterface:
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        limit, rates = OBSERVED_LIMIT, "m/s, rad/s, rad/s"
         terms = (
-            Term("cart_position", 1, "m"),
-            Term("pole_sines", 2, low=-1.1, high=1.1),
-            Term("pole_cosines", 2, low=-1.1, high=1.1),
-            Term("velocity", 3, "m/s, rad/s, rad/s", clip=OBSERVED_LIMIT),
-            Term("rail_end_force", 1, "N", clip=OBSERVED_LIMIT),
+            ObservationTerm("cart_position", 1, lambda state, _: state.qpos[:, :1], "m"),
+            ObservationTerm("pole_sines", 2, lambda state, _: state.qpos[:, 1:].sin(), low=-1.1, high=1.1),
+            ObservationTerm("pole_cosines", 2, lambda state, _: state.qpos[:, 1:].cos(), low=-1.1, high=1.1),
+            ObservationTerm("velocity", 3, lambda state, _: state.qvel, rates, clip=limit),
+            ObservationTerm("rail_end_force", 1, self._rail_end_force, "N", clip=limit),
         )
-        return replace(super().interface(), terms=terms)
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        angles = state.qpos[:, 1:]
-        # The sensor gives the force's size; it always points to the middle of the rail.
-        force = -state.qpos[:, :1].sign() * state.sensordata[:, self.sensor["rail_end"]]
-        velocity, force = (value.clamp(-OBSERVED_LIMIT, OBSERVED_LIMIT) for value in (state.qvel, force))
-        parts = (state.qpos[:, :1], angles.sin(), angles.cos(), velocity, force)
-        return {"policy": torch.cat(parts, dim=-1)}
+        return {"policy": terms}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         tip = state.sensordata[:, self.sensor["tip"]]
@@ -88,3 +79,7 @@ class InvertedDoublePendulum(GymnasiumTask):
             "velocity": -(lower + upper),
         }
         return Outcome(reward, fallen, {"tip_height_m": height})
+
+    def _rail_end_force(self, state: PhysicsState, _: Episode) -> Tensor:
+        """Force of the rail's end on the cart `[N, 1]`, N: its size is sensed, its direction is inwards."""
+        return -state.qpos[:, :1].sign() * state.sensordata[:, self.sensor["rail_end"]]

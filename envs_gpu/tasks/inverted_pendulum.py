@@ -6,12 +6,9 @@ Control Problems".
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
@@ -21,7 +18,7 @@ from envs_gpu.tasks.base import Episode, Outcome
 
 @task("inverted_pendulum")
 class InvertedPendulum(GymnasiumTask):
-    """Observation `policy` `[N, 4]`: qpos (cart x, pole angle), qvel."""
+    """Observation `policy` `[N, 4]`."""
 
     parameters = (
         Parameter("alive_reward", 1.0, "1", "reward for a step upright", low=0.0),
@@ -31,17 +28,14 @@ class InvertedPendulum(GymnasiumTask):
     substeps = 2
     reset_noise_scale = 0.01
 
-    def interface(self) -> PolicyInterface:
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
         terms = (
-            Term("cart_position", 1, "m"),
-            Term("pole_angle", 1, "rad"),
-            Term("cart_velocity", 1, "m/s"),
-            Term("pole_velocity", 1, "rad/s"),
+            ObservationTerm("cart_position", 1, lambda state, _: state.qpos[:, :1], "m"),
+            ObservationTerm("pole_angle", 1, lambda state, _: state.qpos[:, 1:], "rad"),
+            ObservationTerm("cart_velocity", 1, lambda state, _: state.qvel[:, :1], "m/s"),
+            ObservationTerm("pole_velocity", 1, lambda state, _: state.qvel[:, 1:], "rad/s"),
         )
-        return replace(super().interface(), terms=terms)
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        return {"policy": torch.cat((state.qpos, state.qvel), dim=-1)}
+        return {"policy": terms}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         # Written so that a NaN angle counts as fallen.

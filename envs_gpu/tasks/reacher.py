@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
@@ -23,7 +22,7 @@ TARGET_RADIUS_M = 0.2
 
 @task("reacher")
 class Reacher(GymnasiumTask):
-    """Observation `policy` `[N, 10]`: cos, sin of both joints, target, joint velocities, tip from target."""
+    """Observation `policy` `[N, 10]`."""
 
     parameters = (
         Parameter("distance_weight", 1.0, "1/m", "cost of the tip's distance from the target", low=0.0),
@@ -44,21 +43,16 @@ class Reacher(GymnasiumTask):
             )
         return spec
 
-    def interface(self) -> PolicyInterface:
+    def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
+        target = ("target_x_m", "target_y_m")
         terms = (
-            Term("joint_cosines", 2, low=-1.1, high=1.1),
-            Term("joint_sines", 2, low=-1.1, high=1.1),
-            Term("target", 2, "m", "command"),
-            Term("joint_velocity", 2, "rad/s"),
-            Term("target_to_tip", 2, "m"),
+            ObservationTerm("joint_cosines", 2, lambda state, _: state.qpos[:, :2].cos(), low=-1.1, high=1.1),
+            ObservationTerm("joint_sines", 2, lambda state, _: state.qpos[:, :2].sin(), low=-1.1, high=1.1),
+            ObservationTerm("target", 2, lambda state, _: state.qpos[:, 2:], "m", "command", commands=target),
+            ObservationTerm("joint_velocity", 2, lambda state, _: state.qvel[:, :2], "rad/s"),
+            ObservationTerm("target_to_tip", 2, lambda state, _: self._tip_from_target(state)[:, :2], "m"),
         )
-        return replace(super().interface(), terms=terms, commands=("target_x_m", "target_y_m"))
-
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        angle, target = state.qpos.split(2, dim=-1)
-        to_target = self._tip_from_target(state)[:, :2]
-        parts = (angle.cos(), angle.sin(), target, state.qvel[:, :2], to_target)
-        return {"policy": torch.cat(parts, dim=-1)}
+        return {"policy": terms}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         distance = torch.linalg.vector_norm(self._tip_from_target(state), dim=-1)
@@ -78,4 +72,5 @@ class Reacher(GymnasiumTask):
         return qpos, torch.cat((velocity, torch.zeros_like(velocity)), dim=-1)
 
     def _tip_from_target(self, state: PhysicsState) -> Tensor:
+        """The way from the target to the fingertip `[N, 3]`, m."""
         return state.sensordata[:, self.sensor["fingertip"]] - state.sensordata[:, self.sensor["target"]]

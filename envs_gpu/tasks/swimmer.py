@@ -10,7 +10,7 @@ from envs_gpu.tasks._planar_runner import PlanarRunner
 
 @task("swimmer")
 class Swimmer(PlanarRunner):
-    """Observation `policy` `[N, 8]`: qpos without x and y (3), qvel (5). It never terminates."""
+    """Observation `policy` `[N, 8]`. It never terminates."""
 
     model_name = "swimmer"
     unobserved_positions = 2

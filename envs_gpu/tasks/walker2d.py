@@ -17,7 +17,7 @@ from envs_gpu.tasks._planar_runner import HEALTHY_REWARD, PlanarRunner
 
 @task("walker2d")
 class Walker2d(PlanarRunner):
-    """Observation `policy` `[N, 17]`: qpos without x (8), qvel (9)."""
+    """Observation `policy` `[N, 17]`."""
 
     unsupported: ClassVar = {
         "newton": "Newton's importer puts the root hinge 1.25 m below where the scene has it"

@@ -8,7 +8,7 @@ import mujoco
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm, remembered
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
@@ -23,28 +23,24 @@ Box = tuple[tuple[float, float], ...]
 
 @dataclass(frozen=True)
 class Cube:
-    """What is grasped, and where it is put."""
+    """The cube that is grasped, and where it starts."""
 
     half_size_m: float = 0.02
     mass_kg: float = 0.06
     sinks_in_m: float = 1e-4
-    """How deep it lies in the table, whose contact is soft. Placed above, at a distance of zero, whether it
-    touches would be decided by the last bit."""
+    """How deep it starts in the table, whose contact is soft. At a depth of zero, rounding would decide
+    whether they touch."""
     start_m: Box = ((0.27, 0.39), (-0.1, 0.1))
-    """Ranges of x and y that it starts in, turned at random."""
+    """Ranges of x and y in which it starts, with a random yaw."""
     table_m: Box = ((0.1, 0.6), (-0.35, 0.35))
-    """Ranges of x and y beyond which it is off the table."""
+    """Ranges of x and y; beyond them the cube is off the table."""
 
 
 @task("yam_lift")
 class YamLift(Arm):
-    """Observation groups, noise-free:
+    """Observation groups: `policy` `[N, 41]` and `critic` `[N, 52]`. Positions are in the base's frame.
 
-    `policy` `[N, 41]`: joint positions relative to the default pose (8), joint velocities (8), the cube's
-    position in the base's frame (3), its x and y axes there (6), the way from the tool to the cube (3), goal
-    (3), the way from the cube to the goal (3), last action (7), whose seventh moves both fingers.
-    `critic` `[N, 52]`: all of it, then the cube's velocity (3) and angular velocity (3), the tool's velocity
-    (3), and the force of each finger on the cube in 10 N (2).
+    The seventh action moves both fingers.
     """
 
     # The tool above the table, looking down.
@@ -106,7 +102,7 @@ class YamLift(Arm):
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
-        # A little wider than the cube's diagonal: noise alone closes it, and opens it.
+        # A little wider than the cube's diagonal, so that exploration noise alone grasps and releases it.
         self._neutral_target[-1] = 0.75 * self._target_high[-1]
         self._action_scale[-1] = self._target_high[-1]
         self._finger_pads = [self.sensor_block(f"contact_{body}") for body in pad_names()]
@@ -115,16 +111,26 @@ class YamLift(Arm):
             for box in (self.cube.start_m, self.cube.table_m)
         )
 
-    def interface(self) -> PolicyInterface:
-        return replace(super().interface(), commands=("goal_x_m", "goal_y_m", "goal_z_m"))
-
-    def _seen_terms(self) -> tuple[Term, ...]:
+    def _scene_terms(self) -> tuple[ObservationTerm, ...]:
+        goal = remembered("goal")
+        names = ("goal_x_m", "goal_y_m", "goal_z_m")
         return (
-            Term("cube_position", 3, "m"),
-            Term("cube_axes", 6, low=-1.1, high=1.1),
-            Term("tool_to_cube", 3, "m"),
-            Term("goal", 3, "m", "command", low=-2.0, high=2.0),
-            Term("cube_to_goal", 3, "m"),
+            ObservationTerm("cube_position", 3, lambda state, _: self._cube(state), "m"),
+            ObservationTerm("cube_axes", 6, self._cube_axes, low=-1.1, high=1.1),
+            ObservationTerm("tool_to_cube", 3, self._tool_to_cube, "m"),
+            ObservationTerm("goal", 3, goal, "m", "command", low=-2.0, high=2.0, commands=names),
+            ObservationTerm(
+                "cube_to_goal", 3, lambda state, episode: goal(state, episode) - self._cube(state), "m"
+            ),
+        )
+
+    def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
+        first = self._num_joints
+        return (
+            ObservationTerm("cube_velocity", 3, lambda state, _: state.qvel[:, first : first + 3], "m/s"),
+            ObservationTerm("cube_turn", 3, lambda state, _: state.qvel[:, first + 3 :], "rad/s"),
+            ObservationTerm("tool_velocity", 3, self.sensor_reading("tool_velocity"), "m/s"),
+            ObservationTerm("finger_force", 2, self._normal_forces, "10 N"),
         )
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
@@ -132,7 +138,7 @@ class YamLift(Arm):
         unit = random.uniform("start_joints", len(self.action_low) - 1, -noise, noise)
         joints = self._default_qpos.expand(len(unit), -1).clone()
         joints[:, : unit.shape[-1]] += unit
-        # A quarter turn more is the same cube.
+        # Yaw within ±45°: after a quarter turn the cube is the same.
         half_yaw = random.uniform("cube_yaw", 1, -torch.pi / 8, torch.pi / 8)
         zero = torch.zeros_like(half_yaw)
         place = _uniform(random.uniform("cube_place", 2), *self._start_m)
@@ -151,29 +157,8 @@ class YamLift(Arm):
     def remember(self, state: PhysicsState, episode: Episode, action: Tensor) -> dict[str, Tensor]:
         return {"goal": episode.memory["goal"].clone(), "last_action": action.clone()}
 
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        goal, first = episode.memory["goal"], self._num_joints
-        cube = state.qpos[:, first : first + 3]
-        policy = (
-            *self.joints(state),
-            cube,
-            rotation_columns(state.qpos[:, first + 3 :]),
-            cube - self.read(state, "tool_position"),
-            goal,
-            goal - cube,
-            episode.memory["last_action"],
-        )
-        forces = [normal_force(finger) for finger in self._finger_forces(state)]
-        privileged = (
-            state.qvel[:, first:],
-            self.read(state, "tool_velocity"),
-            0.1 * torch.stack(forces, -1),
-        )
-        return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
-
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
-        goal, first = episode.memory["goal"], self._num_joints
-        cube = state.qpos[:, first : first + 3]
+        goal, cube = episode.memory["goal"], self._cube(state)
         goal_distance_m = distance(cube, goal)
         height_m = cube[:, 2] - self.cube.half_size_m
         value = episode.parameters
@@ -198,8 +183,24 @@ class YamLift(Arm):
         }
         return Outcome(reward, lost, measures)
 
+    def _cube(self, state: PhysicsState) -> Tensor:
+        """The cube's position `[N, 3]`, m."""
+        return state.qpos[:, self._num_joints : self._num_joints + 3]
+
+    def _cube_axes(self, state: PhysicsState, _: Episode) -> Tensor:
+        """The cube's x and y axes `[N, 6]`."""
+        return rotation_columns(state.qpos[:, self._num_joints + 3 :])
+
+    def _tool_to_cube(self, state: PhysicsState, _: Episode) -> Tensor:
+        """The way from the tool to the cube `[N, 3]`, m."""
+        return self._cube(state) - self.read(state, "tool_position")
+
+    def _normal_forces(self, state: PhysicsState, _: Episode) -> Tensor:
+        """Force of each finger on the cube `[N, 2]`, in 10 N."""
+        return 0.1 * torch.stack([normal_force(finger) for finger in self._finger_forces(state)], -1)
+
     def _finger_forces(self, state: PhysicsState) -> list[Tensor]:
-        """What the sensors of the left and of the right finger's pads read."""
+        """Readings of the contact sensors of the left and of the right finger."""
         return [state.sensordata[:, pads] for pads in self._finger_pads]
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import mujoco
 import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu.interface import PolicyInterface, Term
+from envs_gpu.observation import ObservationTerm, remembered
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import get_robot
@@ -20,31 +20,27 @@ from envs_gpu.terms.manipulation import closeness, distance
 
 
 @dataclass(frozen=True)
-class Targets:
-    """Where the tool is asked to be: where some posture puts it."""
+class Postures:
+    """Random postures of the arm; targets are where they put the tool."""
 
     joint_offset_rad: float = 0.9
-    """Postures are drawn within ± this around the default pose, so that actions reach them."""
+    """Joints are drawn within ± this around the default pose, so that actions reach the posture."""
     lowest_m: float = 0.08
+    """Height of the lowest target."""
     nearest_m: float = 0.18
-    """From the base's vertical axis: nearer, the gripper would meet the arm."""
-    num_postures: int = 4096
+    """Smallest distance of a target from the base's vertical axis; nearer, the gripper would meet the arm."""
+    count: int = 4096
 
 
 @task("yam_reach")
 class YamReach(Arm):
-    """Observation groups, noise-free:
-
-    `policy` `[N, 21]`: joint positions relative to the default pose (6), joint velocities (6), target in the
-    base's frame (3), last action (6).
-    `critic` `[N, 30]`: all of it, then the tool's position (3), its velocity (3), and the way from it to the
-    target (3).
+    """Observation groups: `policy` `[N, 21]` and `critic` `[N, 30]`. Positions are in the base's frame.
 
     The gripper is shut and stays so.
     """
 
     robot = get_robot("yam")
-    targets = Targets()
+    postures = Postures()
     parameters = (
         *Arm.parameters,
         Parameter("near_weight", 1.0, "1/s", "the tool is near the target", low=0.0),
@@ -57,9 +53,9 @@ class YamReach(Arm):
         Parameter("target_interval_s", 3.0, "s", "a new one comes at random, after this on average", 1e-3),
     )
     max_episode_steps = 500
-    # Taken about the arm's centre of mass, as MuJoCo does, the wrist's 0.0027 kg m² have six digits in
-    # float32, and its motor accelerates them by 3800 rad/s². C MuJoCo with inertias a millionth off is 1.2
-    # times as far from itself as is allowed without this, and Warp 1.3 times.
+    # MuJoCo takes inertias about the arm's centre of mass, where float32 keeps six digits of the wrist's
+    # 0.0027 kg m², and the wrist's motor accelerates it by 3800 rad/s². Without this factor, C MuJoCo with
+    # relative errors of 1e-6 in the inertias would have 1.2 times the allowed error; Warp has 1.3 times.
     rounding_factor = 2.0
 
     def _furnish(self, spec: mujoco.MjSpec) -> None:
@@ -72,15 +68,24 @@ class YamReach(Arm):
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
         super().bind(model, device)
         tool = reachable_positions(
-            model, self.robot.end_effectors[0], self._default_qpos.cpu().numpy(), self.targets
+            model, self.robot.end_effectors[0], self._default_qpos.cpu().numpy(), self.postures
         )
         self._reachable_m = torch.tensor(tool, dtype=torch.float32, device=device)
 
-    def interface(self) -> PolicyInterface:
-        return replace(super().interface(), commands=("target_x_m", "target_y_m", "target_z_m"))
+    def _scene_terms(self) -> tuple[ObservationTerm, ...]:
+        names = ("target_x_m", "target_y_m", "target_z_m")
+        return (
+            ObservationTerm(
+                "target", 3, remembered("target"), "m", "command", low=-2.0, high=2.0, commands=names
+            ),
+        )
 
-    def _seen_terms(self) -> tuple[Term, ...]:
-        return (Term("target", 3, "m", "command", low=-2.0, high=2.0),)
+    def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
+        return (
+            ObservationTerm("tool_position", 3, self.sensor_reading("tool_position"), "m"),
+            ObservationTerm("tool_velocity", 3, self.sensor_reading("tool_velocity"), "m/s"),
+            ObservationTerm("tool_to_target", 3, self._tool_to_target, "m"),
+        )
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.initial_noise_rad
@@ -98,12 +103,6 @@ class YamReach(Arm):
         target = torch.where(change, self._draw_target(episode), episode.memory["target"])
         return {"target": target, "last_action": action.clone()}
 
-    def observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
-        target, tool = episode.memory["target"], self.read(state, "tool_position")
-        policy = (*self.joints(state), target, episode.memory["last_action"])
-        privileged = (tool, self.read(state, "tool_velocity"), target - tool)
-        return {"policy": torch.cat(policy, -1), "critic": torch.cat((*policy, *privileged), -1)}
-
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         distance_m = distance(self.read(state, "tool_position"), episode.memory["target"])
         terms = {
@@ -115,6 +114,10 @@ class YamReach(Arm):
         measures = {"distance_m": distance_m, "reached": distance_m < episode.parameters["reached_m"]}
         return Outcome(self.weigh(terms, episode.parameters), never, measures)
 
+    def _tool_to_target(self, state: PhysicsState, episode: Episode) -> Tensor:
+        """The way from the tool to the target `[N, 3]`, m."""
+        return episode.memory["target"] - self.read(state, "tool_position")
+
     def _draw_target(self, episode: Episode) -> Tensor:
         """One of the reachable positions `[N, 3]`."""
         number = (episode.random.uniform("target", 1) * len(self._reachable_m)).long().squeeze(-1)
@@ -122,13 +125,13 @@ class YamReach(Arm):
 
 
 def reachable_positions(
-    model: mujoco.MjModel, site: str, default_qpos: np.ndarray, targets: Targets
+    model: mujoco.MjModel, site: str, default_qpos: np.ndarray, postures: Postures
 ) -> np.ndarray:
     """Where forward kinematics puts a site in random postures, always the same ones; `[K, 3]`, m."""
     low, high = model.jnt_range.T
-    offset = targets.joint_offset_rad
+    offset = postures.joint_offset_rad
     rng, data = np.random.default_rng(0), mujoco.MjData(model)
-    positions = np.empty((targets.num_postures, 3))
+    positions = np.empty((postures.count, 3))
     for row in positions:
         while True:
             data.qpos[:] = rng.uniform(
@@ -136,6 +139,6 @@ def reachable_positions(
             )
             mujoco.mj_kinematics(model, data)
             row[:] = data.site(site).xpos
-            if row[2] > targets.lowest_m and np.hypot(row[0], row[1]) > targets.nearest_m:
+            if row[2] > postures.lowest_m and np.hypot(row[0], row[1]) > postures.nearest_m:
                 break
     return positions

@@ -121,7 +121,7 @@ def test_a_motor_has_no_gains():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda task: setattr(task, "control", lambda action: 0.5 * action), "override interface"),
+        (lambda task: setattr(task, "control", lambda action: 0.5 * action), "override targets"),
         (
             lambda task: setattr(
                 task, "interface", lambda: replace(Ant.interface(task), terms=(Term("all", 7),))

@@ -15,6 +15,7 @@ import torch
 from envs_gpu.errors import EnvError, ModelChoiceError, ModelError
 from envs_gpu.make import make_env
 from envs_gpu.models import compile_model, load_model
+from envs_gpu.observation import ObservationTerm
 from envs_gpu.robots import ROBOTS, gymnasium_model, robot_model
 from envs_gpu.tasks import hold_pose
 from envs_gpu.tasks.cartpole_balance import CartpoleBalance
@@ -223,9 +224,13 @@ class Misnames(CartpoleBalance):
         if self.where == "bind":
             model.body("poll")
 
-    def observe(self, state, episode):
-        place = state.sensordata[:, self.sensor["plays" if self.where == "observe" else "place"]]
-        return {"policy": place}
+    def observation(self):
+        place = self.sensor_reading("plays" if self.where == "observation" else "place")
+        terms = (ObservationTerm("place", 3, self.read if self.where == "read" else place, "m"),)
+        return {"policy": terms}
+
+    def read(self, state, episode):
+        return state.sensordata[:, self.sensor["plays"]]
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -234,7 +239,10 @@ class Misnames(CartpoleBalance):
     [
         ("scene", "unrecognized name 'poll' of sensorized object"),
         ("bind", "names 'poll', which its scene does not have; did you mean 'pole'"),
-        ("observe", "reads a sensor 'plays', which its scene does not have; did you mean 'place'"),
+        *(
+            (where, "reads a sensor 'plays', which its scene does not have; did you mean 'place'")
+            for where in ("observation", "read")
+        ),
     ],
 )
 def test_a_task_that_misnames_a_sensor_or_body(monkeypatch, where, expected, compiled):

@@ -92,7 +92,7 @@ def test_a_hundred_steps_no_further_than_rounding_takes_the_referee(name):
     """
     task, _, options = make(name, "warp")
     model = task.scene().compile()
-    task.bind(model, CPU)
+    task.attach(model, CPU)
     num_worlds, everyone = 64, torch.ones(64, dtype=torch.bool)
     referee, control = (MujocoPhysics(model, num_worlds, CPU, options) for _ in range(2))
     warp = BACKENDS.get("warp")(model, num_worlds, CPU, options)

@@ -10,6 +10,7 @@ import torch
 
 from envs_gpu.draw import Draw, RandomizationError
 from envs_gpu.make import make_env
+from envs_gpu.observation import noise_scale
 from envs_gpu.physics import BACKENDS
 from envs_gpu.physics.base import PhysicsOptions
 from envs_gpu.random import WorldRandom
@@ -409,7 +410,7 @@ def test_noise_is_distributed_as_stated_and_the_critic_sees_the_truth(shape):
     still = torch.zeros(64, noisy.spec.action_dim)
     for obs, truth in ((noisy.obs, quiet.obs), (noisy.step(still).obs, quiet.step(still).obs)):
         assert torch.equal(obs["critic"], truth["critic"])
-        scale = noisy.task.observation_noise_scale
+        scale = noise_scale(noisy.task.observation_groups["policy"], CPU)
         noise = (obs["policy"] - truth["policy"]).double()
         assert not noise[:, scale == 0].any()
         assert (scale == 0).sum() == 3 + 12  # the command and the last action are no measurements

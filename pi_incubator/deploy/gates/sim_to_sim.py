@@ -1,8 +1,8 @@
 """The gate `sim_to_sim`: the exported file does its task in another simulator, late and with noisy sensors.
 
 The simulator is C MuJoCo in a process of its own, and knows the policy only as packets on links in shared
-memory: one link and one runtime for each robot, as a robot would have. Both sides take turns, period by
-period of simulated time, so a slow machine changes nothing.
+memory: one link and one runtime for each robot, as a robot would have. Both sides take turns, one control
+period of simulated time each, so a slow machine changes nothing.
 
 Letters: T steps, N worlds, D width of the readings.
 """
@@ -27,12 +27,12 @@ from pi_incubator.runtime import Flags, Policy
 from pi_incubator.runtime.links import PolicyLink
 
 LIMIT = 0.9
-"""Share of the training simulator's return that is to be left."""
+"""Smallest share of the training simulator's return that passes."""
 LATENCY_S = 0.005
-"""From a measurement to the target that answers it, at the motors: a bus both ways and the policy between.
+"""From a measurement until the motors get the target for it: the bus in both directions, and the policy.
 Rounded up to whole physics timesteps."""
 NOISE_SHARE = 0.01
-"""Noise of a sensor whose task does not say how noisy it is, in standard deviations of its readings."""
+"""Noise of a sensor whose term declares none, in standard deviations of its readings."""
 MAX_ROBOTS = 32
 WAIT_S = 0.2
 SIMULATOR = "pi_incubator.deploy.gates._simulator"
@@ -55,17 +55,15 @@ def sim_to_sim(candidate: Candidate) -> Result:
 
 def sensor_noise(candidate: Candidate) -> Array:
     """Half the width `[D]` of the uniform noise on each reading; commands have none."""
-    interface = candidate.interface
-    scale = candidate.env.task.observation_noise_scale
-    if scale is None:
-        readings = candidate.recording.readings
-        noise = NOISE_SHARE * readings.std((0, 1))
-    else:
-        parts = scale.cpu().split([term.width for term in interface.terms])
-        sensed = zip(interface.terms, parts, strict=True)
-        noise = np.concatenate([part.numpy() for term, part in sensed if term.kind != "last_action"])
-    widths = [(term.kind, term.width) for term in interface.terms if term.kind != "last_action"]
-    return noise * np.concatenate([np.full(width, kind == "sensor") for kind, width in widths])
+    terms = [term for term in candidate.interface.terms if term.kind != "last_action"]
+    ends = np.cumsum([term.width for term in terms])
+    spreads = np.split(candidate.recording.readings.std((0, 1)), ends[:-1])
+    return np.concatenate(
+        [
+            NOISE_SHARE * spread if term.noise is None else np.full(term.width, term.noise)
+            for term, spread in zip(terms, spreads, strict=True)
+        ]
+    )
 
 
 def _run(candidate: Candidate) -> tuple[dict[str, Any], float]:
