@@ -12,11 +12,12 @@ _T = TypeVar("_T")
 
 
 def compiled(function: Callable[..., _T]) -> Callable[..., _T]:
-    """A function or bound method, compiled when it is first called, for inputs like those.
+    """A function or bound method, compiled at its first call for the inputs of that call.
 
-    Whether inputs still are like those is not asked at every call, and Dynamo, which asks, is not in the way
-    either: behind physics, with cold caches, that takes as long as a small task's rewards. What may change
-    between calls has to be a tensor, and keep its shape.
+    Guards are disabled: shapes, dtypes and constants are frozen at the first call, and later calls are not
+    checked against them. Whatever changes between calls must be a tensor that keeps its shape. The reason is
+    in docs/decisions/0007: after a physics step the caches are cold, and checking guards would take as long
+    as computing a small task's rewards.
     """
     fast: Callable[..., _T] | None = None
 
@@ -32,9 +33,9 @@ def compiled(function: Callable[..., _T]) -> Callable[..., _T]:
 def _compile(function: Callable[..., _T], arguments: tuple[Any, ...]) -> Callable[..., _T]:
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     just_in_time: Any = torch.compile(function, dynamic=False, fullgraph=True, options=options)
-    # Compiling draws random numbers; whoever draws next, as a run that continues, must not notice.
+    # Compiling draws random numbers. A run that continues, and so compiles again, must not be changed by it.
     with torch.random.fork_rng(range(torch.cuda.device_count())):
         fast = just_in_time.aot_compile((arguments, {})).fn
-    # Of a method it gives the function.
+    # For a bound method `aot_compile` returns the plain function.
     bound = MethodType(fast, function.__self__) if isinstance(function, MethodType) else fast
     return cast(Callable[..., _T], bound)

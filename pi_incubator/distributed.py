@@ -7,6 +7,8 @@ hold the same weights. One process is a group of one, for which nothing is excha
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +22,9 @@ from kernels.normalize.running import merge_all
 
 TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others, while rank 0 evaluates; a rank that died is noticed at once."""
+
+JOIN_TIMEOUT_S = 600.0
+"""How long rank 0 waits at the start for the others."""
 
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
 """In the messages of gloo and NCCL when another process has ended."""
@@ -102,9 +107,41 @@ def join() -> Distributed:
         torch.cuda.set_device(local_rank)
     elif local_size > 1:
         _keep_to_share_of_cores(local_rank, local_size)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo", timeout=TIMEOUT)
-    objects = dist.new_group(backend="gloo", timeout=TIMEOUT)
-    return Distributed(int(os.environ["RANK"]), world_size, objects)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
+    store = dist.PrefixStore(agree_on_name(store, rank, world_size), store)
+    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=world_size)
+    return Distributed(rank, world_size, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def agree_on_name(store: dist.Store, rank: int, world_size: int) -> str:
+    """A name that all ranks of this start of the training know, and that no earlier start has used.
+
+    After a restart torchrun gives the ranks the same store, which still holds the addresses of the processes
+    that ended (pytorch issue 135712). Under a new name nobody reads those. Every rank makes a token. Rank 0
+    answers each token that it finds with its own, until all ranks of this start have confirmed that one; a
+    token of an ended process is answered too, and nobody confirms it.
+
+    Raises:
+        TimeoutError: a rank did not come within `JOIN_TIMEOUT_S`.
+    """
+    token = uuid.uuid4().hex
+    if rank:
+        store.set(f"token/{rank}", token)
+        name = store.get(f"answer/{token}").decode()
+        store.set(f"confirmed/{name}/{rank}", "")
+        return name
+    missing, deadline_s = set(range(1, world_size)), time.monotonic() + JOIN_TIMEOUT_S
+    while missing:
+        for other in sorted(missing):
+            if store.check([f"token/{other}"]):
+                store.set(f"answer/{store.get(f'token/{other}').decode()}", token)
+            if store.check([f"confirmed/{token}/{other}"]):
+                missing.remove(other)
+        if time.monotonic() > deadline_s:
+            raise TimeoutError(f"ranks {sorted(missing)} did not start within {JOIN_TIMEOUT_S:.0f} s")
+        time.sleep(0.01)
+    return token
 
 
 def leave(distributed: Distributed) -> None:

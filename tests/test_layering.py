@@ -1,4 +1,4 @@
-"""Arrows go down only: which room may import which, read from the source with `ast`."""
+"""Imports point down only: which layer may import which, read from the source with `ast`."""
 
 import ast
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# From the top floor to the ground. A module may import from its own line and from any line below.
-FLOORS = [
+# From the top layer to the bottom one. A module may import from its own line and from any line below.
+LAYERS = [
     ["bench"],
     ["train_ppo"],
     ["pi_incubator.cli"],
@@ -42,7 +42,7 @@ FLOORS = [
     ["envs_gpu"],
     ["kernels"],
 ]
-# Packages that only one room may import.
+# Packages that only one of our packages may import.
 ONLY_IN = {
     "jax": "envs_gpu",
     "jaxlib": "envs_gpu",
@@ -88,44 +88,49 @@ def imports_of_text(text, package):
             yield from ((f"{base}.{alias.name}", node.lineno) for alias in node.names)
 
 
-def is_below(name, room):
-    return name == room or name.startswith(f"{room}.")
+def is_in(name, package):
+    return name == package or name.startswith(f"{package}.")
 
 
-def floor_of(name):
-    """Index of the most specific room that holds `name`, or None for other people's packages."""
-    rooms = [
-        (len(room), index) for index, floor in enumerate(FLOORS) for room in floor if is_below(name, room)
+def layer_of(name):
+    """Index of the layer whose most specific package holds `name`, or None for other people's packages."""
+    found = [
+        (len(package), index)
+        for index, layer in enumerate(LAYERS)
+        for package in layer
+        if is_in(name, package)
     ]
-    return max(rooms)[1] if rooms else None
+    return max(found)[1] if found else None
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_arrows_go_down(path):
+def test_imports_point_down(path):
     name = name_of(path)
-    here = floor_of(name)
+    here = layer_of(name)
     if name == "setup":
         return
-    assert here is not None, f"{name} has no room: add it to FLOORS"
-    assert name == "pi_incubator" or here != floor_of("pi_incubator"), f"{name} has no room: add it to FLOORS"
+    assert here is not None, f"{name} has no layer: add it to LAYERS"
+    assert name == "pi_incubator" or here != layer_of("pi_incubator"), (
+        f"{name} has no layer: add it to LAYERS"
+    )
     for imported, line in imports_of(path):
-        there = floor_of(imported)
+        there = layer_of(imported)
         assert there is None or there >= here, (
             f"{path.relative_to(ROOT)}:{line} imports {imported} from above"
         )
 
 
 @pytest.mark.parametrize("path", modules(), ids=name_of)
-def test_simulators_stay_in_their_room(path):
+def test_simulators_stay_in_their_package(path):
     name = name_of(path)
-    if is_below(name, MAY_IMPORT_EVERYTHING):
+    if is_in(name, MAY_IMPORT_EVERYTHING):
         return
     for imported, line in imports_of(path):
         package = imported.split(".")[0]
-        rooms = ALSO_ALLOWED.get(package) or ((ONLY_IN[package],) if package in ONLY_IN else None)
-        if rooms:
-            assert any(is_below(name, room) for room in rooms), (
-                f"{path.relative_to(ROOT)}:{line} imports {imported}, which belongs to {' and '.join(rooms)}"
+        owners = ALSO_ALLOWED.get(package) or ((ONLY_IN[package],) if package in ONLY_IN else None)
+        if owners:
+            assert any(is_in(name, owner) for owner in owners), (
+                f"{path.relative_to(ROOT)}:{line} imports {imported}, which belongs to {' and '.join(owners)}"
             )
 
 
@@ -137,11 +142,11 @@ def test_kernels_import_nothing_of_ours():
             )
 
 
-def test_an_arrow_that_points_up_is_seen(tmp_path):
+def test_an_import_that_points_up_is_found(tmp_path):
     source = tmp_path / "x.py"
     source.write_text("def f():\n    from pi_incubator.training import on_policy\n")
     ((imported, _),) = imports_of_text(source.read_text(), package="envs_gpu.tasks")
-    assert floor_of(imported) < floor_of("envs_gpu.tasks.ant")
+    assert layer_of(imported) < layer_of("envs_gpu.tasks.ant")
     ((relative, _),) = imports_of_text("from ..training import on_policy", package="pi_incubator.networks")
     assert relative == "pi_incubator.training.on_policy"
-    assert floor_of(relative) < floor_of("pi_incubator.networks")
+    assert layer_of(relative) < layer_of("pi_incubator.networks")

@@ -185,6 +185,7 @@ def test_a_peer_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow  # tests/test_memory.py compares the estimate with what a whole run takes
 def test_memory_counts_the_whole_run(tmp_path: Path) -> None:
     config, file = tmp_path / "tiny.yaml", tmp_path / "memory.json"
     config.write_text("env: {name: cartpole_balance, num_envs: 4}\n")

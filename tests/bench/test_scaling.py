@@ -22,6 +22,7 @@ CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
 TINY = ["env.num_envs=4", "algorithm.horizon=8", "algorithm.minibatch_size=32", "algorithm.num_epochs=1"]
 
 
+@pytest.mark.slow  # five processes; the tests below need none
 def test_every_size_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "scaling.json"
     sizes = ["--max-envs", "2", "--max-processes", "1", "--rounds", "2", "--seconds", "0.05"]

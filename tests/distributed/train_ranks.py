@@ -6,7 +6,7 @@ python -m torch.distributed.run --nproc-per-node=2 train_ranks.py OUT ITERATIONS
 import sys
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from pi_incubator.algorithms import algorithm_class
 from pi_incubator.compute import plan_compute
@@ -25,8 +25,10 @@ def main(out, num_iterations, config, *settings):
     for _ in range(int(num_iterations)):
         algorithm.collect()
         metrics = algorithm.update()
+    state = {name: value.contiguous() for name, value in algorithm.policy.state_dict().items()}
+    weights = distributed.gather(save(state))
     if distributed.is_main:
-        state = {name: value.contiguous() for name, value in algorithm.policy.state_dict().items()}
+        assert set(weights) == {weights[0]}, "the ranks hold different weights"
         metrics = {f"metrics.{name}": value.double() for name, value in metrics.items()}
         save_file(state | metrics, out)
     algorithm.close()

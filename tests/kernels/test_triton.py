@@ -21,13 +21,17 @@ FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
 HALF, DOUBLE, ID = "*bf16", "*fp64", "*i64"
 
 
+# Two processes with about the same work, so that two workers share it.
+INTERPRETED = (
+    ("gae", "group_advantage", "normalize", "ppo_loss"),
+    ("running", "scan", "selective_scan", "sum_tree"),
+)
+
+
 @pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_interpreter_passes_the_tests_of_this_folder(everything):
+@pytest.mark.parametrize("names", INTERPRETED, ids="-".join)
+def test_the_interpreter_passes_the_tests_of_this_folder(names, everything):
     """Every test of every kernel; the largest shapes and the most random examples only in the slow run."""
-    names = (
-        *("gae", "group_advantage", "normalize", "ppo_loss", "running", "scan"),
-        *("selective_scan", "sum_tree"),
-    )
     files = [str(HERE / f"test_{name}.py") for name in names]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "triton", *files]
     if not everything:

@@ -1,0 +1,35 @@
+"""The ranks of one start find each other, whatever earlier starts left in the store that they share."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch.distributed as dist
+
+from pi_incubator import distributed
+from pi_incubator.distributed import agree_on_name
+
+
+def start(store, world_size=3):
+    """The names that the ranks of one start agree on; each rank in a thread of its own."""
+    with ThreadPoolExecutor(world_size) as ranks:
+        return list(ranks.map(lambda rank: agree_on_name(store, rank, world_size), range(world_size)))
+
+
+def test_every_start_has_a_name_of_its_own():
+    store = dist.HashStore()
+    names = [start(store) for _ in range(3)]
+    assert all(len(set(of_one_start)) == 1 for of_one_start in names)
+    assert len({of_one_start[0] for of_one_start in names}) == 3
+
+
+def test_a_rank_that_died_while_it_joined_is_not_waited_for():
+    """Its token stays in the store; the next start of that rank is the one that counts."""
+    store = dist.HashStore()
+    store.set("token/1", "of a process that is gone")
+    assert len(set(start(store))) == 1
+
+
+def test_a_missing_rank_is_named(monkeypatch):
+    monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.05)
+    with pytest.raises(TimeoutError, match=r"ranks \[1\] did not start"):
+        agree_on_name(dist.HashStore(), 0, 2)
