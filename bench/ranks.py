@@ -73,7 +73,7 @@ def _steps_per_s(cfg: ExperimentConfig, cores: list[int], num_iterations: int) -
     worker = ["-m", "bench._rank_steps", json.dumps(settings), str(num_iterations)]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", ranks, *worker],
-        env=fresh_environment(),
+        env=fresh_environment() | {"OMP_NUM_THREADS": "1"},  # torchrun sets it too, with a warning
         stdout=subprocess.PIPE,
         text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, cores),
