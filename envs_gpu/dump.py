@@ -6,6 +6,7 @@
     before.*          [k, ...] the states that the last k control steps started from, and their controls
     after.*           [...] the state that the last one led to
     model.*           [...] what was randomized in this world's model
+    limit.*           [nq], [nv] the states that count as possible (`envs_gpu.limits`)
 
 Meshes that nothing collides with are left out of the text: a small sphere stands for each.
 """
@@ -24,8 +25,10 @@ from typing import Any, TypeVar
 
 import mujoco
 import numpy as np
+import torch
 
 from envs_gpu.errors import DumpError
+from envs_gpu.limits import Limits
 
 FORMAT = 1
 _STAND_IN_M, _STAND_IN_KG = 0.01, 1.0
@@ -56,6 +59,8 @@ class Scene:
     spec: mujoco.MjSpec
     model: mujoco.MjModel
     """Compiled from `spec`; what the worlds run."""
+    limits: Limits
+    """The states that count as possible."""
 
     @cached_property
     def files(self) -> Arrays:
@@ -83,6 +88,8 @@ class Dump:
     """Randomized fields of this world's model."""
     header: dict[str, Any] = field(default_factory=dict)
     """What the file says beside; empty until it was read from one."""
+    limits: Limits | None = None
+    """The states that counted as possible; None until it was read from a file that has them."""
 
 
 def write_dump(folder: Path, scene: Scene, dump: Dump) -> Path:
@@ -107,6 +114,7 @@ def write_dump(folder: Path, scene: Scene, dump: Dump) -> Path:
     arrays: Arrays = {"header": np.array(json.dumps(header)), **scene.files}
     for prefix, group in (("before", dump.before), ("after", dump.after), ("model", dump.fields)):
         arrays |= {f"{prefix}.{name}": value for name, value in group.items()}
+    arrays |= {f"limit.{name}": limit.numpy() for name, limit in scene.limits._asdict().items()}
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"broken_{dump.step:09d}_{dump.world}.npz"
     if path.exists():  # of the run that this one continues, whose steps were counted from zero too
@@ -145,7 +153,8 @@ def _parse(header: dict[str, Any], arrays: Arrays) -> Dump:
         raise ValueError("its states are incomplete")
     step, world, causes = (int(header[name]) for name in ("step", "world", "causes"))
     int(header["substeps"]), str(header["task"]), str(header["backend"])
-    return Dump(step, world, causes, before, after, fields, header)
+    limits = {name: torch.from_numpy(value) for name, value in below(arrays, "limit.").items()}
+    return Dump(step, world, causes, before, after, fields, header, Limits(**limits) if limits else None)
 
 
 def _rebuild(arrays: Arrays) -> mujoco.MjModel:

@@ -1,8 +1,8 @@
 """Guards: a world whose simulation blew up is found, its last moments are kept, and too many stop the run.
 
-A world is broken by a control step if one of these is not a number that one can go on with: its action,
-reward or observation is not finite, or a position or velocity is beyond `mujoco.mjMAXVAL`, where C MuJoCo
-calls a state bad too. `SimEnv` restarts such a world alone, and a learner leaves the step out.
+A world is broken by a control step if its action, reward or observation is not finite, or if a position or
+velocity cannot be that of this robot (see `envs_gpu.limits`). `SimEnv` restarts such a world alone, and a
+learner leaves the step out.
 
 Everything on the way there has fixed shapes and stays on the device. Only `look` and `check` wait for it.
 
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import mujoco
 import torch
 from torch import Tensor
 
 from envs_gpu.dump import Dump, Scene, below, write_dump
 from envs_gpu.errors import BrokenWorldsError
+from envs_gpu.limits import Limits
 from envs_gpu.physics._capacity import Overflow
 from envs_gpu.physics.base import PhysicsState
 
@@ -39,7 +39,7 @@ RECORDED = ("qpos", "qvel", "act", "time", "ctrl")
 
 
 class Cause(enum.IntFlag):
-    """What was not a number that one can go on with."""
+    """What was not finite, or beyond what the robot can reach."""
 
     ACTION = 1
     """The policy's, or the controls that the task made of it."""
@@ -60,9 +60,13 @@ class GuardOptions:
     """Folder for dumps; None writes none and keeps no history."""
     max_dumps: int = 10
     """Most dumps in that folder."""
+    energy_margin: float | None = 10.0
+    """How many times the energy of one stroke of all actuators a robot can have; see `limits.reachable`."""
 
 
-def causes(action: Tensor, state: PhysicsState, reward: Tensor, observation: dict[str, Tensor]) -> Tensor:
+def causes(
+    action: Tensor, state: PhysicsState, reward: Tensor, observation: dict[str, Tensor], limits: Limits
+) -> Tensor:
     """`[N]` uint8 bits of `Cause`, zero where a world is well.
 
     Args:
@@ -70,11 +74,13 @@ def causes(action: Tensor, state: PhysicsState, reward: Tensor, observation: dic
         state: after the step; its controls are those of the step.
         reward: `[N]`.
         observation: groups `[N, ...]`.
+        limits: of the model, on the state's device.
     """
-    limit, infinite = float(mujoco.mjMAXVAL), math.inf
+    infinite = math.inf
+    possible = (state.qpos > limits.qpos_low) & (state.qpos < limits.qpos_high)  # of NaN both are false
     holds = (  # in the order of `Cause`
         _below_limit(action, infinite) & _below_limit(state.ctrl, infinite),
-        _below_limit(state.qpos, limit) & _below_limit(state.qvel, limit),
+        possible.all(1) & (state.qvel.abs() < limits.speed).all(1),
         reward.isfinite(),
         functools.reduce(torch.logical_and, [_below_limit(x, infinite) for x in observation.values()]),
     )
@@ -112,8 +118,8 @@ class BrokenShare:
         replay = f"`pi-envs replay {dump}` shows when; " if dump else ""
         raise BrokenWorldsError(
             f"{num_broken} of {len(seen)} worlds ({num_broken / len(seen):.0%}) broke since the last look, "
-            f"more than guards.max_broken_share = {self.limit}: not finite was their {name_causes(bits)}; "
-            f"{replay}{_advice(bits)}"
+            f"more than guards.max_broken_share = {self.limit}: not finite, or impossible for this robot, "
+            f"was their {name_causes(bits)}; {replay}{_advice(bits)}"
         )
 
 

@@ -14,9 +14,11 @@ from pathlib import Path
 
 import mujoco
 import numpy as np
+import torch
 
 from envs_gpu.dump import Dump, read_dump
 from envs_gpu.guards import Cause, name_causes
+from envs_gpu.limits import Limits, reachable
 from envs_gpu.physics.mujoco import world_model
 
 Cell = str | int | float | None
@@ -85,7 +87,7 @@ class Replay:
         if first:
             where = f"before control step {-first.age} started, at {first.time_s:.4g} s"
             blame = "the policy, not the physics" if first.given == "controls" else "see the steps before"
-            return f"not finite came first in the {first.given}, {where}: {blame}"
+            return f"what was impossible came first in the {first.given}, {where}: {blame}"
         if (moment := self.broken) and moment.substep:
             time_s = moment.time_s + self.control_dt * moment.substep / header["substeps"]
             return (
@@ -114,8 +116,9 @@ def replay(path: str | Path) -> Replay:
     """
     dump, model = read_dump(path)
     model = world_model(model, tuple(dump.fields))
+    limits = dump.limits or reachable(model, None, 0.0)
     number = len(dump.before["qpos"])
-    moments = tuple(_replay_step(model, dump, index) for index in range(number))
+    moments = tuple(_replay_step(model, dump, index, limits) for index in range(number))
     return Replay(dump, moments, model.opt.timestep * dump.header["substeps"])
 
 
@@ -151,19 +154,18 @@ def _row(moment: Moment, substeps: int) -> dict[str, Cell]:
     }
 
 
-def _replay_step(model: mujoco.MjModel, dump: Dump, index: int) -> Moment:
+def _replay_step(model: mujoco.MjModel, dump: Dump, index: int, limits: Limits) -> Moment:
     before = {name: value[index] for name, value in dump.before.items()}
     is_last = index + 1 == len(dump.before["qpos"])
     after = dump.after if is_last else {name: value[index + 1] for name, value in dump.before.items()}
     data = _start(model, before)
-    given = "" if _is_sound(data) else "state"
+    given = "state" if _bad_joints(model, data, limits) else ""
     if not given and not np.isfinite(data.ctrl).all():
         given = "controls"
     dofs, coordinates = _dof_names(model), _qpos_names(model)
     velocity, acceleration, depth = _Largest(), _Largest(), _Largest()
     substep: int | None = None
     warned_in: int | None = None
-    bad: tuple[str, ...] = ()
     for number in range(1, int(dump.header["substeps"]) + 1):
         velocity.see(np.abs(data.qvel), dofs)
         mujoco.mj_step(model, data)
@@ -171,8 +173,8 @@ def _replay_step(model: mujoco.MjModel, dump: Dump, index: int) -> Moment:
         depth.see(-data.contact.dist, list(_pair_names(model, data)))
         if warned_in is None and any(data.warning[kind].number for kind in _WARNINGS):
             warned_in = number
-        if not _is_sound(data):
-            substep, bad = number, _bad_joints(model, data)
+        if bad := _bad_joints(model, data, limits):
+            substep = number
             break
         velocity.see(np.abs(data.qvel), dofs)
     difference = _Largest()
@@ -222,17 +224,17 @@ def _start(model: mujoco.MjModel, before: dict[str, np.ndarray]) -> mujoco.MjDat
     return data
 
 
-def _is_sound(data: mujoco.MjData) -> bool:
-    """Whether C MuJoCo would go on with this state; false for NaN too."""
-    return all(bool((np.abs(value) < mujoco.mjMAXVAL).all()) for value in (data.qpos, data.qvel))
-
-
-def _bad_joints(model: mujoco.MjModel, data: mujoco.MjData) -> tuple[str, ...]:
-    pairs = ((data.qpos, _qpos_names(model)), (data.qvel, _dof_names(model)))
-    found = (
-        name for values, names in pairs for value, name in zip(values, names, strict=True)
-        if not abs(value) < mujoco.mjMAXVAL
-    )  # fmt: skip
+def _bad_joints(model: mujoco.MjModel, data: mujoco.MjData, limits: Limits) -> tuple[str, ...]:
+    """The joints whose position or velocity is impossible, or not a number."""
+    qpos, speed = torch.from_numpy(data.qpos), torch.from_numpy(data.qvel).abs()
+    possible = (qpos > limits.qpos_low) & (qpos < limits.qpos_high), speed < limits.speed
+    names = _qpos_names(model), _dof_names(model)
+    found = [
+        name
+        for of_kind, holds in zip(names, possible, strict=True)
+        for name, good in zip(of_kind, holds.tolist(), strict=True)
+        if not good
+    ]
     return tuple(dict.fromkeys(name.partition("[")[0] for name in found))
 
 

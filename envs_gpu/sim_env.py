@@ -18,6 +18,7 @@ from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
+from envs_gpu.limits import reachable
 from envs_gpu.models import compile_model, driven_joints, naming
 from envs_gpu.observation import check_reads, noise_scale
 from envs_gpu.parameters import ParameterTable
@@ -114,9 +115,10 @@ class SimEnv(VecEnv):
         self.physics = make_physics(model)
         num_envs, dtype = self.physics.num_worlds, self.physics.state.qpos.dtype
         self._parameters = ParameterTable(name, task.parameters, num_envs, dtype, device, task_parameters)
-        self._guards = Guards(
-            guards, self.physics, Scene(name, self.physics.name, task.substeps, scene, model)
-        )
+        limits = reachable(model, guards.energy_margin, task.max_episode_steps * task.control_dt)
+        self._limits = limits.to(device, dtype)
+        source = Scene(name, self.physics.name, task.substeps, scene, model, limits)
+        self._guards = Guards(guards, self.physics, source)
         self._overflow = OverflowWatch(self.physics)
         self._pixels = make_pixels(task.scene()) if make_pixels else NoPixels()
         self._first_world = first_world
@@ -330,7 +332,7 @@ class SimEnv(VecEnv):
         # Added one by one: the order in torch.sum depends on the shape, so on the number of worlds.
         reward = functools.reduce(torch.add, outcome.reward.values()).float()
         # The episode of a broken world ends here without reward; the other worlds are not affected.
-        broken_by = causes(given, state, reward, observation)
+        broken_by = causes(given, state, reward, observation, self._limits)
         finite = broken_by == 0
         nothing = torch.zeros_like(reward[0])
         observation = self._perception.next(observation, seen, episode.random)

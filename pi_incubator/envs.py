@@ -44,6 +44,7 @@ def make_training_env(
     guards = GuardOptions(
         history_steps=cfg.guards.history_steps,
         max_broken_share=cfg.guards.max_broken_share,
+        energy_margin=cfg.guards.energy_margin,
         dump_dir=folder.broken if folder and cfg.guards.max_dumps else None,
         max_dumps=cfg.guards.max_dumps,
     )
@@ -94,7 +95,9 @@ def evaluation_env(
             device=device,
             seed=evaluation_seed(cfg),
             options=physics_options(cfg.env, cfg.compute.physics_threads),
-            guards=GuardOptions(max_broken_share=cfg.guards.max_broken_share),
+            guards=GuardOptions(
+                max_broken_share=cfg.guards.max_broken_share, energy_margin=cfg.guards.energy_margin
+            ),
             model=cfg.env.model,
             pixels=pixel_options(cfg),
             observation_history=cfg.env.observation_history,

@@ -28,7 +28,7 @@ def train(
         with tracker.span("update"):
             metrics = algorithm.update()
         is_last = iteration + 1 == algorithm.num_iterations
-        progress = Progress(iteration, algorithm.env_steps, metrics, is_last)
+        progress = Progress(iteration, algorithm.env_steps, metrics, is_last, algorithm)
         for hook in hooks:
             if hook.due(progress):
                 hook(progress)

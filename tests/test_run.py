@@ -102,6 +102,24 @@ def test_a_hook_with_state_is_saved_and_continues(finished):
     assert calls == [False, True]
 
 
+class Harder(Hook):
+    """A curriculum: a task parameter that rises with the iterations."""
+
+    def due(self, progress):
+        return True
+
+    def __call__(self, progress):
+        margin = 1.0 + progress.iteration
+        progress.algorithm.env.set_parameters(None, {"velocity_margin_rad_s": margin})
+
+
+def test_a_hook_may_change_the_task(tmp_path):
+    """A curriculum is a hook; what it set is part of the checkpoint that follows."""
+    result = train(tmp_path / "run", 3 * 32, Harder())
+    newest = max(result.folder.glob("checkpoints/iter_*"))
+    assert load_file(newest / "env.safetensors")["parameters.velocity_margin_rad_s"].tolist() == [3.0] * 8
+
+
 def test_a_mistake_is_an_error_before_anything_is_written(tmp_path):
     """The Python entry raises what the command prints."""
     with pytest.raises(ConfigError, match=r"command line: env\.name = 'cartpole': unknown task"):

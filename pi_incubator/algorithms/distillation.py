@@ -41,6 +41,7 @@ from pi_incubator.registry import algorithm
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.training.adam import Adam, clip_by_norm
 from pi_incubator.training.algorithm import Algorithm
+from pi_incubator.training.skipped import is_sound
 
 METRICS = ("loss/distillation", "policy/kl", "loss/value", "loss/features")
 
@@ -95,7 +96,9 @@ class Distillation(Algorithm[DistillationSettings]):
             # Weights that no term reaches get a gradient of zero.
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             *means, report = self.distributed.mean([*gradients, report])
-            self.optimizer.step(clip_by_norm(means, settings.max_grad_norm))
+            sound = is_sound(means, report)
+            self.optimizer.step(clip_by_norm(means, settings.max_grad_norm), sound)
+            self.skipped.note(sound)
             totals += report
         metrics = dict(zip(METRICS, (totals / settings.num_updates).unbind(), strict=True))
         metrics["policy/lr"] = self.lr.clone()

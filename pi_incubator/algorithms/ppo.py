@@ -56,7 +56,7 @@ class PPO(OnPolicy[PPOSettings]):
         # Apart from the noise of actions: an update may go on while actions are sampled.
         self.order = ShardedRandom(cfg.experiment.seed, "minibatches", self.shards, env.device)
         self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
-        self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute)
+        self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
 
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.
@@ -104,8 +104,8 @@ class PPO(OnPolicy[PPOSettings]):
         loss, report = self._losses(minibatch)
         return torch.autograd.grad(loss, self.parameters), report
 
-    def _apply(self, gradients: list[Tensor]) -> None:
-        self.optimizer.step(clip_by_norm(gradients, self.settings.max_grad_norm))
+    def _apply(self, gradients: list[Tensor], sound: Tensor) -> None:
+        self.optimizer.step(clip_by_norm(gradients, self.settings.max_grad_norm), sound)
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
         bfloat16 = self.cfg.compute.autocast == "bfloat16"

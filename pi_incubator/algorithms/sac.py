@@ -52,7 +52,7 @@ class SAC(OffPolicy[SACSettings]):
         self.temperature_optimizer = Adam([self.loss.log_alpha], lr_temperature)
         critics = Phase(self._critic_gradients, self._apply_to_critics)
         actor = Phase(self._actor_gradients, self._apply_to_actor)
-        self._step = make_step([critics, actor], distributed, compute)
+        self._step = make_step([critics, actor], distributed, compute, self.skipped)
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy:
@@ -79,8 +79,8 @@ class SAC(OffPolicy[SACSettings]):
         loss, _ = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
 
-    def _apply_to_critics(self, gradients: list[Tensor]) -> None:
-        self.critic_optimizer.step(gradients)
+    def _apply_to_critics(self, gradients: list[Tensor], sound: Tensor) -> None:
+        self.critic_optimizer.step(gradients, sound)
 
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         """Gradients of the policy, then that of the logarithm of the temperature."""
@@ -94,13 +94,14 @@ class SAC(OffPolicy[SACSettings]):
         report = (loss, temperature_loss, self.loss.log_alpha.exp(), entropy)
         return gradients, torch.stack([value.detach() for value in report])
 
-    def _apply_to_actor(self, gradients: list[Tensor]) -> None:
+    def _apply_to_actor(self, gradients: list[Tensor], sound: Tensor) -> None:
         *of_actor, of_temperature = gradients
-        self.actor_optimizer.step(of_actor)
-        self.temperature_optimizer.step([of_temperature])
+        self.actor_optimizer.step(of_actor, sound)
+        self.temperature_optimizer.step([of_temperature], sound)
         with torch.no_grad():
+            tau = torch.where(sound, self.settings.tau, 0.0)
             for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
-                target.lerp_(weight, self.settings.tau)
+                target.lerp_(weight, tau)
 
     def _loss_input(self, minibatch: TensorDict) -> TensorDict:
         """The minibatch under the names that TorchRL's loss reads, observations normalized."""

@@ -117,6 +117,10 @@ class GuardsSection(Section):
     """Control steps before the break that a dump of a broken world holds."""
     max_dumps: Annotated[int, Field(ge=0, le=10_000)] = 10
     """Most dumps of broken worlds in the run's folder, in broken/; 0 writes none."""
+    energy_margin: Positive | None = 10.0
+    """A world breaks where a joint has more energy than this many strokes of all motors; null: no limit."""
+    max_skipped_updates: Count = 10
+    """Stop after this many updates in a row that were skipped: their loss or gradient was not finite."""
 
 
 class TrainingSection(Section):

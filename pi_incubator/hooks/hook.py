@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from pi_incubator.training.algorithm import Algorithm
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -20,6 +22,8 @@ class Progress:
     """0-dim tensors of the last update, on the device."""
     is_last: bool
     """Whether no iteration follows."""
+    algorithm: Algorithm
+    """What is trained: its `policy`, and its `env`, whose task parameters a curriculum sets."""
 
 
 class Hook(ABC):

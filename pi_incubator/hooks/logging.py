@@ -35,6 +35,7 @@ class Logging(Hook):
         of_ranks = self._algorithm.distributed.gather(self._algorithm.pop_metrics())
         if of_ranks:
             metrics = to_numbers(progress.metrics) | merge_metrics(of_ranks)
+            metrics["updates/skipped"] = float(self._algorithm.skipped.pop())
             self._tracker.log(progress.iteration, progress.env_steps, metrics)
 
 

@@ -5,9 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 ACTIVATIONS = {"tanh": nn.Tanh, "elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU}
+
+
+class OutputLayer(nn.Linear):
+    """The last layer, in float32 also under autocast.
+
+    Log-probabilities are computed from its outputs. Where the standard deviation is small, bfloat16 means
+    would make ratios and KL divergence mostly rounding errors.
+    """
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not torch.is_autocast_enabled(features.device.type):
+            return super().forward(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return super().forward(features.to(self.weight.dtype))
 
 
 def mlp(sizes: Sequence[int], activation: type[nn.Module], output_gain: float) -> nn.Sequential:
@@ -18,8 +33,8 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module], output_gain: float) -
     """
     layers: list[nn.Module] = []
     for fan_in, fan_out in pairwise(sizes):
-        linear = nn.Linear(fan_in, fan_out)
         last = len(layers) == 2 * (len(sizes) - 2)
+        linear = (OutputLayer if last else nn.Linear)(fan_in, fan_out)
         nn.init.orthogonal_(linear.weight, output_gain if last else 2**0.5)
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, activation()]

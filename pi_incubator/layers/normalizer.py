@@ -20,6 +20,10 @@ AllReduce = Callable[[Tensor], Tensor]
 CHUNK_ROWS = 4096
 """Rows that are copied together before the kernel counts them. A call of the kernel costs as much as 100 rows
 do, and a copy much less; 4096 rows of a usual width still fit into the cache."""
+OUTLIER_STD, OUTLIER_SHARE = 100.0, 0.01
+"""An observation counts as at most so many standard deviations from the mean: 100, or as many as change the
+variance by this share. So no single world can spoil the moments, and heavy tails count in full in the long
+run."""
 
 
 class _Pending:
@@ -39,9 +43,9 @@ class _Pending:
         """Whether `batch` is like the others."""
         return batch.shape == self.shape and batch.dtype == self.dtype and batch.device == self.device
 
-    def add(self, batch: Tensor) -> bool:
-        """Copy `batch` into the next slot; returns whether that was the last one."""
-        self.slots[self.num_batches].copy_(batch.detach())
+    def add(self, batch: Tensor, low: Tensor, high: Tensor) -> bool:
+        """Copy `batch`, limited to `low` and `high` `[D]`, into the next slot; gives whether all are full."""
+        torch.clamp(batch.detach(), low, high, out=self.slots[self.num_batches])
         self.num_batches += 1
         return self.num_batches == len(self.slots)
 
@@ -56,7 +60,7 @@ class ObservationNormalizer(nn.Module):
     """Subtract the mean and divide by the standard deviation of everything that was observed.
 
     `observe` adds to the moments of the current period, and `commit` lets them take effect. So a rollout and
-    the update on it use the same normalization.
+    the update on it use the same normalization. Outliers are limited before they count (`OUTLIER_STD`).
 
     Moments are float64: count, mean and sum of squared deviations (Chan, Golub and LeVeque 1983, eq. 2.1; see
     `kernels/normalize/running.py`). `mean` and `std` follow from `moments` and change at `commit` only. They
@@ -89,6 +93,7 @@ class ObservationNormalizer(nn.Module):
         self.register_buffer("moments", make_moments(width))  # [3, D], of everything before the last commit
         self.register_buffer("gathered", make_moments(width))  # [3, D], since the last commit
         self._pending: _Pending | None = None  # made at the first `observe`
+        self._outliers: tuple[Tensor, Tensor] | None = None
 
     def forward(self, observation: Tensor) -> Tensor:
         """`[..., D]` raw -> `[..., D]` normalized."""
@@ -104,18 +109,19 @@ class ObservationNormalizer(nn.Module):
         Raises:
             ValueError: a shape, dtype or device does not fit.
         """
+        low, high = self._outliers or self._find_outliers()
         if torch.compiler.is_compiling() or mask is not None:
-            gather_moments(observation, self.gathered, mask)
+            gather_moments(observation.clamp(low, high), self.gathered, mask)
             return
         pending = self._pending
         if pending is None or not pending.takes(observation):
             self._flush()
             if observation.ndim != 2 or not 0 < len(observation) <= CHUNK_ROWS // 2:
-                gather_moments(observation, self.gathered)
+                gather_moments(observation.clamp(low, high), self.gathered)
                 return
             gather_moments(observation[:0], self.gathered)  # raises where something does not fit
             pending = self._pending = _Pending(observation)
-        if pending.add(observation):
+        if pending.add(observation, low, high):
             self._flush()
 
     def commit(self, all_reduce: AllReduce | None = None) -> None:
@@ -130,6 +136,15 @@ class ObservationNormalizer(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
         self.gathered.zero_()
+        self._outliers = None
+
+    def _find_outliers(self) -> tuple[Tensor, Tensor]:
+        """The limits `[D]` of what counts in full; infinite while nothing is known."""
+        count = self.moments[0]
+        reach = (OUTLIER_SHARE * count).sqrt().clamp(min=OUTLIER_STD).to(self.std) * self.std
+        reach = torch.where(count > 0, reach, torch.inf)
+        self._outliers = self.mean - reach, self.mean + reach
+        return self._outliers
 
     def _flush(self) -> None:
         """Count the rows that wait."""
@@ -138,10 +153,11 @@ class ObservationNormalizer(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         self._flush()
-        return self.__dict__ | {"_pending": None}
+        return self.__dict__ | {"_pending": None, "_outliers": None}
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         self._flush()  # before `gathered` is on another device
+        self._outliers = None
         return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
@@ -149,7 +165,7 @@ class ObservationNormalizer(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
-        self._pending = None  # what waits belongs to the state that is replaced
+        self._pending = self._outliers = None  # they belong to the state that is replaced
         super()._load_from_state_dict(*arguments)
 
 

@@ -33,10 +33,26 @@ class Adam:
         self.square = [torch.zeros_like(weight) for weight in self.parameters]
 
     @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        """Move the parameters, given their gradients in the same order."""
+    def step(self, gradients: Sequence[Tensor], sound: Tensor) -> None:
+        """Move the parameters, given their gradients in the same order.
+
+        Args:
+            gradients: as many as parameters, of the same shapes.
+            sound: 0-dim bool; where it is false not a bit changes.
+        """
         # Inside a compiled function the compiler fuses the operations, and torch's own kernel would be opaque
         # to it. Either way the step count stays on the device, as a captured graph needs.
+        if not torch.compiler.is_compiling():
+            self._step(gradients, found_inf=(~sound).float())
+            return
+        changed = [*self.parameters, *self.mean, *self.square, *self.step_count]
+        before = [tensor.clone() for tensor in changed]
+        self._step(gradients, found_inf=None)
+        for tensor, old in zip(changed, before, strict=True):
+            tensor.copy_(torch.where(sound, tensor, old))
+
+    def _step(self, gradients: Sequence[Tensor], found_inf: Tensor | None) -> None:
+        """Torch's step; the fused kernel does nothing where `found_inf` (0-dim float) is one."""
         compiling = torch.compiler.is_compiling()
         adam(
             self.parameters,
@@ -49,6 +65,7 @@ class Adam:
             foreach=compiling and self.lr.is_cuda,
             capturable=compiling,
             fused=not compiling,
+            found_inf=found_inf,
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Generic, TypeVar, cast
 
@@ -21,6 +21,7 @@ from pi_incubator.envs import make_training_env
 from pi_incubator.errors import DivergedError
 from pi_incubator.policies.policy import Policy
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.training.skipped import SkippedUpdates
 
 Settings = TypeVar("Settings", bound=AlgorithmSettings)
 
@@ -64,6 +65,7 @@ class Algorithm(ABC, Generic[Settings]):
         self.num_iterations = _num_iterations(cfg, distributed)
         self.counters = Counters()
         self.shards = _shards_of(cfg, distributed)
+        self.skipped = SkippedUpdates(env.device)
 
     @classmethod
     def make_env(
@@ -91,6 +93,7 @@ class Algorithm(ABC, Generic[Settings]):
             "env": Part(self.env, per_rank=True),
             "policy": Part(self.policy),
             "counters": Part(self.counters),
+            "skipped": Part(self.skipped),
         }
 
     def settle(self) -> None:
@@ -105,10 +108,16 @@ class Algorithm(ABC, Generic[Settings]):
 
         Raises:
             BrokenWorldsError: too many worlds broke since the last check.
-            DivergedError: a weight of the policy is not finite.
+            DivergedError: a weight of the policy is not finite, or too many updates were skipped.
         """
         self.env.check()
-        check_finite(self.policy)
+        self.skipped.check(self.cfg.guards.max_skipped_updates)
+        for network in self.networks_at_rest():
+            check_finite(network)
+
+    def networks_at_rest(self) -> Sequence[torch.nn.Module]:
+        """The networks that act or are saved, and that no update in the background is changing."""
+        return (self.policy,)
 
     def conclude(self, folder: RunFolder) -> Iterable[Path]:
         """Do what is left after the last iteration; yields the files that it wrote into `folder`."""
@@ -179,6 +188,6 @@ def check_finite(module: torch.nn.Module) -> None:
     """
     if not torch.stack([weight.isfinite().all() for weight in module.parameters()]).all():
         raise DivergedError(
-            "the last update left weights that are not finite, and no checkpoint was written of them; "
-            "lower algorithm.lr or algorithm.max_grad_norm and run again to continue from the one before"
+            "the last update left weights that are not finite, and no checkpoint was written of them; lower "
+            "algorithm.lr or algorithm.max_grad_norm, and start anew with another experiment.name"
         )

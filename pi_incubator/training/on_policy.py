@@ -6,7 +6,7 @@ Letters: T horizon, N worlds, A actions, S state width.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -28,7 +28,7 @@ from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ActorCritic, Decision, ValueFunction
 from pi_incubator.policies.gaussian import GaussianPolicy
-from pi_incubator.training.algorithm import Algorithm, check_finite
+from pi_incubator.training.algorithm import Algorithm
 from pi_incubator.training.overlap import OverlappedUpdates
 
 Settings = TypeVar("Settings", bound=RolloutSettings)
@@ -54,7 +54,7 @@ class OnPolicy(Algorithm[Settings]):
         self.actor = self.overlapped.actor if self.overlapped else self.model
         self.rollout = Rollout(self.settings.horizon, env.spec, self.model.groups, self.model.state_width)
         self.noise = ShardedRandom(cfg.experiment.seed, "action noise", self.shards, env.device)
-        self.act = make_act(self.actor, compute.compiled)
+        self.act = make_act(self.actor, compute.compiled, cfg.compute.autocast)
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> GaussianPolicy:
@@ -69,8 +69,6 @@ class OnPolicy(Algorithm[Settings]):
         """Optimize `model` on a rollout's data; returns 0-dim metrics."""
 
     def collect(self) -> None:
-        if self.overlapped:
-            self.overlapped.begin()
         self.noise.normal_(self.rollout.noise)
         collect(self.env, self.actor, self.act, self.rollout)
 
@@ -89,9 +87,10 @@ class OnPolicy(Algorithm[Settings]):
         if self.overlapped:
             self.overlapped.settle()
 
-    def check(self) -> None:
-        self.env.check()
-        check_finite(self.actor)
+    def networks_at_rest(self) -> Sequence[torch.nn.Module]:
+        if self.overlapped and self.overlapped.is_learning:
+            return (self.actor,)
+        return self.actor, self.model
 
     def parts(self) -> dict[str, Part]:
         parts = super().parts() | {
@@ -100,6 +99,8 @@ class OnPolicy(Algorithm[Settings]):
         }
         if self.model.state_width:
             parts["rollout"] = Part(self.rollout, per_rank=True)
+        if self.overlapped:
+            parts["actor"] = Part(self.overlapped)
         return parts
 
     def _overlapped(self) -> OverlappedUpdates | None:
@@ -132,9 +133,25 @@ def collect(env: VecEnv, model: ActorCritic, act: ActFunction, rollout: Rollout)
     rollout.end(state, model.value(env.obs, state))
 
 
-def make_act(model: ActorCritic, compiled: bool) -> ActFunction:
-    """The function that acts, compiled if asked for."""
-    return compile_function(model.act) if compiled else model.act
+def make_act(model: ActorCritic, compiled: bool, autocast: str = "none") -> ActFunction:
+    """The function that acts: in the precision of the updates, and compiled if asked for."""
+    act = model.act if autocast == "none" else _Bfloat16(model).act
+    return compile_function(act) if compiled else act
+
+
+class _Bfloat16:
+    """An actor-critic that acts with the rounding of an update under autocast.
+
+    So a rollout's log-probabilities are those that the first minibatch finds, and their ratio is one.
+    """
+
+    def __init__(self, model: ActorCritic) -> None:
+        self._model = model
+
+    def act(self, obs: dict[str, Tensor], state: Tensor, noise: Tensor) -> Decision:
+        with torch.autocast(noise.device.type, torch.bfloat16):
+            decision = self._model.act(obs, state, noise)
+        return decision._replace(state=decision.state.to(state.dtype))
 
 
 def observations_of(data: TensorDict, groups: tuple[str, ...]) -> Mapping[str, Tensor]:

@@ -13,6 +13,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.distributed import Distributed
 from pi_incubator.training.captured import CapturedStep
 from pi_incubator.training.compiled import compiled_step
+from pi_incubator.training.skipped import SkippedUpdates, is_sound
 
 Step = Callable[[TensorDict], Tensor]
 
@@ -22,12 +23,17 @@ class Phase(NamedTuple):
 
     gradients: Callable[[TensorDict], tuple[Sequence[Tensor], Tensor]]
     """Minibatch -> gradients, and a report `[K]` of metrics."""
-    apply: Callable[[list[Tensor]], None]
-    """Takes the gradients and changes the weights in place."""
+    apply: Callable[[list[Tensor], Tensor], None]
+    """Takes the gradients and changes the weights in place, if the second argument (0-dim bool) is true."""
 
 
-def make_step(phases: Sequence[Phase], distributed: Distributed, compute: ComputePlan) -> Step:
+def make_step(
+    phases: Sequence[Phase], distributed: Distributed, compute: ComputePlan, skipped: SkippedUpdates
+) -> Step:
     """A function from a minibatch to the reports of all phases, which takes one optimizer step.
+
+    A phase whose loss or gradient is not finite changes no weight. All ranks see the same means, so all of
+    them skip it.
 
     One process runs all phases as one compiled function. Several compile gradients and application, and
     exchange gradients and report in between. On CUDA the whole step, with the exchange, is one graph.
@@ -36,6 +42,7 @@ def make_step(phases: Sequence[Phase], distributed: Distributed, compute: Comput
         phases: run one after the other; each sees the weights that the ones before it have changed.
         distributed: the ranks to average over.
         compute: whether to compile, and the device.
+        skipped: counts the phases that changed nothing.
     """
     compiled, alone = compute.compiled, distributed.world_size == 1
     if compiled and not alone:
@@ -46,7 +53,9 @@ def make_step(phases: Sequence[Phase], distributed: Distributed, compute: Comput
         for phase in phases:
             gradients, report = phase.gradients(minibatch)
             *means, report = distributed.mean([*gradients, report])
-            phase.apply(means)
+            sound = is_sound(means, report)
+            phase.apply(means, sound)
+            skipped.note(sound)
             reports.append(report)
         return torch.cat(reports)
 

@@ -71,6 +71,27 @@ def test_the_toy_task_is_learned(autocast):
     assert {weight.dtype for weight in algorithm.model.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("log_std", [0.0, -3.0])
+def test_the_first_minibatch_finds_the_probabilities_that_acted(log_std):
+    """KL and clip fraction are those of float32, not of rounded means over a small standard deviation."""
+    algorithm = learner("bfloat16")
+    with torch.no_grad():
+        algorithm.policy.head[-1].weight.mul_(100.0)  # means of a trained policy: of order one
+        algorithm.policy.log_std.fill_(log_std)
+    seen, state = torch.randn(T * N, 3), algorithm.model.initial_state(T * N)
+    with torch.no_grad():
+        act = algorithm.act({"policy": seen}, state, torch.randn(T * N, 1))
+    assert act.log_prob.dtype == torch.float32
+    done = torch.ones(T * N, 1, dtype=torch.bool)
+    samples = {"policy": seen, "action": act.action, "action_log_prob": act.log_prob, "valid": done}
+    samples |= {"state_value": act.value[:, None], "value_target": torch.randn(T * N, 1)}
+    samples |= {"advantage": torch.randn(T * N, 1)}
+    _, report = algorithm._losses(TensorDict(samples, batch_size=[T * N]))
+    kl, clip_fraction = report[3:]
+    assert abs(kl) < 1e-5
+    assert clip_fraction == 0.0
+
+
 def test_bfloat16_is_used_and_off_by_default():
     assert ExperimentConfig().compute.autocast == "none"
     updates = {}

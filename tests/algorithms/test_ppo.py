@@ -137,7 +137,7 @@ def test_adam_equals_torch_over_many_steps():
     reference = torch.optim.Adam(theirs, lr=1e-2, eps=1e-5)
     for _ in range(50):
         gradients = [torch.randn(weight.shape, generator=random) for weight in ours]
-        adam.step(gradients)
+        adam.step(gradients, torch.tensor(True))
         for weight, gradient in zip(theirs, gradients, strict=True):
             weight.grad = gradient
         reference.step()

@@ -185,11 +185,12 @@ def test_one_step_moves_critics_then_policy_then_targets():
     """The policy learns from critics that have just learned, and the targets follow those by tau."""
     sac, reference, steps = make_sac(), make_sac(), make_minibatch()
     sac.step(steps)
-    reference._apply_to_critics(reference._critic_gradients(steps)[0])
+    sound = torch.tensor(True)
+    reference._apply_to_critics(reference._critic_gradients(steps)[0], sound)
     targets = copy.deepcopy(reference.target_weights)
     for target, weight in zip(targets, reference.critic_weights, strict=True):
         target.data.mul_(0.75).add_(0.25 * weight.detach())
-    reference._apply_to_actor(list(reference._actor_gradients(steps)[0]))
+    reference._apply_to_actor(list(reference._actor_gradients(steps)[0]), sound)
     for ours, theirs in zip(sac.target_weights, targets, strict=True):
         torch.testing.assert_close(ours, theirs)
     pairs = [(sac.critic_weights, reference.critic_weights), (sac.actor_weights, reference.actor_weights)]

@@ -119,7 +119,7 @@ def test_two_teachers_of_two_tasks_make_one_student(balance, save_run, tmp_path)
     results = json.loads(folder.distillation.read_text())["teachers"]
     assert [result["task"] for result in results] == ["cartpole_balance", "cartpole_swingup"]
     state = last_tensors(folder)
-    learned = {"policy", "critic", "optimizer", "feature_map", "counters", "buffer"}
+    learned = {"policy", "critic", "optimizer", "feature_map", "counters", "skipped", "buffer"}
     assert {key.split(".")[0] for key in state} == {"env", "env_1", "random"} | learned
     metrics = read_metrics(folder.metrics)[-1]
     assert {"physics/broken", "lazy/physics/broken"} <= set(metrics)

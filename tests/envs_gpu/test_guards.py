@@ -237,4 +237,4 @@ def test_compiled_sees_the_same_causes():
         for world, target in enumerate(targets):
             target[world, -1] = bad
         for function in (causes, torch.compile(causes, fullgraph=True)):
-            assert function(action, state, reward, obs).tolist() == expected
+            assert function(action, state, reward, obs, env._limits).tolist() == expected

@@ -23,8 +23,9 @@ CPU = torch.device("cpu")
 HISTORY = 5
 
 
-def make(tmp_path, task="ant", backend="mujoco"):
-    guards = GuardOptions(history_steps=HISTORY, dump_dir=tmp_path / "broken")
+def make(tmp_path, task="ant", backend="mujoco", energy_margin=None):
+    """Without limits of the robot, so that the physics itself breaks."""
+    guards = GuardOptions(history_steps=HISTORY, dump_dir=tmp_path / "broken", energy_margin=energy_margin)
     return make_env(task, backend=backend, num_envs=3, device=CPU, seed=1, guards=guards)
 
 
@@ -107,7 +108,7 @@ def spin(env):
 
 
 def make_rocket(tmp_path, backend, kick=4e11):
-    guards = GuardOptions(history_steps=HISTORY, dump_dir=tmp_path / "broken")
+    guards = GuardOptions(history_steps=HISTORY, dump_dir=tmp_path / "broken", energy_margin=None)
     return SimEnv(
         "rocket",
         Rocket(kick),
@@ -115,6 +116,19 @@ def make_rocket(tmp_path, backend, kick=4e11):
         CPU,
         seed=1,
         guards=guards,
+    )
+
+
+def test_a_replay_knows_what_the_robot_can_reach(tmp_path):
+    """A joint at 1e6 rad/s is finite, and no ant's: the dump says where it was first."""
+    env = make(tmp_path, energy_margin=10.0)
+    play(env, 3)
+    env.physics.state.qvel[1, 8] = 1e6
+    assert env.step(torch.zeros(3, 8)).broken.tolist() == [False, True, False]
+    env.pop_metrics()
+    assert (
+        "what was impossible came first in the state, before control step 0"
+        in replay(only_dump(tmp_path)).verdict
     )
 
 
@@ -188,7 +202,7 @@ def test_a_state_that_was_bad_before_is_told_apart(tmp_path):
     env.pop_metrics()
     replayed = replay(only_dump(tmp_path))
     assert replayed.moments[-1].given == "state"
-    assert "not finite came first in the state, before control step 0" in replayed.verdict
+    assert "what was impossible came first in the state, before control step 0" in replayed.verdict
 
 
 def test_what_does_not_break_in_c_says_how_far_it_is(tmp_path):

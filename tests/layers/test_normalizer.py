@@ -57,6 +57,30 @@ def test_moments_are_those_of_everything_seen():
     assert (normalizer.moments[0] == len(everything)).all()
 
 
+def test_one_world_cannot_spoil_the_moments():
+    """A world that is about to blow up shows 1e8 for a step; the others are normalized as before."""
+    normalizer = normalizer_that_saw(random_rows(4096))
+    normalizer.commit()
+    before = normalizer.std.clone()
+    rows = random_rows(4096, seed=1)
+    rows[7, 0] = 1e8
+    normalizer.observe(rows)
+    normalizer.commit()
+    assert (normalizer.std < 2 * before).all()
+    assert (normalizer.mean - 1.0).abs().max() < 0.5
+
+
+def test_rare_events_count_in_full():
+    """A contact that is there in one of 5,000 steps is 70 standard deviations away, and no outlier."""
+    normalizer, generator = ObservationNormalizer(1, clip=10.0), torch.Generator().manual_seed(0)
+    for _ in range(50):
+        normalizer.observe((torch.rand(2000, 1, generator=generator) < 2e-4).float())
+        normalizer.commit()
+    count, mean, squares = normalizer.moments[:, 0]
+    assert mean > 0
+    assert squares / count == pytest.approx(float(mean * (1 - mean)), rel=0.05)
+
+
 def test_nothing_changes_before_the_commit():
     x = random_rows(50)
     normalizer = normalizer_that_saw(x)

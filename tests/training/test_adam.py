@@ -16,5 +16,5 @@ def test_a_transposed_gradient_moves_the_weights_that_it_belongs_to():
     for factor in (1.0, -0.3, 2.0):
         expected.grad = (factor * gradient).contiguous()
         reference.step()
-        adam.step([factor * gradient])
+        adam.step([factor * gradient], torch.tensor(True))
     torch.testing.assert_close(weight, expected.detach())

@@ -14,6 +14,7 @@ from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import DivergedError
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.training import algorithm as algorithm_module
 from pi_incubator.training import on_policy
 from pi_incubator.training.minibatches import only
 from tests.learning import make_algorithm, state_of
@@ -212,7 +213,7 @@ def test_a_policy_that_is_nan_is_never_saved(tmp_path, monkeypatch):
 
 def test_the_worlds_of_a_policy_that_is_nan_are_broken(tmp_path, monkeypatch):
     poison_after(monkeypatch, 2)
-    monkeypatch.setattr(on_policy, "check_finite", lambda model: None)
+    monkeypatch.setattr(algorithm_module, "check_finite", lambda model: None)
     with pytest.raises(BrokenWorldsError, match=r"their action.*lower algorithm.lr"):
         main(arguments(tmp_path, "checkpoint.save_every=5"))
     assert RunFolder(tmp_path / "guarded").saved() == []

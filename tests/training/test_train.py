@@ -146,19 +146,21 @@ def test_compiled_run_continues_bit_for_bit(tmp_path):
 
 
 def test_overlapped_runs_continue_bit_for_bit(tmp_path):
-    # Saved after iterations 2 and 4 of 4: one of them in the middle of the other's updates.
+    """And saving more often changes nothing."""
+    # Saved after iterations 2 and 4 of 4: an update is under way each time.
     schedule = "algorithm.lr_schedule=adaptive"  # a linear one depends on the total
     overlap = ["training.overlap=true", "checkpoint.save_every=2", schedule]
     whole = run(tmp_path, "whole", *overlap)
     for steps in (128, 256):
         halves = run(tmp_path, "halves", *overlap, f"training.total_steps={steps}")
     again = run(tmp_path, "again", *overlap)
+    often = run(tmp_path, "often", *overlap, "checkpoint.save_every=1")
     alone = run(tmp_path, "alone", "checkpoint.save_every=2", schedule)
     expected = last_tensors(whole)
-    for other in (halves, again):
+    for other in (halves, again, often):
         assert all(torch.equal(value, last_tensors(other)[name]) for name, value in expected.items())
     # One update late, so it is not what a run without overlap learns.
-    assert not all(torch.equal(value, last_tensors(alone)[name]) for name, value in expected.items())
+    assert any(not torch.equal(value, expected[name]) for name, value in last_tensors(alone).items())
 
 
 class OneWeight(torch.nn.Module):
@@ -189,8 +191,8 @@ def test_the_first_rollouts_of_an_overlapped_run_are_one_update_late():
         data["x"].fill_(torch.nan)  # the next rollout overwrites it
     assert acted == [0.0, 0.0, 1.0, 2.0]
     assert metrics["seen"].item() == 2.0
-    updates.settle()
-    assert updates.actor.weight.item() == model.weight.item() == 4.0
+    updates.settle()  # as before a checkpoint: the next rollout is one update late all the same
+    assert (model.weight.item(), updates.actor.weight.item()) == (4.0, 3.0)
 
 
 @pytest.mark.slow
