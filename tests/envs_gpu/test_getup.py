@@ -84,23 +84,26 @@ def test_actions_span_the_joints_ranges(model):
 
 
 def test_nothing_falls_through_the_ground():
-    """Robots that throw themselves about: MuJoCo's contacts give way to an impact (8 cm once here; 10 or 50
-    iterations of the solver give the same), and push everything out again.
+    """Robots that throw themselves about sink in for moments only.
 
-    The deepest of 1,600 states depends on the seed: of seeds 1 to 5, two see 11 cm.
+    MuJoCo's soft contacts give way to an impact (10 or 50 iterations of the solver give the same), and push
+    everything out again. Of seeds 1 to 12, 0.1 % of the states are at least 7 to 9 cm deep, the deepest 12 cm,
+    and none stays deeper than 3 cm for more than 5 control steps.
     """
-    env = getup_env(16, seed=2)
+    env = getup_env(16, seed=1)
     generator = torch.Generator().manual_seed(0)
-    data, depth = mujoco.MjData(env.physics.model), []
-    for _ in range(100):
+    data, depth_m = mujoco.MjData(env.physics.model), np.zeros((100, 16))
+    for step in range(100):
         env.step(2 * torch.rand(16, 12, generator=generator) - 1)
         for world in range(16):
             data.qpos[:] = env.physics.state.qpos[world].numpy()
             mujoco.mj_fwdPosition(env.physics.model, data)
-            depth.append(-data.contact.dist.min(initial=0.0))
-    assert max(depth) < 0.1
-    assert np.median(depth) < 0.01
-    assert np.mean(np.array(depth) > 0) > 0.5
+            depth_m[step, world] = -data.contact.dist.min(initial=0.0)
+    assert np.quantile(depth_m, 0.999) < 0.1
+    assert np.median(depth_m) < 0.01
+    assert np.mean(depth_m > 0) > 0.5
+    stays_deep = np.lib.stride_tricks.sliding_window_view(depth_m > 0.03, 8, axis=0).all(-1)
+    assert not stays_deep.any()
 
 
 def test_nothing_ends_an_episode_but_the_clock():
