@@ -87,7 +87,7 @@ def test_nothing_falls_through_the_ground():
     """Robots that throw themselves about sink in for moments only.
 
     MuJoCo's soft contacts give way to an impact (10 or 50 iterations of the solver give the same), and push
-    everything out again. Of seeds 1 to 12, 0.1 % of the states are at least 7 to 9 cm deep, the deepest 12 cm,
+    everything out again. Of seeds 1 to 12, 0.1 % of the states are deeper than 7 to 9 cm, the deepest 12 cm,
     and none stays deeper than 3 cm for more than 5 control steps.
     """
     env = getup_env(16, seed=1)
