@@ -1,7 +1,7 @@
 """A .tar.gz read as one stream into memory, with a bound on all that is read before it is read.
 
-tarfile reads a header of any length, nests headers without end and keeps all of them. Here a header is at most
-`MAX_HEADER_BYTES` long, only a few may precede a member, and an archive may not expand much more than a network
+tarfile reads headers of any length and any number, and keeps them all. Here a header has at most
+`MAX_HEADER_BYTES`, only a few may precede a member, and an archive may not expand much more than a network
 and its texts do: memory is bounded by the size of the file, whatever its headers claim.
 """
 
@@ -49,8 +49,8 @@ def read_members(path: Path, max_bytes: int) -> Iterator[Member]:
         max_bytes: that it may hold, uncompressed.
 
     Raises:
-        RuntimeBundleError: it cannot be read, is cut short or damaged, is larger or expands more than a bundle
-            does, or holds something else than files and folders.
+        RuntimeBundleError: it cannot be read, is cut short or damaged, is larger or expands more than a
+            bundle does, or holds something else than files and folders.
     """
     try:
         with path.open("rb") as file:

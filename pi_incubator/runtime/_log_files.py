@@ -236,10 +236,5 @@ def _table(chunk: Chunk, contract: Contract) -> Any:
     def rows(array: Array) -> Any:
         return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(array.reshape(-1)), array.shape[1])
 
-    columns = [
-        np.ascontiguousarray(chunk.time_ns),
-        np.ascontiguousarray(chunk.flags),
-        rows(chunk.observation),
-        rows(chunk.target),
-    ]
+    columns = [chunk.time_ns, chunk.flags, rows(chunk.observation), rows(chunk.target)]
     return pyarrow.table(columns, schema=_schema(contract))

@@ -261,9 +261,10 @@ def _check_whole(contract: Contract, fields: Fields) -> None:
     width = fields.child("observation").whole("width")
     if width != contract.observation_width:
         raise fields.wrong("observation.width", width, f"the terms' sum, {contract.observation_width}")
-    for name, width in (("observation.width", width), ("states", sum(s.width for s in contract.states))):
-        if width > MAX_WIDTH:
-            raise fields.wrong(name, width, f"at most {MAX_WIDTH} values")
+    state_width = sum(state.width for state in contract.states)
+    for name, total in (("observation.width", width), ("states", state_width)):
+        if total > MAX_WIDTH:
+            raise fields.wrong(name, total, f"at most {MAX_WIDTH} values")
     if len(contract.safe_target) != contract.num_targets:
         count = len(contract.safe_target)
         raise fields.wrong(

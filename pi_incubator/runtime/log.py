@@ -46,10 +46,10 @@ class _Buffer:
 class StepLog:
     """A folder of chunks, each a file, written by a thread of its own.
 
-    A step is copied into memory that was set aside at the start. Every `SAVE_EVERY_S` the new steps of the chunk
-    that is being filled are appended to its rows file, so that a process that is killed loses no more than the
-    steps since then; the rows file goes when the chunk is written. Where the disk is too slow, or fails, steps
-    are dropped and counted: control does not wait for a log.
+    A step is copied into memory that was set aside at the start. Every `SAVE_EVERY_S` the new steps of the
+    chunk that is being filled are appended to its rows file, so that a process that is killed loses no more
+    than the steps since then; the rows file goes when the chunk is written. Where the disk is too slow, or
+    fails, steps are dropped and counted: control does not wait for a log.
 
     Args:
         folder: to make, or an empty one.
