@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +63,8 @@ def read_npz(path: Path, contract: Contract) -> Chunk:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             chunk = Chunk(**{name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    # Of a damaged file numpy and zipfile raise what they happen to meet.
+    except Exception as error:
         raise LogError(f"{path}: is no chunk of a log ({error}); remove it") from None
     size = len(chunk.time_ns)
     for name, expected in vars(Chunk.empty(size, contract)).items():

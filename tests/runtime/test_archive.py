@@ -65,6 +65,7 @@ def zeros(num_bytes):
     return gzip.compress(bytes(MB)) * -(-num_bytes // MB)
 
 
+END = bytes(1024)
 FILE = member("b/contract.json", b"{}")
 GLOBALS = [member("x", f"13 a{i:06d}=b\n".encode(), tarfile.XGLTYPE) for i in range(20_000)]
 LARGE_HEADERS = {
@@ -87,10 +88,13 @@ BOMBS = LARGE_HEADERS | {
     "folders": (gzip.compress(header("b/", tarfile.DIRTYPE) * 50_000), "files"),
     "holes": (gzip.compress(header("b/x", tarfile.GNUTYPE_SPARSE, CLAIM) + bytes(10_240)), "holes"),
     "PAX holes": (gzip.compress(pax([("GNU.sparse.realsize", str(CLAIM))]) + FILE), "holes"),
-    "deep contract": (gzip.compress(member("b/contract.json", b"[" * 10 * MB)), "SHA256SUMS: file not found"),
-    "long sums": (gzip.compress(member("b/SHA256SUMS", b"\n" * 10 * MB)), "is larger than"),
+    "deep contract": (
+        gzip.compress(member("b/contract.json", b"[" * 10 * MB) + END),
+        "SHA256SUMS: file not found",
+    ),
+    "long sums": (gzip.compress(member("b/SHA256SUMS", b"\n" * 10 * MB) + END), "is larger than"),
     "empty": (b"", "cut short"),
-    "zeros": (gzip.compress(bytes(1024)), "does not hold one folder"),
+    "zeros": (gzip.compress(END), "does not hold one folder"),
 }
 
 
@@ -114,7 +118,7 @@ def bundle_files(tmp_path):
 
 
 def write(path, *parts):
-    path.write_bytes(gzip.compress(b"".join(parts) + bytes(1024)))
+    path.write_bytes(gzip.compress(b"".join(parts) + END))
     return path
 
 
@@ -176,7 +180,7 @@ def test_large_weights_are_read(tmp_path):
     weights = np.random.default_rng(0).normal(size=6 * MB).astype(np.float32).tobytes()
     _, files = bundle_files(tmp_path)
     parts = [member(f"top/{name}", content) for name, content in (files | {"weights": weights}).items()]
-    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(b"".join(parts) + bytes(1024), 1))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(b"".join(parts) + END, 1))
     assert read_bundle(tmp_path / "b.tar.gz").onnx == files["policy.onnx"]
 
 
