@@ -16,7 +16,7 @@ from .contract import Contract
 from .errors import LogError
 
 STEPS_PER_CHUNK = 1000
-SAVE_EVERY_S = 0.5  # what a killed process loses, and the time of one write; the docs promise 1 s
+SAVE_EVERY_S = 0.2  # with the time that the disk takes, what a killed process loses; the docs promise 1 s
 NUM_CHUNKS = 4  # one is filled, the others wait to be written: seconds of a slow disk
 FORMATS = {"npz": write_npz, "parquet": write_parquet}
 

@@ -117,6 +117,7 @@ class SharedMemory:
         # The observation's slot comes first: what the policy's end, the owner, receives.
         self._send_at, self._receive_at = (sizes[1], 0) if owns else (0, sizes[0])
         self._receives_bytes = receives_bytes
+        self._num_sent = self._num_seen = 0  # packets, as their counters have them
         self._map((_slot_file.create if owns else _slot_file.open_existing)(self._path, self._size))
 
     def send(self, packet: bytes) -> None:

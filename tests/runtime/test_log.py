@@ -146,7 +146,7 @@ def test_a_killed_process_loses_at_most_the_last_second(tmp_path, format):
     )
 
 
-def wait_for(happened, timeout_s=10 * SAVE_EVERY_S):
+def wait_for(happened, timeout_s=25 * SAVE_EVERY_S):
     deadline = time.monotonic() + timeout_s
     while not happened():
         assert time.monotonic() < deadline
