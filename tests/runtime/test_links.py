@@ -243,6 +243,21 @@ def test_the_first_packet_after_nobody_listened_arrives():
             np.testing.assert_array_equal(policy.receive(1.0), OBSERVATION + 1)
 
 
+def test_what_a_robot_sends():
+    """A policy in another language would read it so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare:
+        bare.bind(("127.0.0.1", 0))
+        bare.settimeout(5)
+        with closing(RobotLink(f"udp://127.0.0.1:{bare.getsockname()[1]}", CONTRACT)) as robot:
+            for sequence in range(3):
+                before_ns = time.monotonic_ns()
+                robot.send(OBSERVATION)
+                data = bare.recv(1000)
+                sent_ns = struct.unpack_from("<q", data, 16)[0]
+                assert before_ns <= sent_ns <= time.monotonic_ns()
+                assert data == packet(sequence, sent_ns=sent_ns)
+
+
 def test_packets_that_are_too_large():
     wide = check_contract(bundles.contract_dict(sensors=2**16 - 3))
     with pytest.raises(LinkError, match="a packet holds 65535 values, the contract asks for 65536"):
