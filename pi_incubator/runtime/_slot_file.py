@@ -35,7 +35,7 @@ def create(path: Path, size: int) -> int:
         os.posix_fallocate(descriptor, 0, size)  # an error now, not a crash at a later write
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         _remove_left_behind(path)
-        # With a folder's descriptor, which is not used, Linux follows the link in /proc to the file itself.
+        # src_dir_fd is not used with an absolute path, but makes Python follow the link in /proc to the file.
         os.link(f"/proc/self/fd/{descriptor}", path, src_dir_fd=descriptor)
     except OSError as error:
         if descriptor >= 0:

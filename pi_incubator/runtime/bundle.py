@@ -97,7 +97,7 @@ def _read_inside(path: Path, name: str, max_bytes: int) -> bytes:
     if not stat.S_ISREG(status.st_mode):
         raise RuntimeBundleError(f"{path}/{name}: is no regular file; {COPY_AGAIN}")
     if status.st_size > max_bytes:
-        problem = f"has {status.st_size} bytes, of which at most {max_bytes} are left to it"
+        problem = f"has {status.st_size} bytes, and only {max_bytes} more may be read"
         raise RuntimeBundleError(f"{path}/{name}: {problem}; {COPY_AGAIN}")
     return (path / name).read_bytes()
 

@@ -81,8 +81,8 @@ class StepLog:
         self._full: queue.SimpleQueue[_Buffer | None] = queue.SimpleQueue()
         for _ in range(NUM_CHUNKS - 1):
             self._free.put(_Buffer(Chunk.empty(steps_per_chunk, contract)))
-        self._num_added = 0
-        self._num_refused = 0  # by `add`; only the caller's thread counts here
+        self._num_taken = 0  # by `add`; only the caller's thread counts here
+        self._num_refused = 0  # likewise
         self._num_failed = 0  # to be written; only the writer thread counts here
         self._error: BaseException | None = None
         self._is_open = True
@@ -96,7 +96,6 @@ class StepLog:
 
     def add(self, observation: Array, target: Array, flags: int) -> None:
         """Keep a step: `observation` `[D]`, `target` `[U]`, `flags` of it; all are copied."""
-        self._num_added += 1
         if not self._is_open or (self._buffer.count == self._size and not self._take_empty_buffer()):
             self._num_refused += 1
             return
@@ -106,7 +105,8 @@ class StepLog:
         chunk.flags[i] = flags
         chunk.observation[i] = observation
         chunk.target[i] = target
-        buffer.count = i + 1  # last: the writer thread may read every step that is counted
+        buffer.count = i + 1  # not before: the writer thread may read every step that is counted
+        self._num_taken += 1
 
     def close(self) -> None:
         """Write what is left and end the thread.
@@ -120,7 +120,7 @@ class StepLog:
         self._thread.join()
         self._is_open = False
         if self._error:
-            self._num_failed = self._num_added - self._num_refused - self.written
+            self._num_failed = self._num_taken - self.written
             reason = getattr(self._error, "strerror", None) or f"{type(self._error).__name__}: {self._error}"
             problem = f"cannot be written ({reason}), {self.dropped} steps are lost"
             raise LogError(f"{self._folder}: {problem}; log to another disk")
@@ -174,6 +174,8 @@ class StepLog:
         except OSError as error:
             self._error = error
             self._num_failed += buffer.count - buffer.num_saved
+            with suppress(OSError):
+                part.unlink(missing_ok=True)  # half of a chunk helps nobody, and takes room
             return
         self.written += buffer.count - buffer.num_saved
         with suppress(OSError):

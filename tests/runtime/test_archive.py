@@ -1,6 +1,7 @@
 """An archive costs no more memory than its own size permits, whatever its headers claim."""
 
 import gzip
+import hashlib
 import io
 import json
 import os
@@ -67,6 +68,14 @@ def zeros(num_bytes):
 
 END = bytes(1024)
 FILE = member("b/contract.json", b"{}")
+
+
+def with_contract(contract):
+    """An archive whose contract is the one that its SHA256SUMS lists."""
+    sums = f"{hashlib.sha256(contract).hexdigest()}  contract.json\n".encode()
+    return gzip.compress(member("b/contract.json", contract) + member("b/SHA256SUMS", sums) + END)
+
+
 GLOBALS = [member("x", f"13 a{i:06d}=b\n".encode(), tarfile.XGLTYPE) for i in range(20_000)]
 LARGE_HEADERS = {
     f"header {kind}": (gzip.compress(header("x", kind, CLAIM)) + zeros(CLAIM), "header of 1500000000 bytes")
@@ -92,6 +101,8 @@ BOMBS = LARGE_HEADERS | {
         gzip.compress(member("b/contract.json", b"[" * 10 * MB) + END),
         "SHA256SUMS: file not found",
     ),
+    "large contract": (with_contract(b"[" * 10 * MB), "is not JSON (larger than"),
+    "many lists": (with_contract(b"[" + b"[]," * 349_000 + b"[]]"), "is not an object"),
     "long sums": (gzip.compress(member("b/SHA256SUMS", b"\n" * 10 * MB) + END), "is larger than"),
     "empty": (b"", "cut short"),
     "zeros": (gzip.compress(END), "does not hold one folder"),

@@ -208,6 +208,14 @@ def test_the_contract_inside_the_network(tmp_path, agrees):
         refused(path, "the contract inside is not that of contract.json")
 
 
+@pytest.mark.parametrize("inside", ["[" * 100_000, "{", " " * 2**20 + "{}"])
+def test_a_text_inside_the_network_that_is_no_contract(tmp_path, inside):
+    model = bundles.mlp_onnx()
+    helper.set_model_props(model, {"contract": inside})
+    path = bundles.write_bundle(tmp_path / "b", model, states=[("last_action", 12)])
+    refused(path, "policy.onnx: the contract inside is not that of contract.json")
+
+
 WRONG_FIELDS = [
     ("schema_version", 2, "schema_version: 2 is newer than this runtime's 1; update the runtime"),
     ("schema_version", "1", "schema_version: '1' is not a whole number"),
@@ -281,7 +289,7 @@ def test_the_limits_of_a_field_belong_to_it(field, value):
 def test_the_widest_observation():
     sensors = 2**22 - bundles.COMMANDS
     assert check_contract(bundles.contract_dict(sensors=sensors)).observation_width == 2**22
-    with pytest.raises(RuntimeBundleError, match="observation.width: 4194305 is not at most 4194304 values"):
+    with pytest.raises(RuntimeBundleError, match=r"observation.width: 4194305 is not at most 4194304 values"):
         check_contract(bundles.contract_dict(sensors=sensors + 1))
 
 
@@ -299,7 +307,7 @@ def test_a_safe_target_that_float32_cannot_hold():
 
 
 def test_no_contract(tmp_path):
-    with pytest.raises(RuntimeBundleError, match="contract.json: cannot be read .No such file or directory"):
+    with pytest.raises(RuntimeBundleError, match=r"contract.json: cannot be read .No such file or directory"):
         read_contract(tmp_path / "contract.json")
 
 

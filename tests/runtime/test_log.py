@@ -227,6 +227,27 @@ def test_a_writer_that_dies_is_told_and_later_steps_are_dropped(tmp_path, steps,
     assert (log.written, log.dropped) == (0, 250)
 
 
+def test_half_of_a_chunk_is_removed(tmp_path, steps, monkeypatch):
+    def half(path, *_):
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(log_module.FORMATS, "npz", half)
+    with pytest.raises(LogError, match="250 steps are lost"):
+        write(tmp_path / "log", steps, format="npz")
+    assert [path.name for path in (tmp_path / "log").iterdir()] == ["contract.json"]
+
+
+def test_a_step_of_another_width_is_not_taken(tmp_path, steps):
+    log = StepLog(tmp_path / "log", CONTRACT, format="npz")
+    with pytest.raises(ValueError, match="broadcast"):
+        log.add(np.zeros(5, np.float32), steps[1][0], 0)
+    log.add(*(part[0] for part in steps))
+    log.close()
+    assert (log.written, log.dropped) == (1, 0)
+    assert read_npz(tmp_path / "log" / "000000.npz", CONTRACT).target.shape == (1, 12)
+
+
 def test_a_disk_that_is_full_for_a_while_costs_what_was_written_then(tmp_path, steps, monkeypatch):
     real, answers = log_module.FORMATS["npz"], iter([False, True, False])
 

@@ -144,6 +144,20 @@ def test_rate_limit(tmp_path, observations, by):
     assert policy.flags == Flags.NAN_OBSERVATION | Flags.RATE_LIMITED
 
 
+def test_a_held_target_is_the_last_one_and_flags_add_up(bundle, observations):
+    policy = Policy.load(bundle[1])
+    target = policy.step(observations[0]).copy()
+    assert policy.flags == 0
+    np.testing.assert_array_equal(policy.hold(Flags.DEADLINE_MISSED), target)
+    assert policy.flags == Flags.DEADLINE_MISSED
+    policy.step(np.full(bundles.WIDTH, np.nan, np.float32))
+    policy.add_flag(Flags.DEADLINE_MISSED)
+    assert policy.flags == Flags.NAN_OBSERVATION | Flags.DEADLINE_MISSED
+    policy.reset()
+    assert policy.flags == 0
+    np.testing.assert_array_equal(policy.target, SAFE)
+
+
 @pytest.mark.parametrize("hz", [10.0, 62.5, 200.0])
 @pytest.mark.parametrize("by", ["contract", "argument"])
 def test_a_rate_limit_is_per_second_at_the_bundles_own_rate(tmp_path, hz, by):
