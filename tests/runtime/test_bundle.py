@@ -69,6 +69,13 @@ def test_a_missing_file(folder, name):
     refused(folder, f"{name}: ")
 
 
+@pytest.mark.parametrize("line", ["hello", "0" * 63 + "  x", "0" * 64 + " x", "0" * 64 + "  "])
+def test_a_line_that_is_none_of_sha256sum(folder, line):
+    with (folder / "SHA256SUMS").open("a") as file:
+        file.write(line + "\n")
+    refused(folder, "SHA256SUMS: .* is no line of sha256sum; copy or export the bundle again")
+
+
 def test_the_contract_must_be_listed(folder):
     sums = (folder / "SHA256SUMS").read_text().splitlines()
     (folder / "SHA256SUMS").write_text(sums[1] + "\n")

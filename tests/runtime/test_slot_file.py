@@ -192,8 +192,10 @@ def test_a_file_that_was_exchanged_before_it_was_opened_is_refused(slot, used, m
     fine = os.lstat(slot.path)
     slot.other.hardlink_to(slot.path)
     monkeypatch.setattr(os, "lstat", lambda _: fine)
+    before = os.listdir("/proc/self/fd")
     with pytest.raises(LinkError, match="has another name too"):
         RobotLink(slot.url, CONTRACT)
+    assert os.listdir("/proc/self/fd") == before
     assert slot.path.read_bytes() == used
 
 
