@@ -140,7 +140,7 @@ def test_a_contract_is_refused_or_can_be_run(tmp_path_factory):
     refused = []
 
     @given(changed_contracts())
-    @settings(quick, max_examples=400)
+    @settings(quick, max_examples=250)
     @pytest.mark.filterwarnings("error")
     def check(raw):
         contract = None
@@ -207,7 +207,7 @@ def test_an_archive_is_refused_with_our_own_error(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "b.tar.gz"
 
     @given(tar_files())
-    @settings(quick, max_examples=500)
+    @settings(quick, max_examples=300)
     def check(data):
         path.write_bytes(data)
         with pytest.raises(RuntimeBundleError) as caught:
