@@ -68,6 +68,20 @@ def exchange(policy, robot, i):
     np.testing.assert_array_equal(robot.receive(1.0), TARGET + i)
 
 
+def test_the_layout_in_shared_memory(slot):
+    """Counter and packet, in 64 bytes times n: an observation of 164 bytes in 192, a target of 80 in 128."""
+    with closing(PolicyLink(slot.url, CONTRACT)) as policy, closing(RobotLink(slot.url, CONTRACT)) as robot:
+        for i in range(4):
+            exchange(policy, robot, i)
+        policy.send(TARGET, 0)
+        data = slot.path.read_bytes()
+    assert len(data) == 192 + 128
+    for at, kind, count, values in ((0, b"PIOB", 4, OBSERVATION + 3), (192, b"PITG", 5, TARGET)):
+        assert int.from_bytes(data[at : at + 8], "little") == count
+        assert data[at + 8 : at + 12] == kind
+        np.testing.assert_array_equal(np.frombuffer(data, "<f4", len(values), at + 40), values)
+
+
 def test_a_policy_may_be_started_again(url):
     """The robot's end finds the new one by itself; what was sent between the two is lost."""
     policy = PolicyLink(url, CONTRACT)
