@@ -24,9 +24,9 @@ class Fields:
         self._data = data
 
     def text(self, name: str) -> str:
-        """A string that is not empty."""
+        """A string that is not empty, and can be printed."""
         value = self._get(name)
-        if not isinstance(value, str) or not value:
+        if not isinstance(value, str) or not value or not value.isprintable():
             raise self.wrong(name, value, "a text")
         return value
 
@@ -63,9 +63,9 @@ class Fields:
         return tuple(map(float, values))
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """A list of strings."""
+        """A list of strings that can be printed."""
         values = self._list(name)
-        if not all(isinstance(value, str) for value in values):
+        if not all(isinstance(value, str) and value.isprintable() for value in values):
             raise self.wrong(name, values, "a list of texts")
         return tuple(values)
 

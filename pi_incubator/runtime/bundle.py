@@ -6,23 +6,21 @@ Nothing is ever extracted to disk or unpickled.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
-import tarfile
-import zlib
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ._archive import COPY_AGAIN, read_members
 from ._onnx_file import summarize
-from .contract import Contract, parse_contract
+from .contract import MAX_TEXT_BYTES, Contract, parse_contract, parse_json
 from .errors import RuntimeBundleError
 
 CONTRACT, SUMS, FAILED_GATES, ENGINES = "contract.json", "SHA256SUMS", "FAILED_GATES", "engines"
 MAX_BUNDLE_BYTES = 2**30  # uncompressed; what is larger is no policy for a robot
 # Operator sets of onnxruntime itself that its quantizer and its graph optimizer write.
 KNOWN_DOMAINS = ("", "ai.onnx", "com.microsoft")
-COPY_AGAIN = "copy or export the bundle again"
 EXPORT_AGAIN = "export the policy again"
 SUMS_LINE = re.compile(r"([0-9a-f]{64}) [ *](.+)")
 
@@ -65,55 +63,54 @@ def read_bundle(path: Path | str) -> Bundle:
 
 def _read_folder(path: Path) -> dict[str, bytes]:
     """Relative name -> bytes of the files that `SHA256SUMS` lists, the marks and the engines."""
+    files: dict[str, bytes] = {}
+    num_bytes = 0
     try:
-        sums = (path / SUMS).read_bytes()
+        sums = _read_inside(path, SUMS, MAX_TEXT_BYTES)
         names = set(_parse_sums(sums, path))
         names |= {f"{ENGINES}/{engine.name}" for engine in (path / ENGINES).glob("*.plan")}
         if (path / FAILED_GATES).exists():
             names.add(FAILED_GATES)
-        files = {SUMS: sums}
-        for name in names:
-            if not (path / name).resolve().is_relative_to(path.resolve()):
-                raise RuntimeBundleError(f"{path}/{name}: points out of the bundle; {COPY_AGAIN}")
-            files[name] = (path / name).read_bytes()
+        for name in sorted(names):
+            files[name] = _read_inside(path, name, MAX_BUNDLE_BYTES - num_bytes)
+            num_bytes += len(files[name])
     except OSError as error:
         raise RuntimeBundleError(
             f"{error.filename}: cannot be read ({error.strerror}); {COPY_AGAIN}"
         ) from None
     except RuntimeError as error:  # Python 3.10 to 3.12, of links in a circle
         raise RuntimeBundleError(f"{path}: cannot be read ({error}); {COPY_AGAIN}") from None
-    return files
+    return files | {SUMS: sums}
+
+
+def _read_inside(path: Path, name: str, max_bytes: int) -> bytes:
+    """A regular file in the folder `path`, of at most `max_bytes`.
+
+    Raises:
+        RuntimeBundleError: it points out of the folder, is something else, or larger.
+        OSError: it is missing or cannot be read.
+    """
+    file = (path / name).resolve()
+    if not file.is_relative_to(path.resolve()):
+        raise RuntimeBundleError(f"{path}/{name}: points out of the bundle; {COPY_AGAIN}")
+    status = (path / name).stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise RuntimeBundleError(f"{path}/{name}: is no regular file; {COPY_AGAIN}")
+    if status.st_size > max_bytes:
+        problem = f"has {status.st_size} bytes, and only {max_bytes} more may be read"
+        raise RuntimeBundleError(f"{path}/{name}: {problem}; {COPY_AGAIN}")
+    return (path / name).read_bytes()
 
 
 def _read_archive(path: Path) -> dict[str, bytes]:
     """Name relative to the archive's one top folder -> bytes."""
     files: dict[str, bytes] = {}
     tops = set()
-    num_bytes = 0
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                parts = _safe_name(member.name, path).parts
-                if member.isdir():
-                    continue
-                if not member.isfile():
-                    raise RuntimeBundleError(f"{path}: {member.name} is a link or device; {COPY_AGAIN}")
-                num_bytes += member.size
-                if num_bytes > MAX_BUNDLE_BYTES:
-                    raise RuntimeBundleError(
-                        f"{path}: holds more than {MAX_BUNDLE_BYTES} bytes; {COPY_AGAIN}"
-                    )
-                content = archive.extractfile(member)
-                assert content is not None  # isfile() above
-                tops.add(parts[0])
-                files["/".join(parts[1:])] = content.read()
-    except OSError as error:
-        reason = error.strerror or error
-        raise RuntimeBundleError(
-            f"{path}: cannot be read ({reason}); name a bundle's folder or .tar.gz"
-        ) from None
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise RuntimeBundleError(f"{path}: is cut short or no .tar.gz ({error}); {COPY_AGAIN}") from None
+    for member in read_members(path, MAX_BUNDLE_BYTES):
+        parts = _safe_name(member.name, path).parts
+        if not member.is_folder:
+            tops.add(parts[0])
+            files["/".join(parts[1:])] = member.content
     if len(tops) != 1 or "" in files:
         raise RuntimeBundleError(f"{path}: does not hold one folder; {COPY_AGAIN}")
     return files
@@ -136,6 +133,8 @@ def _safe_name(name: str, path: Path) -> PurePosixPath:
 def _parse_sums(sums: bytes, path: Path) -> dict[str, str]:
     """Name -> SHA-256 from the lines of `sha256sum`."""
     listed = {}
+    if len(sums) > MAX_TEXT_BYTES:
+        raise RuntimeBundleError(f"{path}/{SUMS}: is larger than {MAX_TEXT_BYTES} bytes; {COPY_AGAIN}")
     for line in sums.decode(errors="replace").splitlines():
         match = SUMS_LINE.fullmatch(line)
         if not match:
@@ -185,7 +184,7 @@ def _check_onnx(onnx: bytes, contract: Contract, where: str) -> None:
 def _agree(embedded: str, contract: Contract) -> bool:
     """Whether the contract in the ONNX metadata is `contract`, but for what the file cannot know."""
     try:
-        inside = json.loads(embedded)
+        inside = parse_json(embedded)
     except ValueError:
         return False
     return inside == {key: value for key, value in contract.raw.items() if key not in ("onnx", "gates")}

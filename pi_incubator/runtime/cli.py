@@ -20,11 +20,12 @@ import numpy as np
 from ._network import Array
 from .bench import BenchResult, bench
 from .bundle import read_bundle
+from .contract import LARGEST
 from .errors import PolicyRuntimeError, RuntimeBundleError
 from .links import PolicyLink
 from .log import FORMATS, NullLog, StepLog
 from .loop import MAX_MISSES, Loop
-from .policy import LARGEST, Policy
+from .policy import Policy
 from .providers import PROVIDERS
 
 INTERRUPTED = 130  # the shell's convention: 128 + SIGINT
@@ -133,20 +134,24 @@ def _run(arguments: argparse.Namespace) -> None:
     stop: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda received, _: stop.append(received))
-    # The log's folder comes last: a link that cannot be opened leaves none behind for a restart to trip over.
-    with (
-        closing(PolicyLink(arguments.link, policy.contract)) as link,
-        closing(_log(arguments, policy)) as log,
-    ):
-        print(f"ready: {policy.contract.name} at {arguments.link}", flush=True)
-        report = Loop(policy, link, log, max_misses=arguments.max_misses).run(
-            follow_link=arguments.follow,
-            realtime_priority=arguments.realtime,
-            should_stop=lambda: bool(stop),
-            max_steps=arguments.steps,
-        )
-        rows: dict[str, object] = {**asdict(report), **asdict(link.counts)}
-    _print_rows(rows | {"log_dropped": log.dropped})
+    rows: dict[str, object] = {}
+    try:
+        # The log's folder comes last: where the link cannot be opened, none is left in a restart's way.
+        with (
+            closing(PolicyLink(arguments.link, policy.contract)) as link,
+            closing(_log(arguments, policy)) as log,
+        ):
+            print(f"ready: {policy.contract.name} at {arguments.link}", flush=True)
+            report = Loop(policy, link, log, max_misses=arguments.max_misses).run(
+                follow_link=arguments.follow,
+                realtime_priority=arguments.realtime,
+                should_stop=lambda: bool(stop),
+                max_steps=arguments.steps,
+            )
+            rows = {**asdict(report), **asdict(link.counts)}
+    finally:  # also where the log could not be written, which its end reports
+        if rows:
+            _print_rows(rows | {"log_dropped": log.dropped})
 
 
 def _start_target(values: list[float], policy: Policy) -> Array:
@@ -212,7 +217,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     log = commands.add_parser("log", help="work with the log of a run")
     log_commands = log.add_subparsers(required=True, metavar="COMMAND")
     convert = _add_command(
-        log_commands, "to-parquet", _to_parquet, "join the .npz chunks of a log as Parquet"
+        log_commands, "to-parquet", _to_parquet, "join all chunks of a log as one Parquet file"
     )
     convert.add_argument("folder", type=Path, metavar="LOG", help="folder that run wrote")
     convert.add_argument("--out", type=Path, metavar="FILE", help="default: LOG/steps.parquet")

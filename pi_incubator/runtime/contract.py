@@ -6,8 +6,7 @@ Letters: D observation width, U targets (actuators).
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,11 @@ from ._fields import Fields
 from .errors import RuntimeBundleError
 
 SCHEMA_VERSION = 1
+MAX_TEXT_BYTES = 2**20  # of contract.json and of SHA256SUMS
+MAX_DEPTH = 50  # of lists and objects inside each other
+MAX_WIDTH = 2**22  # values of an observation, and of all states: 16 MB
+MIN_HZ, MAX_HZ = 0.01, 100_000.0
+LARGEST = 3.4028234663852886e38  # that float32 can hold
 KNOWN_OPSETS = range(13, 24)
 KINDS = ("sensor", "command")
 LIMIT_TOLERANCE = 1e-6  # float32's, for a safe target that lies on a limit
@@ -133,10 +137,36 @@ def parse_contract(data: bytes, where: str) -> Contract:
         RuntimeBundleError: as `read_contract`.
     """
     try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(data)
+    except ValueError as error:
         raise RuntimeBundleError(f"{where}: is not JSON ({error}); copy the bundle again") from None
     return check_contract(raw, where)
+
+
+def parse_json(text: bytes | str) -> Any:
+    """The value in a JSON text that is no larger and no deeper than a contract is.
+
+    Raises:
+        ValueError: it is no JSON, larger than `MAX_TEXT_BYTES`, or deeper than `MAX_DEPTH`.
+    """
+    if len(text) > MAX_TEXT_BYTES:
+        raise ValueError(f"larger than {MAX_TEXT_BYTES} bytes")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError("too deep") from None
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for parent in level for child in _children(parent)]
+        if not level:
+            return value
+    raise ValueError(f"deeper than {MAX_DEPTH} levels")
+
+
+def _children(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 def check_contract(raw: Any, where: str = "contract.json") -> Contract:
@@ -216,6 +246,8 @@ def _check_whole(contract: Contract, fields: Fields) -> None:
     """What only the fields together can get wrong."""
     if contract.control_hz <= 0:
         raise fields.wrong("control_hz", contract.control_hz, "above 0")
+    if not MIN_HZ <= contract.control_hz <= MAX_HZ:
+        raise fields.wrong("control_hz", contract.control_hz, f"from {MIN_HZ:g} to {MAX_HZ:g}")
     for name, entries in (
         ("observation.terms", contract.terms),
         ("joints", contract.joints),
@@ -229,13 +261,17 @@ def _check_whole(contract: Contract, fields: Fields) -> None:
     width = fields.child("observation").whole("width")
     if width != contract.observation_width:
         raise fields.wrong("observation.width", width, f"the terms' sum, {contract.observation_width}")
+    state_width = sum(state.width for state in contract.states)
+    for name, total in (("observation.width", width), ("states", state_width)):
+        if total > MAX_WIDTH:
+            raise fields.wrong(name, total, f"at most {MAX_WIDTH} values")
     if len(contract.safe_target) != contract.num_targets:
         count = len(contract.safe_target)
         raise fields.wrong(
             "safe_target", f"{count} values", f"one value for each of {contract.num_targets} joints"
         )
     for joint, safe in zip(contract.joints, contract.safe_target, strict=True):
-        low = -math.inf if joint.target_low is None else joint.target_low
-        high = math.inf if joint.target_high is None else joint.target_high
+        low = -LARGEST if joint.target_low is None else max(joint.target_low, -LARGEST)
+        high = LARGEST if joint.target_high is None else min(joint.target_high, LARGEST)
         if not low - LIMIT_TOLERANCE <= safe <= high + LIMIT_TOLERANCE:
             raise fields.wrong("safe_target", safe, f"within the limits of {joint.name}, {low:g} to {high:g}")

@@ -7,7 +7,8 @@ import time
 
 from ._network import Array
 from .contract import Contract
-from .packets import OBSERVATION, TARGET, Counts, Decoder, encode, packet_size
+from .errors import LinkError
+from .packets import MAX_VALUES, OBSERVATION, TARGET, Counts, Decoder, encode, packet_size
 from .transports import open_transport
 
 MAX_PACKETS = 100  # read at once; a control rate is never so far behind its robot
@@ -19,6 +20,9 @@ class _Link:
 
     def __init__(self, url: str, contract: Contract, *, is_policy: bool) -> None:
         observation, target = contract.observation_width, contract.num_targets
+        if max(observation, target) > MAX_VALUES:
+            problem = f"a packet holds {MAX_VALUES} values, the contract asks for {max(observation, target)}"
+            raise LinkError(f"link: {problem}; call Policy.step in the process that measures")
         sends, receives = (target, observation) if is_policy else (observation, target)
         self._decoder = Decoder(OBSERVATION if is_policy else TARGET, receives)
         self._transport = open_transport(
@@ -43,7 +47,7 @@ class PolicyLink(_Link):
         contract: gives the widths.
 
     Raises:
-        LinkError: the URL is of another form, or the system refuses.
+        LinkError: the URL is of another form, packets would be too large, or the system refuses.
     """
 
     def __init__(self, url: str, contract: Contract) -> None:

@@ -26,6 +26,7 @@ OBSERVATION, TARGET = b"PIOB", b"PITG"
 VERSION = 1
 HEADER = struct.Struct("<4sHHQqI")
 CRC = struct.Struct("<I")
+MAX_VALUES = 2**16 - 1  # of the count's two bytes
 VALUES_AT = HEADER.size + CRC.size
 
 

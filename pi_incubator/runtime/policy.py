@@ -13,12 +13,10 @@ import numpy as np
 
 from ._network import Array, FiniteCheck, Network
 from .bundle import Bundle, read_bundle
-from .contract import Contract
+from .contract import LARGEST, Contract
 from .errors import ObservationError, RuntimeBundleError
 from .flags import Flags
 from .providers import make_network
-
-LARGEST = float(np.finfo(np.float32).max)
 
 
 class Policy:

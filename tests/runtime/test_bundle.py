@@ -69,6 +69,13 @@ def test_a_missing_file(folder, name):
     refused(folder, f"{name}: ")
 
 
+@pytest.mark.parametrize("line", ["hello", "0" * 63 + "  x", "0" * 64 + " x", "0" * 64 + "  "])
+def test_a_line_that_is_none_of_sha256sum(folder, line):
+    with (folder / "SHA256SUMS").open("a") as file:
+        file.write(line + "\n")
+    refused(folder, "SHA256SUMS: .* is no line of sha256sum; copy or export the bundle again")
+
+
 def test_the_contract_must_be_listed(folder):
     sums = (folder / "SHA256SUMS").read_text().splitlines()
     (folder / "SHA256SUMS").write_text(sums[1] + "\n")
@@ -208,10 +215,20 @@ def test_the_contract_inside_the_network(tmp_path, agrees):
         refused(path, "the contract inside is not that of contract.json")
 
 
+@pytest.mark.parametrize("inside", ["[" * 100_000, "{", " " * 2**20 + "{}"])
+def test_a_text_inside_the_network_that_is_no_contract(tmp_path, inside):
+    model = bundles.mlp_onnx()
+    helper.set_model_props(model, {"contract": inside})
+    path = bundles.write_bundle(tmp_path / "b", model, states=[("last_action", 12)])
+    refused(path, "policy.onnx: the contract inside is not that of contract.json")
+
+
 WRONG_FIELDS = [
     ("schema_version", 2, "schema_version: 2 is newer than this runtime's 1; update the runtime"),
     ("schema_version", "1", "schema_version: '1' is not a whole number"),
     ("control_hz", 0, "control_hz: 0.0 is not above 0"),
+    ("control_hz", 0.0099, "control_hz: 0.0099 is not from 0.01 to 100000"),
+    ("control_hz", 100_001, "control_hz: 100001.0 is not from 0.01 to 100000"),
     ("control_hz", True, "control_hz: True is not a number"),
     ("control_hz", None, "control_hz: None is not a number"),
     ("name", "", "name: '' is not a text"),
@@ -226,6 +243,16 @@ WRONG_FIELDS = [
     ("joints.1.name", "joint_0", "joints: .* in which every name is another"),
     ("safe_target", [0.0] * 11, "safe_target: '11 values' is not one value for each of 12 joints"),
     ("safe_target", [float("nan")] * 12, "safe_target: .* is not a list of numbers"),
+    ("safe_target.4", 0.80001, "safe_target: 0.80001 is not within the limits of joint_4, -0.8 to 0.8"),
+    ("safe_target.4", -0.80001, "safe_target: -0.80001 is not within the limits of joint_4, -0.8 to 0.8"),
+    ("states.0.width", 2**22 + 1, "states: 4194305 is not at most 4194304 values"),
+    ("onnx.opset", 12, "onnx.opset: 12 is not from 13 to 23"),
+    ("onnx.opset", 24, "onnx.opset: 24 is not from 13 to 23"),
+    ("onnx.file", "..", "onnx.file: '..' is not a plain file name"),
+    ("name", "two\nlines", "name: 'two.nlines' is not a text"),
+    ("name", "\ud800", "name: '.ud800' is not a text"),
+    ("commands", ["a\nb"], "commands: .* is not a list of texts"),
+    ("joints.0.target_low", 0.9, r"joints\[0\].target_low: 0.9 is not at most target_high .0.8."),
     ("safe_target.4", 0.9, "safe_target: 0.9 is not within the limits of joint_4, -0.8 to 0.8"),
     ("states", [{"name": "a", "width": 0}], r"states\[0\].width: 0 is not a whole number of at least 1"),
     ("onnx.file", "../policy.onnx", "onnx.file: '../policy.onnx' is not a plain file name"),
@@ -235,14 +262,65 @@ WRONG_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("field", "value", "message"), WRONG_FIELDS)
-def test_a_wrong_field(field, value, message):
-    raw = bundles.contract_dict()
+def contract_with(field, value):
+    raw = bundles.contract_dict(states=[("memory", 3)])
     *parents, last = [int(part) if part.isdecimal() else part for part in field.split(".")]
     place = raw
     for parent in parents:
         place = place[parent]
     place[last] = value
+    return raw
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("schema_version", 1),
+        ("control_hz", 0.01),
+        ("control_hz", 0.5),
+        ("control_hz", 100_000),
+        ("onnx.opset", 13),
+        ("onnx.opset", 23),
+        ("states.0.width", 2**22),
+        ("joints.1.max_rate_per_s", 0.5),
+        ("joints.1.target_low", 0.1),
+        ("observation.terms.0.low", 5.0),
+        ("safe_target.4", 0.8 + 5e-7),
+        ("safe_target.4", -0.8 - 5e-7),
+    ],
+)
+def test_the_limits_of_a_field_belong_to_it(field, value):
+    assert check_contract(contract_with(field, value)).raw
+
+
+def test_the_widest_observation():
+    sensors = 2**22 - bundles.COMMANDS
+    assert check_contract(bundles.contract_dict(sensors=sensors)).observation_width == 2**22
+    with pytest.raises(RuntimeBundleError, match=r"observation.width: 4194305 is not at most 4194304 values"):
+        check_contract(bundles.contract_dict(sensors=sensors + 1))
+
+
+def test_a_safe_target_that_float32_cannot_hold():
+    """Also where the joint's own limits permit it: the robot would be sent infinity."""
+    for limit in (None, 1e300):
+        raw = contract_with("safe_target.4", 1e39)
+        raw["joints"][4] |= {"target_low": None, "target_high": limit}
+        with pytest.raises(RuntimeBundleError, match=r"safe_target: 1e\+39 is not within the limits"):
+            check_contract(raw)
+        raw["safe_target"][4] = -1e39
+        raw["joints"][4] |= {"target_low": limit and -limit, "target_high": None}
+        with pytest.raises(RuntimeBundleError, match=r"safe_target: -1e\+39 is not within the limits"):
+            check_contract(raw)
+
+
+def test_no_contract(tmp_path):
+    with pytest.raises(RuntimeBundleError, match=r"contract.json: cannot be read .No such file or directory"):
+        read_contract(tmp_path / "contract.json")
+
+
+@pytest.mark.parametrize(("field", "value", "message"), WRONG_FIELDS)
+def test_a_wrong_field(field, value, message):
+    raw = contract_with(field, value)
     with pytest.raises(RuntimeBundleError, match=f"^contract.json: {message}"):
         check_contract(raw)
 

@@ -73,6 +73,62 @@ def test_run_answers_like_the_policy_and_keeps_a_log(bundle, running, tmp_path):
     np.testing.assert_array_equal(np.stack(answered["observation"].to_pylist()), observations)
 
 
+def test_a_killed_run_keeps_its_log_but_for_the_last_second(running, tmp_path):
+    """The first value of an observation counts them; the robot's clock tells which must be in the log."""
+    process, link = running("--follow", "--max-misses", "100000", "--log", str(tmp_path / "log"))
+    answered_at_s, ends_s = [], time.monotonic() + 2.0
+    with closing(link) as robot:
+        while time.monotonic() < ends_s:
+            robot.send(np.full(bundles.WIDTH, len(answered_at_s) / 1024, np.float32))
+            assert robot.receive(5.0) is not None
+            answered_at_s.append(time.monotonic())
+            time.sleep(0.005)
+    killed_at_s = time.monotonic()
+    process.kill()
+    process.wait()
+    main(["log", "to-parquet", str(tmp_path / "log")])
+    rows = pyarrow.parquet.read_table(tmp_path / "log" / "steps.parquet")["observation"].to_pylist()
+    kept = list(dict.fromkeys(int(1024 * row[0]) for row in rows))  # a late step has the one before again
+    num_before = sum(at_s < killed_at_s - 1.0 for at_s in answered_at_s)
+    assert num_before > 50
+    assert kept[:num_before] == list(range(num_before))
+
+
+DYING_WRITER = """
+import sys
+import pi_incubator.runtime.log as log
+from pi_incubator.runtime.cli import cli
+
+def die(*_):
+    raise {error}("by a mistake")
+
+log.FORMATS["npz"] = die
+cli()
+"""
+
+
+@pytest.mark.parametrize("error", ["ValueError", "OSError"])
+def test_a_log_that_could_not_be_written_is_an_error_at_the_end(bundle, tmp_path, error):
+    """Counts are printed all the same, and the exit code is not that of a success."""
+    url = f"shm:///test-{uuid.uuid4().hex}"
+    options = ["--steps", "5", "--log", str(tmp_path / "log"), "--log-format", "npz"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", DYING_WRITER.format(error=error), "run", str(bundle), "--link", url, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline().startswith("ready: ")
+    with closing(RobotLink(url, read_contract(bundle / "contract.json"))) as robot:
+        robot.send(np.zeros(bundles.WIDTH, np.float32))
+        stdout, stderr = process.communicate(timeout=20)
+    assert process.returncode == 2
+    report = dict(line.split(None, 1) for line in stdout.splitlines())
+    assert (report["steps"], report["log_dropped"]) == ("5", "5")
+    assert len(stderr.splitlines()) == 1
+    assert "by a mistake), 5 steps are lost; log to another disk" in stderr
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_run_ends_on_a_signal_with_the_safe_target(running, number):
     process, link = running()
@@ -175,7 +231,7 @@ def test_what_failed_its_gates_does_not_run(running, tmp_path):
         (["fly"], "invalid choice: 'fly'"),
         (["bench", "x", "--steps", "0"], "'0' is not a whole number of at least 1"),
         (["run", "x", "--link", "y", "--max-rate", "nan"], "'nan' is not a number above 0"),
-        (["log", "to-parquet", "none"], "error: none: holds no .npz chunk"),
+        (["log", "to-parquet", "none"], "error: none: holds no chunk of a log"),
     ],
 )
 def test_a_mistake_is_one_line(argv, message):

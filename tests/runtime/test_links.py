@@ -220,6 +220,57 @@ def test_between_processes(url):
     assert errors.empty()
 
 
+def test_a_robot_waits_its_time_where_nobody_listens():
+    """The system tells at once that nobody has the port: once for each packet."""
+    with closing(RobotLink(free_url(), CONTRACT)) as robot:
+        for _ in range(3):
+            robot.send(OBSERVATION)
+            start = time.monotonic()
+            assert robot.receive(0.1) is None
+            assert 0.09 < time.monotonic() - start < 1.0
+        robot.send(OBSERVATION)
+        assert robot.receive(0.0) is None
+
+
+def test_the_first_packet_after_nobody_listened_arrives():
+    """The system tells of the packet before when the next is sent, and does not send that."""
+    url = free_url()
+    with closing(RobotLink(url, CONTRACT)) as robot:
+        robot.send(OBSERVATION)
+        time.sleep(0.01)
+        with closing(PolicyLink(url, CONTRACT)) as policy:
+            robot.send(OBSERVATION + 1)
+            np.testing.assert_array_equal(policy.receive(1.0), OBSERVATION + 1)
+
+
+def test_what_a_robot_sends():
+    """A policy in another language would read it so."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bare:
+        bare.bind(("127.0.0.1", 0))
+        bare.settimeout(5)
+        with closing(RobotLink(f"udp://127.0.0.1:{bare.getsockname()[1]}", CONTRACT)) as robot:
+            for sequence in range(3):
+                before_ns = time.monotonic_ns()
+                robot.send(OBSERVATION)
+                data = bare.recv(1000)
+                sent_ns = struct.unpack_from("<q", data, 16)[0]
+                assert before_ns <= sent_ns <= time.monotonic_ns()
+                assert data == packet(sequence, sent_ns=sent_ns)
+
+
+def test_packets_that_are_too_large():
+    wide = check_contract(bundles.contract_dict(sensors=2**16 - 3))
+    with pytest.raises(LinkError, match="a packet holds 65535 values, the contract asks for 65536"):
+        PolicyLink(f"shm:///test-{uuid.uuid4().hex}", wide)
+    largest = check_contract(bundles.contract_dict(sensors=2**16 - 4))
+    with pytest.raises(LinkError, match=r"cannot carry packets of 262172 bytes .*; give shm:///NAME"):
+        PolicyLink(free_url(), largest)
+    url, values = f"shm:///test-{uuid.uuid4().hex}", np.arange(2**16 - 1, dtype=np.float32)
+    with closing(PolicyLink(url, largest)) as policy, closing(RobotLink(url, largest)) as robot:
+        robot.send(values)
+        np.testing.assert_array_equal(policy.receive(1.0), values)
+
+
 @pytest.mark.parametrize(
     "url",
     ["", "tcp://127.0.0.1:1", "udp://127.0.0.1", "udp://127.0.0.1:99999", "shm://name", "shm:///a/../b"],

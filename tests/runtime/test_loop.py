@@ -1,14 +1,21 @@
 """The loop keeps its rate, counts what is late or missing, and stops the robot safely at too much of it."""
 
+import ast
+import itertools
 import os
 import time
+import uuid
+from contextlib import closing
+from pathlib import Path
 
 import bundles
 import numpy as np
 import pytest
 
+import pi_incubator.runtime
 from pi_incubator.runtime import Flags, Policy, ScheduleError
 from pi_incubator.runtime._pace import Pace, real_time
+from pi_incubator.runtime.links import PolicyLink, RobotLink
 from pi_incubator.runtime.loop import Loop
 
 SAFE = np.full(12, 0.1, np.float32)
@@ -163,6 +170,51 @@ def test_ends_when_asked_even_without_a_robot(bundle):
     report = Loop(Policy.load(bundle), link).run(should_stop=lambda: next(answers))
     assert report.steps == 0
     np.testing.assert_array_equal(link.sent[0][0], SAFE)
+
+
+class Feeder:
+    """A link whose robot has always just sent an observation."""
+
+    def __init__(self, link, robot):
+        self.link, self.robot = link, robot
+        self.send = link.send
+
+    @property
+    def began_episode(self):
+        return self.link.began_episode
+
+    def receive(self, timeout_s):
+        self.robot.send(OBSERVATION)
+        return self.link.receive(timeout_s)
+
+
+@pytest.mark.parametrize("follow_link", [False, True])
+def test_a_clock_that_is_set_does_not_disturb_the_loop(bundle, monkeypatch, follow_link):
+    """The wall clock jumps by a day and back whenever it is read, and the link is a real one."""
+    jumps_s, wall_s = itertools.cycle([86_400.0, -86_400.0, 0.0]), time.time()
+    monkeypatch.setattr(time, "time", lambda: wall_s + next(jumps_s))
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * (wall_s + next(jumps_s))))
+    url, policy = f"shm:///test-{uuid.uuid4().hex}", Policy.load(bundle)
+    with closing(PolicyLink(url, policy.contract)) as link, closing(RobotLink(url, policy.contract)) as robot:
+        start_s = time.monotonic()
+        report = Loop(policy, Feeder(link, robot)).run(follow_link=follow_link, max_steps=10)
+        seconds = time.monotonic() - start_s
+    assert report.steps == 10
+    assert (report.missing, report.stopped) == (0, 0)
+    assert seconds < 8 / HZ if follow_link else 8 / HZ < seconds < 30 / HZ
+
+
+def test_only_the_dates_of_the_log_are_of_the_wall_clock():
+    """Deadlines and waits in the runtime are of the monotonic clock."""
+    readers = {
+        (path.name, node.attr)
+        for path in Path(pi_incubator.runtime.__file__).parent.glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and ast.unparse(node.value) in ("time", "datetime", "datetime.datetime")
+        and node.attr not in ("monotonic", "monotonic_ns", "perf_counter_ns", "sleep")
+    }
+    assert readers == {("log.py", "time_ns")}
 
 
 def test_pace_counts_every_missed_deadline():

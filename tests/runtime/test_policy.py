@@ -144,6 +144,32 @@ def test_rate_limit(tmp_path, observations, by):
     assert policy.flags == Flags.NAN_OBSERVATION | Flags.RATE_LIMITED
 
 
+def test_a_held_target_is_the_last_one_and_flags_add_up(bundle, observations):
+    policy = Policy.load(bundle[1])
+    target = policy.step(observations[0]).copy()
+    assert policy.flags == 0
+    np.testing.assert_array_equal(policy.hold(Flags.DEADLINE_MISSED), target)
+    assert policy.flags == Flags.DEADLINE_MISSED
+    policy.step(np.full(bundles.WIDTH, np.nan, np.float32))
+    policy.add_flag(Flags.DEADLINE_MISSED)
+    assert policy.flags == Flags.NAN_OBSERVATION | Flags.DEADLINE_MISSED
+    policy.reset()
+    assert policy.flags == 0
+    np.testing.assert_array_equal(policy.target, SAFE)
+
+
+@pytest.mark.parametrize("hz", [10.0, 62.5, 200.0])
+@pytest.mark.parametrize("by", ["contract", "argument"])
+def test_a_rate_limit_is_per_second_at_the_bundles_own_rate(tmp_path, hz, by):
+    """From -0.7 to the safe target, 0.1, at 2 units a second: a step is 2 / hz of it."""
+    path = bundles.mlp_bundle(tmp_path / "b", hz=hz, max_rate=2.0 if by == "contract" else None)
+    policy = Policy.load(path, max_rate=None if by == "contract" else 2.0)
+    policy.reset(np.full(12, -0.7, np.float32))
+    expected = [min(-0.7 + 2.0 / hz * i, 0.1) for i in range(1, 100)]
+    found = [policy.step_to_safe(Flags.DEADLINE_MISSED)[0] for _ in expected]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("max_rate", [0.0, -1.0, np.nan, np.ones(3), "fast"])
 def test_wrong_max_rate(bundle, max_rate):
     with pytest.raises(RuntimeBundleError, match=r"max_rate: .* is not above 0 for 12 targets"):
