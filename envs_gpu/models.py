@@ -72,7 +72,7 @@ def load_model(path: str | Path, *, trusted: bool = False) -> mujoco.MjSpec:
     Raises:
         ModelError: it is missing, not MJCF, or says what no model can mean.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves the name of an unknown user as it is
     _check_is_file(path)
     elements = _read_elements(path, path.parent if not trusted else None)
     _check_numbers(elements)
