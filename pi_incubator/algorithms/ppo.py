@@ -211,6 +211,10 @@ class PPO(OnPolicy[PPOSettings]):
             clip_value=settings.clip_value_loss,
             functional=False,
         )
+        if settings.clip_value_loss:
+            # A number instead of TorchRL's tensor, which it would read from the device at every step.
+            del loss.clip_value
+            loss.clip_value = settings.clip_ratio
         loss.make_value_estimator(
             KernelGAE,
             gamma=settings.gamma,

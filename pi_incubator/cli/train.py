@@ -21,9 +21,7 @@ def main(argv: list[str]) -> None:
         metavar="FILE",
         help="experiment file, YAML or JSON; one of --list-configs is found from any folder",
     )
-    parser.add_argument(
-        "--list-configs", action=ListConfigs, help="show the experiment files that come along"
-    )
+    parser.add_argument("--list-configs", action=ListConfigs, help="show the packaged experiment files")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
     arguments = parser.parse_intermixed_args(argv)
     run(arguments.config, arguments.overrides)

@@ -22,7 +22,7 @@ SECTIONS = {name: list(type(section).model_fields) for name, section in DEFAULTS
 SECTIONS |= {name: union.all_fields() for name, union in UNIONS.items()}
 """Section -> the keys that it can have; of a union, those of every member."""
 FIELDS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
-_TYPES = [
+TYPES = [
     found
     for section, settings in [
         *((name, type(section)) for name, section in DEFAULTS),
@@ -30,12 +30,12 @@ _TYPES = [
     ]
     for found in fields_within(settings, section)
 ]
-"""The dotted name of every field at any depth, and its type; a field of several members comes several times."""
-NESTED = {field for field, annotation in _TYPES if is_mapping(annotation)}
+"""The dotted name and the type of every field at any depth; what several members have comes several times."""
+NESTED = {field for field, annotation in TYPES if is_mapping(annotation)}
 """The fields whose value is a mapping, such as `env.pixels` and `randomization.initial_state.position`."""
-TEXT = {field for field, annotation in _TYPES if is_text(annotation)}
+TEXT = {field for field, annotation in TYPES if is_text(annotation)}
 """The fields whose value is any text."""
-OPTIONAL = {field for field, annotation in _TYPES if type(None) in choices(annotation)}
+OPTIONAL = {field for field, annotation in TYPES if type(None) in choices(annotation)}
 """The fields that may be null."""
 MOVED = {"distillation": "algorithm, with algorithm.name = distillation"}
 """Sections of earlier versions, and where their fields are now."""
@@ -145,10 +145,10 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
 
 
 def _source(field: str, sources: Mapping[str, str]) -> str | None:
-    """Where `field`, an entry of it, or the closest field that holds it came from; None if it is a default."""
+    """Where `field`, an entry of it, or the nearest field that holds it came from; None: it is a default."""
     while "." in field:
-        known = (source for name, source in sources.items() if name == field or name.startswith(f"{field}."))
-        if source := next(known, None):
+        within = (source for name, source in sources.items() if name.startswith(f"{field}."))
+        if source := sources.get(field) or next(within, None):
             return source
         field = field.rpartition(".")[0]
     return None

@@ -379,8 +379,8 @@ def _check_key(source: str, section: str, key: str, value: Any) -> None:
 def _parse_override(text: str) -> Settings:
     """The settings in `section.key=value` or `section.key.entry=value`, the value read as YAML.
 
-    Where any text is allowed, the value is the text as it stands: `experiment.name=1e3` is a name. Only text in
-    quotes is read as YAML, and `null`, `~` or nothing where the field may be null.
+    Where any text is allowed, the value is the text as it stands: `experiment.name=1e3` is a name. Only text
+    in quotes is read as YAML, and `null`, `~` or nothing where the field may be null.
 
     Raises:
         ConfigError: there is no '=', no such field, or the value is not valid YAML.

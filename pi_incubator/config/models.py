@@ -267,11 +267,11 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> ExperimentConfig:
+        check_effects(self)
         if self.network.sees_pixels != (self.env.pixels is not None):
             raise _pixels_error(self.network.name, self.env.pixels)
         for field in self.algorithm.unused:
             self._check_unused(field)
-        check_effects(self)
         self.algorithm.check(self)
         if self.env.num_envs == OPEN:
             self._some_number_fits()

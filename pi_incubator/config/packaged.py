@@ -28,7 +28,7 @@ def summary_of(name: str) -> str:
 
 
 def find_config(path: Path) -> Path:
-    """`path`, or the packaged file of this name where no such file exists here: `x.yaml` or `configs/x.yaml`."""
+    """`path`, or where there is no such file the packaged one of this name: `x.yaml` or `configs/x.yaml`."""
     if path.is_absolute() or os.pardir in path.parts or os.path.lexists(path):
         return path
     below = path.relative_to("configs") if path.parts[:1] == ("configs",) else path

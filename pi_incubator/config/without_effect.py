@@ -133,7 +133,7 @@ def value_of(cfg: ExperimentConfig, field: str) -> Any:
     """The value of a dotted name; None within a section that is null."""
     value: Any = cfg
     for key in field.split("."):
-        value = getattr(value, key, None)
+        value = None if value is None else vars(value).get(key)
     return value
 
 
@@ -144,7 +144,7 @@ def is_default(cfg: ExperimentConfig, field: str) -> bool:
     if settings is None or key not in type(settings).model_fields:
         return True
     default = type(settings).model_fields[key].get_default(call_default_factory=True)
-    return bool(getattr(settings, key) == default)
+    return bool(vars(settings)[key] == default)
 
 
 def shown(value: Any) -> Any:
