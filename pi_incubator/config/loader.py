@@ -12,6 +12,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from envs_gpu.registry import UnknownNameError, nearest
 from pi_incubator.config.errors import (
@@ -264,7 +265,20 @@ def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:
 
 def _yaml() -> YAML:
     """A parser of YAML 1.2: 1e-3 is a number, on and off are words. The C parser would read YAML 1.1."""
-    return YAML(typ="safe", pure=True)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    return yaml
+
+
+class _Representer(SafeRepresenter):
+    """Writes texts with characters that are not printed, such as line breaks, with escapes."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def _check_depth(text: str) -> None:

@@ -134,6 +134,7 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
     store = find_store(cfg, folder)
     try:
         with _alone(store):
+            _make_tables(store, _artifacts(store, folder))
             yield MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
     except (MlflowException, sqlite3.Error, OSError) as error:
         problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
@@ -152,10 +153,23 @@ def new_run(client: MlflowClient, cfg: ExperimentConfig, folder: RunFolder) -> R
     """A new MLflow run of the experiment that `cfg` describes."""
     git = git_state()
     tags = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty)} if git else {}
-    is_ours = find_store(cfg, folder).source == DEFAULT
-    artifacts = (_output_dir(folder) / "mlartifacts").as_uri() if is_ours else None
-    experiment = _experiment_id(client, artifacts)
+    experiment = _experiment_id(client, _artifacts(find_store(cfg, folder), folder))
     return client.create_run(experiment, run_name=cfg.experiment.name, tags=tags)
+
+
+def _artifacts(store: Store, folder: RunFolder) -> str | None:
+    """Where files go: beside our own store, else where MLflow puts them; None leaves it to a server."""
+    if store.source == DEFAULT:
+        return (_output_dir(folder) / "mlartifacts").as_uri()
+    return (Path.cwd() / "mlruns").as_uri() if store.file else None
+
+
+def _make_tables(store: Store, artifacts: str | None) -> None:
+    """Fill a new SQLite file, which MLflow cannot do in a working directory with quotes in its path."""
+    if store.file and artifacts and not store.file.stat().st_size:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        SqlAlchemyStore(store.uri, artifacts)
 
 
 def _experiment_id(client: MlflowClient, artifacts: str | None) -> str:
