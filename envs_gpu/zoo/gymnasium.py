@@ -209,8 +209,10 @@ def _make_world(name: str, render_mode: str | None = None) -> Any:
     import gymnasium
 
     # Without their clock, which would count on through a restored state.
-    options = {"max_episode_steps": -1, "disable_env_checker": True}
-    return gymnasium.make(name, render_mode=render_mode, **options)
+    options: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True}
+    if render_mode:  # an env that never draws may not take the argument
+        options["render_mode"] = render_mode
+    return gymnasium.make(name, **options)
 
 
 def _render_mode(name: str) -> str | None:
@@ -270,9 +272,13 @@ def _restore(world: Any, numbers: dict[str, np.ndarray]) -> None:
         "has_uint32": has_uint32,
         "uinteger": uinteger,
     }
-    for name, value in _attributes(inner).items():
-        saved = numbers[f"attribute.{name}"]
-        setattr(inner, name, saved.copy() if isinstance(value, np.ndarray) else type(value)(saved))
+    now = _attributes(inner)
+    for key, saved in numbers.items():
+        prefix, _, name = key.partition(".")
+        if prefix == "attribute":  # an env may make some of its attributes at its first step
+            is_array = saved.ndim > 0 or isinstance(now.get(name), np.ndarray)
+            kind = type(now.get(name, saved.item() if not is_array else None))
+            setattr(inner, name, saved.copy() if is_array else kind(saved))
     if _has_data(inner):
         for name, value in _fields(inner).items():
             saved = numbers[f"data.{name}"]
