@@ -276,9 +276,8 @@ def _restore(world: Any, numbers: dict[str, np.ndarray]) -> None:
     for key, saved in numbers.items():
         prefix, _, name = key.partition(".")
         if prefix == "attribute":  # an env may make some of its attributes at its first step
-            is_array = saved.ndim > 0 or isinstance(now.get(name), np.ndarray)
-            kind = type(now.get(name, saved.item() if not is_array else None))
-            setattr(inner, name, saved.copy() if is_array else kind(saved))
+            value = now.get(name, saved if saved.ndim else saved.item())
+            setattr(inner, name, saved.copy() if isinstance(value, np.ndarray) else type(value)(saved))
     if _has_data(inner):
         for name, value in _fields(inner).items():
             saved = numbers[f"data.{name}"]

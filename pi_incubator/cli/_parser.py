@@ -24,7 +24,9 @@ class Parser(argparse.ArgumentParser):
     `--section.key=value` counts as `section.key=value`; no option has a point in its name.
     """
 
-    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_known_args(  # type: ignore[override]  # argparse declares overloads
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
         given = list(sys.argv[1:] if args is None else args)
         return super().parse_known_args([_as_override(text) for text in given], namespace)
 
