@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
+from typing import Any
 
 from pi_incubator.cli._main import run as run_command
 from pi_incubator.cli._parser import Parser, output_file
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
-from pi_incubator.config.algorithms.distillation import training_worlds_only
+from pi_incubator.config.algorithms.distillation import DistillationSettings, training_worlds_only
+from pi_incubator.config.errors import DEFAULTS
 from pi_incubator.config.loader import override
 from pi_incubator.config.packaged import SUFFIXES
 from pi_incubator.errors import UserError
@@ -68,9 +71,16 @@ def _student(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
         override("experiment.output_dir", str(teacher_run.path.parent)),
         f"training.total_steps={max(TOTAL_STEPS, steps)}",
     ]
+    settings += [f"{field}={json.dumps(_default(field))}" for field in DistillationSettings.unused]
     if arguments.offline:  # the teacher's randomization is in the recorded steps
         settings += [f"{field}=null" for field in training_worlds_only()]
     return teacher_run.config, settings + _horizon_of(teacher_cfg)
+
+
+def _default(field: str) -> Any:
+    """The default of `section.key`; what distillation does not use is not inherited from a teacher."""
+    section, key = field.split(".")
+    return type(getattr(DEFAULTS, section)).model_fields[key].default
 
 
 def _read_student(source: Path) -> ExperimentConfig | None:

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
     if arguments.gates:
         return _judge(arguments)
-    overrides = _on_backend(arguments.backend) if arguments.backend else []
+    overrides = on_backend(arguments.backend) if arguments.backend else []
     cfg, folder = open_run(arguments.run, arguments.device, overrides)
     onnx = folder.onnx if arguments.onnx is RUNS_OWN else arguments.onnx
     if onnx and not onnx.is_file():
@@ -61,7 +61,7 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _on_backend(backend: str) -> list[str]:
+def on_backend(backend: str) -> list[str]:
     """The settings of another backend; what the run says about its own does not apply to that."""
     no_room = ["env.max_contacts=null", "env.max_constraints=null"] if backend in ("mujoco", "mjx") else []
     return [f"env.backend={backend}", "env.mjx_impl=jax", *no_room]

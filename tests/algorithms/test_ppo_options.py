@@ -15,7 +15,9 @@ from envs_gpu.vec_env import VecEnv
 from kernels.normalize import mean_and_std
 from pi_incubator.algorithms.ppo import PPO
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
-from tests.learning import make_algorithm
+from pi_incubator.run import run
+from pi_incubator.run_folder import RunFolder
+from tests.learning import assert_same_tensors, last_tensors, make_algorithm
 
 NUM_ENVS, HORIZON = 8, 16
 CPU = torch.device("cpu")
@@ -160,3 +162,20 @@ def test_the_adaptive_rate_begins_within_its_bounds(tmp_path: Path, text: str, f
     with pytest.raises(ConfigError, match=rf"algorithm\.{field} = .*not within the bounds"):
         load_config(path, [f"algorithm.{text}"])
     assert load_config(path, [f"algorithm.{text}", "algorithm.lr_schedule=constant"])
+
+
+def test_a_resumed_run_has_the_same_moments(tmp_path: Path) -> None:
+    """A run with normalized values that was cut in two is the same to the last bit as one in a piece."""
+    path = tmp_path / "a.yaml"
+    path.write_text("env: {name: cartpole_balance}")
+    sizes = [*("env.num_envs=4", "algorithm.horizon=8", "algorithm.minibatch_size=16", "compute.compile=off")]
+    options = ["algorithm.normalize_value=true", "algorithm.clip_value_loss=true", "tracking.backend=none"]
+    brief = ["evaluation.num_episodes=1", "deployment.export=none", f"experiment.output_dir={tmp_path}"]
+    folders = []
+    for name, ends in (("whole", [128]), ("halves", [64, 128])):
+        for end in ends:
+            own = [f"experiment.name={name}", f"training.total_steps={end}", "algorithm.lr_schedule=constant"]
+            folders.append(run(path, [*sizes, *options, *brief, *own]).folder)
+    whole, halves = (last_tensors(RunFolder(folder)) for folder in (folders[0], folders[-1]))
+    assert whole["critic.moments"][0].item() == 128
+    assert_same_tensors(whole, halves)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from envs_gpu.errors import SettingError
+from pi_incubator.cli.eval import on_backend
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.config.algorithms.distillation import ONLINE, training_worlds_only
 from pi_incubator.config.errors import FIELDS
@@ -179,3 +180,10 @@ def test_a_policy_that_acts_on_another_group_is_refused(
     with pytest.raises(SettingError, match=r"has no effect.*'critic'") as caught:
         check_policy_reads(cfg, "critic")
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "warp", "mjx", "newton"])
+def test_a_run_is_judged_on_another_backend(path: Path, backend: str) -> None:
+    """`pi-eval --backend` drops what the run says about its own backend, which would have no effect there."""
+    path.write_text("env: {backend: mjx, mjx_impl: warp, max_contacts: 9, max_constraints: 9}")
+    assert load_config(path, on_backend(backend)).env.backend == backend
