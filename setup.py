@@ -1,17 +1,33 @@
 """Packages, commands and extras; the pinned set that is tested together is in requirements.txt."""
 
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+ROOT = Path(__file__).parent
+
+
+class BuildWithConfigs(build_py):
+    """Copies the experiment files into a wheel; a checkout and `pip install -e` read them where they are."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:
+            target = Path(self.build_lib) / "pi_incubator" / "configs"
+            shutil.copytree(ROOT / "configs", target, dirs_exist_ok=True)
+
 
 setup(
     name="pi_incubator",
     version="0.2.0",
     description="Reinforcement learning for robots: simulator in the loop, from simulator to robot",
-    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
+    cmdclass={"build_py": BuildWithConfigs},
     packages=find_packages(include=["pi_incubator*", "kernels*", "envs_gpu*", "bench*"]),
     package_data={"pi_incubator": ["py.typed", "deploy/templates/*"], "envs_gpu": ["assets/*.xml"]},
     install_requires=[

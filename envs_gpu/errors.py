@@ -6,7 +6,11 @@ class EnvError(Exception):
 
 
 class RobotUnavailableError(EnvError):
-    """A robot's files could be neither found nor downloaded."""
+    """A robot's files could be neither found nor downloaded; `robot` is Menagerie's name of it."""
+
+    def __init__(self, message: str, robot: str) -> None:
+        self.robot = robot
+        super().__init__(message)
 
 
 class BrokenWorldsError(EnvError):

@@ -72,8 +72,10 @@ def load_model(path: str | Path, *, trusted: bool = False) -> mujoco.MjSpec:
     Raises:
         ModelError: it is missing, not MJCF, or says what no model can mean.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))  # which leaves the name of an unknown user as it is
     _check_is_file(path)
+    if "\\" in str(path):
+        raise ModelError(f"{path}: MuJoCo takes its backslash for '/'; rename the file or folder")
     elements = _read_elements(path, path.parent if not trusted else None)
     _check_numbers(elements)
     if not trusted:

@@ -6,6 +6,8 @@ Menagerie's robots are downloaded at first use and cached; `MENAGERIE_ROOT` name
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -159,23 +161,41 @@ def get_robot(name: str) -> Robot:
     return ROBOTS[name]
 
 
+_downloads = True
+
+
+@contextmanager
+def without_downloads() -> Iterator[None]:
+    """Within it a robot whose files are not on this machine is an error at once."""
+    global _downloads
+    before, _downloads = _downloads, False
+    try:
+        yield
+    finally:
+        _downloads = before
+
+
 def menagerie_model(folder: str, entry: str) -> mujoco.MjSpec:
     """An MJCF of MuJoCo Menagerie, from `MENAGERIE_ROOT`, the cache, or a download.
 
     Raises:
         RobotUnavailableError: it is in none of the three.
     """
+    if not _downloads and _folder_of(folder) is None:
+        raise RobotUnavailableError(f"the files of the robot {folder!r} are not on this machine", folder)
     try:
         path = mujoco_menagerie.get(folder).xml(entry)
     except (mujoco_menagerie.MenagerieError, OSError) as error:
         raise RobotUnavailableError(
             f"no files of the robot {folder!r}: {error}; connect to the internet, or set the environment "
-            "variable MENAGERIE_ROOT to a folder laid out like MuJoCo Menagerie"
+            "variable MENAGERIE_ROOT to a folder laid out like MuJoCo Menagerie",
+            folder,
         ) from error
     if not path.is_file():
         raise RobotUnavailableError(
             f"no files of the robot {folder!r}: {path} does not exist; set the environment variable "
-            "MENAGERIE_ROOT to a folder laid out like MuJoCo Menagerie"
+            "MENAGERIE_ROOT to a folder laid out like MuJoCo Menagerie",
+            folder,
         )
     return load_model(path, trusted=True)
 
@@ -205,7 +225,12 @@ def robot_model(robot: Robot) -> mujoco.MjSpec:
 
 def files_of(robot: Robot) -> Path | None:
     """The folder with a robot's files, of `MENAGERIE_ROOT` or the cache; None if they would be downloaded."""
-    cache, known = mujoco_menagerie.Cache(), mujoco_menagerie.get(robot.folder)
+    return _folder_of(robot.folder)
+
+
+def _folder_of(robot: str) -> Path | None:
+    """The folder with the files of Menagerie's `robot`, if it is on this machine."""
+    cache, known = mujoco_menagerie.Cache(), mujoco_menagerie.get(robot)
     folder = cache.root / known.name if cache.root else cache.model_path(known)
     return folder if folder.is_dir() else None
 

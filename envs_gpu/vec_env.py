@@ -33,7 +33,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -154,6 +156,20 @@ class VecEnv(ABC):
     def drawn_model(self) -> Any:
         """The MuJoCo model (`mujoco.MjModel`) by which a world is drawn; None where there is none."""
         return None
+
+    @property
+    def draws_itself(self) -> bool:
+        """Whether `pictures` draws worlds that have no `drawn_model`."""
+        return False
+
+    def pictures(self, num_worlds: int) -> list[NDArray[np.uint8]]:
+        """What the first worlds draw of themselves, each `[H, W, 3]` red, green, blue.
+
+        Raises:
+            RenderError: they cannot draw here.
+            NotImplementedError: they do not draw themselves, as `draws_itself` says.
+        """
+        raise NotImplementedError(f"{self.spec.name} does not draw itself")
 
     def interface(self) -> PolicyInterface:
         """What a robot that runs a policy of this env measures, and how it is told what to do.

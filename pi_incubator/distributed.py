@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from kernels.normalize.running import merge_all
+from pi_incubator.launcher import launch_of_environment
 
 TIMEOUT = timedelta(hours=2)
 """How long a rank waits for the others, while rank 0 evaluates; a rank that died is noticed at once."""
@@ -98,10 +99,10 @@ def join() -> Distributed:
 
     On a CPU each rank keeps to its share of this machine's cores; on CUDA it takes the GPU of its local rank.
     """
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size == 1:
+    launch = launch_of_environment()
+    if launch.world_size == 1:
         return Distributed()
-    local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
+    local_rank, local_size = launch.local_rank, launch.local_world_size
     on_cuda = torch.cuda.is_available()
     if on_cuda:
         torch.cuda.set_device(local_rank)

@@ -21,6 +21,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.models import EnvSection
 from pi_incubator.config.randomization import DrawSection, RandomizationSection
+from pi_incubator.config.without_effect import is_default, shown, value_of
 from pi_incubator.run_folder import RunFolder
 
 MAX_EVALUATION_WORLDS = 1024
@@ -105,6 +106,21 @@ def evaluation_env(
             randomization=randomization,
             disturbance=disturbance,
         )
+
+
+def check_policy_reads(cfg: ExperimentConfig, group: str) -> None:
+    """Refuse what changes the observations of the group `policy` where the policy reads another `group`.
+
+    Raises:
+        SettingError: there is such a setting.
+    """
+    for field in () if group == "policy" else ("env.observation_history", "randomization.observation_noise"):
+        if not is_default(cfg, field):
+            problem = (
+                f"has no effect with network.name = {cfg.network.name}, which acts on the group {group!r}"
+            )
+            fix = "remove it, or name a network that acts on the group 'policy'"
+            raise SettingError(field, shown(value_of(cfg, field)), problem, fix)
 
 
 def evaluation_seed(cfg: ExperimentConfig) -> int:

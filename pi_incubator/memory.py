@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import psutil
@@ -25,8 +26,11 @@ from pi_incubator.envs import make_training_env
 
 BYTES = 4
 """Of a float32."""
-OUT_OF_MEMORY = ("DefaultCPUAllocator", "Failed to allocate", "RESOURCE_EXHAUSTED")
-"""In the messages of torch on a CPU, of Warp and of XLA."""
+OUT_OF_MEMORY = (
+    *("DefaultCPUAllocator", "Storage size calculation overflowed", "numel: integer multiplication overflow"),
+    *("Failed to allocate", "RESOURCE_EXHAUSTED"),
+)
+"""In the messages of torch on a CPU (three), of Warp and of XLA."""
 _OTHER_FIELDS = ("env.num_envs", "algorithm.minibatch_size", "algorithm.batch_size")
 """What to lower beside what is stored, where an algorithm has it."""
 # Arrays as wide as the state that the env keeps of a world: of this step, of the last, and in flight.
@@ -108,12 +112,32 @@ def check_memory(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate 
     """
     if is_zoo_name(cfg.env.name):
         return None
-    needed, free = estimate(cfg, device), free_bytes(device)
+    _check_layers(cfg, device)
+    try:
+        needed, free = estimate(cfg, device), free_bytes(device)
+    except Exception as error:
+        if is_out_of_memory(error):  # one world, or the weights, are too much
+            raise out_of_memory(cfg, device) from None
+        raise
     if needed.total <= free:
         return needed
     problem = f"needs about {_gb(needed.total)} GB, {_gb(free)} GB are free on {device.type}"
     field = cfg.algorithm.storage_field
     raise SettingError(field, _value(cfg, field), problem, _what_fits(cfg, needed, free))
+
+
+def _check_layers(cfg: ExperimentConfig, device: torch.device) -> None:
+    """Refuse layers between which the weights alone do not fit; `estimate` would allocate them to count them.
+
+    Raises:
+        SettingError: they do not.
+    """
+    sizes = list(getattr(cfg.network, "hidden_sizes", ()))
+    needed = PARAMETER_COPIES * BYTES * sum(width * next_width for width, next_width in pairwise(sizes))
+    free = free_bytes(device)
+    if needed > free:
+        problem = f"their weights need about {_gb(needed)} GB, {_gb(free)} GB are free on {device.type}"
+        raise SettingError("network.hidden_sizes", sizes, problem, "set smaller sizes")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 import sys
 import time
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
 from pi_incubator.errors import UserError
+from pi_incubator.launcher import rank_of_environment
 from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
 
 if TYPE_CHECKING:
@@ -61,25 +61,21 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
             that can be mended.
     """
     began_s = time.perf_counter()
+    rank = rank_of_environment()
     cfg, sources = load_checked(config, overrides)
-    with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg)) as folder:
-        if rank_of_environment() == 0:  # which also reads the folder for the others
+    with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg), rank) as folder:
+        if rank == 0:  # which also reads the folder for the others
             cfg = keep_num_envs(cfg, folder)
             check_resume(cfg, folder)
         result = _run(cfg, folder, hooks)
-    if rank_of_environment() == 0:
+    if rank == 0:
         print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
     return result
 
 
-def rank_of_environment() -> int:
-    """The rank that a launcher such as torchrun gave this process; 0 without one."""
-    return int(os.environ.get("RANK", "0"))
-
-
-def _held_by_main(folder: RunFolder) -> AbstractContextManager[RunFolder]:
+def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFolder]:
     """`folder`, locked by rank 0 for all ranks."""
-    return folder if rank_of_environment() == 0 else nullcontext(folder)
+    return folder if rank == 0 else nullcontext(folder)
 
 
 def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook]) -> RunResult:
@@ -107,7 +103,8 @@ def _prepare(
     from pi_incubator.algorithms import algorithm_class
     from pi_incubator.autosize import choose_num_envs
     from pi_incubator.compute import plan_compute
-    from pi_incubator.memory import check_memory
+    from pi_incubator.envs import check_policy_reads
+    from pi_incubator.memory import check_memory, is_out_of_memory, out_of_memory
 
     plan = plan_compute(cfg)
     if distributed.is_main:
@@ -116,7 +113,13 @@ def _prepare(
     cfg = distributed.broadcast(cfg)
     torch.manual_seed(cfg.experiment.seed)
     kind = algorithm_class(cfg)
-    algorithm = kind(cfg, kind.make_env(cfg, plan, folder, distributed), distributed, plan)
+    try:
+        algorithm = kind(cfg, kind.make_env(cfg, plan, folder, distributed), distributed, plan)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(cfg, plan.device) from None
+        raise
+    check_policy_reads(cfg, algorithm.policy.group)
     if distributed.rank:  # the weights are the same everywhere; what is drawn from now on is not
         torch.manual_seed(cfg.experiment.seed + distributed.rank * RANK_SEED_STEP)
     return cfg, algorithm

@@ -15,6 +15,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORC
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Runs of tests go to the stores that the tests name.
+os.environ.pop("MLFLOW_TRACKING_URI", None)
+
 # Envs that are built twice are compiled once, whichever worker builds them. `make clean` and pytest's own
 # `--cache-clear` empty the folder. Warp and Inductor share a cache of their own by default.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "d" / "jax"))

@@ -38,6 +38,7 @@ LAYERS = [
     ["pi_incubator.run_folder", "pi_incubator.provenance"],
     ["pi_incubator.config"],
     ["pi_incubator.registry"],
+    ["pi_incubator.launcher"],
     ["pi_incubator.errors", "pi_incubator.version"],
     ["envs_gpu"],
     ["kernels"],

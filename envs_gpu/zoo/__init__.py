@@ -37,13 +37,15 @@ def find(name: str) -> tuple[Family, str]:
 
     Raises:
         UnknownNameError: no such family, or none of its envs has this name; the message suggests the nearest.
-        ZooError: the family's package is not installed.
+        ZooError: the family's package is not installed, or the env's module cannot be imported.
     """
     family_name, _, env_name = name.partition("/")
     found = cast("Family", FAMILIES.get(family_name)())
     if missing := [module for module in found.modules if importlib.util.find_spec(module) is None]:
         raise ZooError(f"needs {' and '.join(missing)}, not installed here", found.install)
-    known = found.names()
-    if known and env_name not in known:
-        raise UnknownNameError("env", name, [f"{family_name}/{one}" for one in known])
+    try:
+        found.check_name(env_name)
+    except UnknownNameError as error:
+        known = [f"{family_name}/{one}" for one in error.known]
+        raise UnknownNameError("env", name, known) from None
     return found, env_name

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 import torch
 
+from envs_gpu.registry import UnknownNameError
 from envs_gpu.zoo._episode_book import ZooEnv
 
 
@@ -24,6 +25,17 @@ class Family(ABC):
     @abstractmethod
     def names(self) -> list[str]:
         """Every env that can be made, sorted; empty where the package does not tell before it has started."""
+
+    def check_name(self, name: str) -> None:
+        """Check that there is an env `name`, as far as the package tells.
+
+        Raises:
+            UnknownNameError: there is none; the message suggests the nearest.
+            ZooError: it cannot be looked up here.
+        """
+        known = self.names()
+        if known and name not in known:
+            raise UnknownNameError("env", name, known)
 
     @abstractmethod
     def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:

@@ -5,25 +5,37 @@ Slower than our own tasks of the same name, which step all worlds at once; for e
 
 from __future__ import annotations
 
+import importlib
+import logging
 from typing import Any
 
+import mujoco
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.guards import Cause
+from envs_gpu.registry import UnknownNameError
+from envs_gpu.render import RenderError
 from envs_gpu.vec_env import EnvSpec, StepResult
 from envs_gpu.zoo import ZooError, family
 from envs_gpu.zoo._episode_book import EpisodeBook, ZooEnv
 from envs_gpu.zoo._family import Family
 
 MAX_EPISODE_STEPS = 1000  # of an env that states none
+RGB_ARRAY = "rgb_array"
+
+log = logging.getLogger(__name__)
 
 
 @family("gymnasium")
 class Gymnasium(Family):
-    """`gymnasium/Ant-v5`, `gymnasium/Pendulum-v1` and whatever else is registered with Gymnasium."""
+    """`gymnasium/Ant-v5`, `gymnasium/Pendulum-v1` and whatever else is registered with Gymnasium.
+
+    `gymnasium/MODULE:NAME` imports MODULE first, which registers an env of one's own.
+    """
 
     modules = ("gymnasium",)
     install = "pip install -e ."
@@ -34,11 +46,27 @@ class Gymnasium(Family):
 
         return sorted(gymnasium.registry)
 
+    def check_name(self, name: str) -> None:
+        module, colon, env_id = name.partition(":")
+        if not colon:
+            super().check_name(name)
+            return
+        _import(module)
+        try:
+            super().check_name(env_id)
+        except UnknownNameError as error:
+            known = [f"{module}:{one}" for one in error.known]
+            raise UnknownNameError("env", name, known) from None
+
     def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         import gymnasium
 
+        module, colon, env_id = name.rpartition(":")
+        if colon:
+            _import(module)
         try:
-            worlds = [_make_world(name) for _ in range(num_envs)]
+            mode = _render_mode(env_id)
+            worlds = [_make_world(env_id, mode) for _ in range(num_envs)]
         # An env of Gymnasium may need a package that is not here, or be retired.
         except (ImportError, gymnasium.error.Error) as error:
             raise ZooError(" ".join(str(error).split()), "install what it needs, or name another") from error
@@ -46,7 +74,9 @@ class Gymnasium(Family):
         if not isinstance(action, gymnasium.spaces.Box) or not isinstance(observation, gymnasium.spaces.Box):
             problem = f"acts on {action} and observes {observation}; both must be boxes of numbers"
             raise ZooError(problem, "choose an env with continuous actions")
-        limit = gymnasium.spec(name).max_episode_steps
+        if not _is_bounded(action):
+            log.warning("%s: its actions have no limits; those of the policy pass unclipped", name)
+        limit = gymnasium.spec(env_id).max_episode_steps
         count = int(np.prod(action.shape))
         spec = EnvSpec(
             name=f"gymnasium/{name}",
@@ -120,7 +150,23 @@ class GymnasiumEnv(ZooEnv):
 
     @property
     def drawn_model(self) -> Any:
-        return getattr(self.worlds[0].unwrapped, "model", None)
+        return _model_of(self.worlds[0])
+
+    @property
+    def draws_itself(self) -> bool:
+        return self.worlds[0].render_mode == RGB_ARRAY
+
+    def pictures(self, num_worlds: int) -> list[NDArray[np.uint8]]:
+        try:
+            pictures = [np.asarray(world.render()) for world in self.worlds[:num_worlds]]
+        except Exception as error:  # whatever the env's author or a missing package raises
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise RenderError(f"{self.spec.name} does not draw itself ({reason})") from error
+        for picture in pictures:
+            if picture.ndim != 3 or picture.shape[-1] != 3 or picture.dtype != np.uint8:
+                problem = f"draws {list(picture.shape)} {picture.dtype}, not [H, W, 3] uint8"
+                raise RenderError(f"{self.spec.name} {problem}")
+        return pictures
 
     def positions(self) -> Tensor:
         return torch.from_numpy(np.stack([world.unwrapped.data.qpos for world in self.worlds]))
@@ -145,11 +191,45 @@ class GymnasiumEnv(ZooEnv):
         return TensorDict({"policy": obs}, batch_size=[self.num_envs], device=self.device)
 
 
-def _make_world(name: str) -> Any:
+def _import(module: str) -> None:
+    """Import the module that registers an env.
+
+    Raises:
+        ZooError: it cannot be imported.
+    """
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever its code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        problem = f"its module {module!r} cannot be imported ({reason})"
+        raise ZooError(problem, "add the module's folder to PYTHONPATH, or mend it") from error
+
+
+def _make_world(name: str, render_mode: str | None = None) -> Any:
     import gymnasium
 
     # Without their clock, which would count on through a restored state.
-    return gymnasium.make(name, max_episode_steps=-1, disable_env_checker=True)
+    options: dict[str, Any] = {"max_episode_steps": -1, "disable_env_checker": True}
+    if render_mode:  # an env that never draws may not take the argument
+        options["render_mode"] = render_mode
+    return gymnasium.make(name, **options)
+
+
+def _render_mode(name: str) -> str | None:
+    """`rgb_array` for an env that draws itself and has no MuJoCo model to be drawn by."""
+    world = _make_world(name)
+    draws = _model_of(world) is None and RGB_ARRAY in (world.metadata.get("render_modes") or ())
+    world.close()
+    return RGB_ARRAY if draws else None
+
+
+def _model_of(world: Any) -> mujoco.MjModel | None:
+    model = getattr(world.unwrapped, "model", None)
+    return model if isinstance(model, mujoco.MjModel) else None
+
+
+def _is_bounded(space: Any) -> bool:
+    return bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
 
 
 def _causes(action: np.ndarray, reward: float, observation: np.ndarray) -> int:
@@ -161,7 +241,7 @@ def _causes(action: np.ndarray, reward: float, observation: np.ndarray) -> int:
 def _control_hz(inner: Any) -> float:
     """Actions per simulated second; of an env that does not say, the pictures per second that it draws."""
     dt = getattr(inner, "dt", None)
-    return 1.0 / dt if dt else float(inner.metadata.get("render_fps", 1))
+    return 1.0 / dt if dt else float(inner.metadata.get("render_fps") or 1)
 
 
 def _reward_terms(info: dict[str, Any]) -> dict[str, float]:
@@ -177,7 +257,7 @@ def _numbers(world: Any) -> dict[str, np.ndarray]:
     words = np.array([*halves, generator["has_uint32"], generator["uinteger"]], np.uint64)
     numbers = {"random": words.view(np.int64)}
     numbers |= {f"attribute.{name}": np.array(value) for name, value in _attributes(inner).items()}
-    if hasattr(inner, "data"):
+    if _has_data(inner):
         numbers |= {f"data.{name}": np.array(value) for name, value in _fields(inner).items()}
     return numbers
 
@@ -192,16 +272,24 @@ def _restore(world: Any, numbers: dict[str, np.ndarray]) -> None:
         "has_uint32": has_uint32,
         "uinteger": uinteger,
     }
-    for name, value in _attributes(inner).items():
-        saved = numbers[f"attribute.{name}"]
-        setattr(inner, name, saved.copy() if isinstance(value, np.ndarray) else type(value)(saved))
-    if hasattr(inner, "data"):
+    now = _attributes(inner)
+    for key, saved in numbers.items():
+        prefix, _, name = key.partition(".")
+        if prefix == "attribute":  # an env may make some of its attributes at its first step
+            value = now.get(name, saved if saved.ndim else saved.item())
+            setattr(inner, name, saved.copy() if isinstance(value, np.ndarray) else type(value)(saved))
+    if _has_data(inner):
         for name, value in _fields(inner).items():
             saved = numbers[f"data.{name}"]
             if isinstance(value, np.ndarray):
                 value[...] = saved
             else:
                 inner.data.time = float(saved)
+
+
+def _has_data(inner: Any) -> bool:
+    """Whether the state is in MuJoCo's data."""
+    return isinstance(getattr(inner, "data", None), mujoco.MjData)
 
 
 def _attributes(inner: Any) -> dict[str, Any]:

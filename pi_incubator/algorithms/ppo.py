@@ -11,7 +11,8 @@ from torch import Tensor
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
-from envs_gpu.vec_env import VecEnv
+from envs_gpu.vec_env import EnvSpec, VecEnv
+from kernels.normalize import gather_moments, make_moments, merge_moments, normalize_value
 from kernels.ppo_loss import ppo_loss
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
@@ -19,6 +20,8 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.ppo import PPOSettings
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
+from pi_incubator.networks import make_network
+from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.policies.policy import Policy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam, clip_by_norm
@@ -29,8 +32,8 @@ from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
 
 # Adaptive learning rate: the factor that changes it, how far the KL divergence may be from the desired one
-# before that, and the bounds of the rate (the rule of rsl_rl, Schwarke et al. 2025).
-LR_FACTOR, KL_TOLERANCE, LR_RANGE = 1.5, 2.0, (1e-5, 1e-2)
+# before that (the rule of rsl_rl, Schwarke et al. 2025).
+LR_FACTOR, KL_TOLERANCE = 1.5, 2.0
 METRICS = ("loss/policy", "loss/value", "policy/entropy", "policy/kl", "policy/clip_fraction")
 ACTOR_FEATURES, CRITIC_FEATURES = "actor_features", "critic_features"
 
@@ -58,6 +61,10 @@ class PPO(OnPolicy[PPOSettings]):
         self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
         self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
 
+    def make_critic(self, spec: EnvSpec) -> ValueFunction:
+        network = make_network(self.cfg.network, spec)
+        return ValueFunction(network, self.policy, self.settings.normalize_value)
+
     def advantage(self, data: TensorDict) -> None:
         # In place, once a rollout: what is reported was summed by the env, unscaled.
         reward, valid = data["next", "reward"], data["valid"]
@@ -66,6 +73,8 @@ class PPO(OnPolicy[PPOSettings]):
         # bootstrapped with that value, as if the episode had been truncated there.
         reward.copy_(torch.where(valid, reward, data["state_value"]))
         self.loss.value_estimator(data)
+        if self.settings.normalize_value:
+            self._normalize_values(data)
 
     def learn(self, data: TensorDict) -> dict[str, Tensor]:
         settings = self.settings
@@ -93,6 +102,19 @@ class PPO(OnPolicy[PPOSettings]):
             "schedule": Part(NamedTensors(lr=self.lr, num_updates=self.num_updates)),
             "minibatches": Part(self.order, per_rank=True),
         }
+
+    def _normalize_values(self, data: TensorDict) -> None:
+        """Let the value targets join the moments of all ranks, then normalize targets and values by these.
+
+        The moments are those of the critic that acts: an update in the background never reads them.
+        """
+        moments, target = self.actor.critic.moments, data["value_target"]
+        assert moments is not None
+        gathered = make_moments(1, moments.device)
+        gather_moments(target, gathered, data["valid"].squeeze(-1))
+        merge_moments(moments, self.distributed.merge_moments(gathered))
+        for values in (target, data["state_value"]):
+            values.copy_(normalize_value(values, moments, update=False))
 
     def _minibatches(self, data: TensorDict) -> Minibatches:
         groups, size = self.model.groups, self.settings.minibatch_size
@@ -141,6 +163,8 @@ class PPO(OnPolicy[PPOSettings]):
             entropy_coeff=self.settings.entropy_coef,
             critic_coeff=self.settings.value_coef,
             loss_critic_type="l2",
+            old_value=samples["state_value"].squeeze(-1) if self.settings.clip_value_loss else None,
+            clip_value=self.settings.clip_ratio if self.settings.clip_value_loss else None,
         )
         return fused._asdict()
 
@@ -162,7 +186,7 @@ class PPO(OnPolicy[PPOSettings]):
         desired = self.settings.desired_kl
         too_far, too_near = kl > desired * KL_TOLERANCE, kl < desired / KL_TOLERANCE
         factor = torch.where(too_far, 1.0 / LR_FACTOR, torch.where(too_near, LR_FACTOR, 1.0))
-        self.lr.mul_(factor).clamp_(*LR_RANGE)
+        self.lr.mul_(factor).clamp_(self.settings.lr_min, self.settings.lr_max)
 
     def _make_loss(self) -> ClipPPOLoss:
         """TorchRL's loss, on the features of policy and critic."""
@@ -184,8 +208,13 @@ class PPO(OnPolicy[PPOSettings]):
             entropy_coeff=settings.entropy_coef,
             critic_coeff=settings.value_coef,
             loss_critic_type="l2",
+            clip_value=settings.clip_value_loss,
             functional=False,
         )
+        if settings.clip_value_loss:
+            # A number instead of TorchRL's tensor, which it would read from the device at every step.
+            del loss.clip_value
+            loss.clip_value = settings.clip_ratio
         loss.make_value_estimator(
             KernelGAE,
             gamma=settings.gamma,

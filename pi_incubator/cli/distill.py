@@ -5,11 +5,15 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from pi_incubator.cli._main import run as run_command
 from pi_incubator.cli._parser import Parser, output_file
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
-from pi_incubator.config.loader import SUFFIXES
+from pi_incubator.config.algorithms.distillation import DistillationSettings, training_worlds_only
+from pi_incubator.config.errors import DEFAULTS
+from pi_incubator.config.loader import override
+from pi_incubator.config.packaged import SUFFIXES
 from pi_incubator.errors import UserError
 from pi_incubator.run import run
 from pi_incubator.run_folder import RunFolder, open_run
@@ -52,22 +56,31 @@ def _student(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
     passed on: a file that names another algorithm inherits none of the settings of the one before.
     """
     teacher_cfg, teacher_run = _open_teachers(arguments.teacher)[0]
-    settings = ["algorithm.name=distillation", f"algorithm.teachers={json.dumps(arguments.teacher)}"]
+    settings = ["algorithm.name=distillation", override("algorithm.teachers", arguments.teacher)]
     if arguments.offline:
-        settings.append(f"algorithm.dataset={json.dumps(arguments.offline)}")
+        settings.append(override("algorithm.dataset", arguments.offline))
     if arguments.record:
-        settings.append(f"algorithm.record={json.dumps(str(arguments.record))}")
+        settings.append(override("algorithm.record", str(arguments.record)))
     source = Path(arguments.student)
     if source.suffix.lower() in SUFFIXES:
         return source, settings + _horizon_of(_read_student(source))
     steps = teacher_cfg.steps_per_iteration
     settings += [
-        f"network.name={arguments.student}",
-        f"experiment.name={teacher_cfg.experiment.name}_student",
-        f"experiment.output_dir={json.dumps(str(teacher_run.path.parent))}",
+        override("network.name", arguments.student),
+        override("experiment.name", f"{teacher_cfg.experiment.name}_student"),
+        override("experiment.output_dir", str(teacher_run.path.parent)),
         f"training.total_steps={max(TOTAL_STEPS, steps)}",
     ]
+    settings += [f"{field}={json.dumps(_default(field))}" for field in DistillationSettings.unused]
+    if arguments.offline:  # the teacher's randomization is in the recorded steps
+        settings += [f"{field}=null" for field in training_worlds_only()]
     return teacher_run.config, settings + _horizon_of(teacher_cfg)
+
+
+def _default(field: str) -> Any:
+    """The default of `section.key`; what distillation does not use is not inherited from a teacher."""
+    section, key = field.split(".")
+    return type(getattr(DEFAULTS, section)).model_fields[key].default
 
 
 def _read_student(source: Path) -> ExperimentConfig | None:

@@ -23,7 +23,7 @@ from rich.markup import escape
 from rich.progress import Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from envs_gpu.errors import EnvError
+from envs_gpu.errors import EnvError, RobotUnavailableError
 from envs_gpu.physics import BACKENDS
 from envs_gpu.tasks import TASKS
 from envs_gpu.zoo import FAMILIES
@@ -64,8 +64,12 @@ def main(argv: list[str]) -> int:
 
 def show_list(arguments: argparse.Namespace) -> int:
     """One line for every task and env family."""
-    rows = {name: _describe(name) for name in TASKS.names()}
+    from envs_gpu.robots import without_downloads
+
+    with without_downloads():
+        rows = {name: _describe(name) for name in TASKS.names()}
     print_table(rows, title="tasks", first_column="env.name")
+    _print_missing(rows)
     families = {}
     for name in FAMILIES.names():
         family = FAMILIES.get(name)
@@ -87,19 +91,37 @@ def _describe(name: str) -> dict[str, Any]:
         import torch
 
         env = make_env(name, backend="mujoco", num_envs=1, device=torch.device("cpu"))
+    except RobotUnavailableError as error:
+        return {"backends": _backends_of(name), "robot": f"{error.robot}: not here"}
     except EnvError as error:
         return {"backends": str(error)}
     spec = env.spec
     env.close()
-    lacks = TASKS.get(name).unsupported
-    runs = ", ".join(backend for backend in BACKENDS.names() if backend not in lacks)
     return {
         "observes": ", ".join(f"{group} {width}" for group, width in spec.obs_dims.items()),
         "actions": spec.action_dim,
         "Hz": f"{spec.control_hz:.4g}",
         "episode s": f"{spec.episode_length_s:.4g}",
-        "backends": "; ".join([runs, *(f"not {backend}: {reason}" for backend, reason in lacks.items())]),
+        "backends": _backends_of(name),
     }
+
+
+def _backends_of(name: str) -> str:
+    """The backends that a task runs on, and why it does not run on others."""
+    lacks = TASKS.get(name).unsupported
+    runs = ", ".join(backend for backend in BACKENDS.names() if backend not in lacks)
+    return "; ".join([runs, *(f"not {backend}: {reason}" for backend, reason in lacks.items())])
+
+
+def _print_missing(rows: dict[str, dict[str, Any]]) -> None:
+    """One line for each robot whose files are not on this machine."""
+    tasks: dict[str, list[str]] = {}
+    for name, row in rows.items():
+        if robot := row.get("robot"):
+            tasks.setdefault(robot.partition(":")[0], []).append(name)
+    for robot, names in tasks.items():
+        source = "not in MENAGERIE_ROOT" if os.environ.get("MENAGERIE_ROOT") else "downloaded at first use"
+        print(f"{robot} is not on this machine ({source}); it is the robot of {', '.join(names)}")
 
 
 def show_robots(arguments: argparse.Namespace) -> int:

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     arguments = _parse(argv)
     if arguments.gates:
         return _judge(arguments)
-    overrides = [f"env.backend={arguments.backend}"] if arguments.backend else []
+    overrides = on_backend(arguments.backend) if arguments.backend else []
     cfg, folder = open_run(arguments.run, arguments.device, overrides)
     onnx = folder.onnx if arguments.onnx is RUNS_OWN else arguments.onnx
     if onnx and not onnx.is_file():
@@ -59,6 +59,12 @@ def main(argv: list[str]) -> int:
         record_video(env, act, arguments.video, length_s=length_s, seed=seed, num_worlds=video_worlds)
     env.close()
     return 0
+
+
+def on_backend(backend: str) -> list[str]:
+    """The settings of another backend; what the run says about its own does not apply to that."""
+    no_room = ["env.max_contacts=null", "env.max_constraints=null"] if backend in ("mujoco", "mjx") else []
+    return [f"env.backend={backend}", "env.mjx_impl=jax", *no_room]
 
 
 def _judge(arguments: argparse.Namespace) -> int:

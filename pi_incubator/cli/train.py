@@ -2,18 +2,41 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import Any
+
 from pi_incubator.cli._main import run as run_command
 from pi_incubator.cli._parser import Parser
+from pi_incubator.config.packaged import CONFIGS, packaged_configs, summary_of
+from pi_incubator.evaluation.table import print_table
 from pi_incubator.run import run
 
 
 def main(argv: list[str]) -> None:
     """Parse the command line and run the experiment; see `pi-train --help`."""
     parser = Parser(prog="pi-train", description=__doc__)
-    parser.add_argument("--config", required=True, help="experiment file, YAML or JSON")
+    parser.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE",
+        help="experiment file, YAML or JSON; one of --list-configs is found from any folder",
+    )
+    parser.add_argument("--list-configs", action=ListConfigs, help="show the packaged experiment files")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     run(arguments.config, arguments.overrides)
+
+
+class ListConfigs(argparse.Action):
+    """Print the experiment files that come with the package, and end."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(nargs=0, **options)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        rows = {name: {"what": summary_of(name)} for name in packaged_configs()}
+        print_table(rows, title=f"experiment files in {CONFIGS}", first_column="--config")
+        parser.exit()
 
 
 def cli() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from pydantic import Field
 
-from pi_incubator.config.section import Count, Positive, Section, cross_field_error
+from pi_incubator.config.section import Count, Section, cross_field_error
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
@@ -103,7 +103,7 @@ class ReplaySettings(RolloutSettings):
 
     horizon: Annotated[int, Field(ge=1, le=2**16)] = 1
     """Steps of each world between two rounds of updates."""
-    updates_per_step: Positive = 1.0
+    updates_per_step: Annotated[float, Field(gt=0, le=10_000)] = 1.0
     """Optimizer steps for each environment step, over all worlds."""
     batch_size: Count = 256
     """Samples of one optimizer step."""

@@ -14,7 +14,7 @@ from pydantic_core import ErrorDetails
 from envs_gpu.errors import SettingError
 from envs_gpu.registry import nearest
 from pi_incubator.config.models import UNIONS, ExperimentConfig
-from pi_incubator.config.section import holds_fields
+from pi_incubator.config.section import choices, fields_within, is_mapping, is_text
 from pi_incubator.errors import UserError
 
 DEFAULTS = ExperimentConfig()
@@ -22,16 +22,21 @@ SECTIONS = {name: list(type(section).model_fields) for name, section in DEFAULTS
 SECTIONS |= {name: union.all_fields() for name, union in UNIONS.items()}
 """Section -> the keys that it can have; of a union, those of every member."""
 FIELDS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
-NESTED = {
-    f"{section}.{key}"
+TYPES = [
+    found
     for section, settings in [
         *((name, type(section)) for name, section in DEFAULTS),
         *((name, member) for name, union in UNIONS.items() for member in union.members.values()),
     ]
-    for key, info in settings.model_fields.items()
-    if holds_fields(info.annotation)
-}
-"""The fields whose value is a mapping, such as `randomization.friction`."""
+    for found in fields_within(settings, section)
+]
+"""The dotted name and the type of every field at any depth; what several members have comes several times."""
+NESTED = {field for field, annotation in TYPES if is_mapping(annotation)}
+"""The fields whose value is a mapping, such as `env.pixels` and `randomization.initial_state.position`."""
+TEXT = {field for field, annotation in TYPES if is_text(annotation)}
+"""The fields whose value is any text."""
+OPTIONAL = {field for field, annotation in TYPES if type(None) in choices(annotation)}
+"""The fields that may be null."""
 MOVED = {"distillation": "algorithm, with algorithm.name = distillation"}
 """Sections of earlier versions, and where their fields are now."""
 
@@ -59,7 +64,12 @@ class ConfigError(UserError):
 
 def show(value: Any) -> str:
     """`value` as a file would write it, cut to a readable length."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else _short.repr(value)
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    try:
+        return _short.repr(value)
+    except ValueError:  # Python does not write integers of thousands of digits
+        return "a number of thousands of digits"
 
 
 def field_called(key: str) -> str | None:
@@ -135,10 +145,11 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
 
 
 def _source(field: str, sources: Mapping[str, str]) -> str | None:
-    """Where `field`, or the closest field that holds it, came from; None if it is a default."""
-    while field:
-        if field in sources:
-            return sources[field]
+    """Where `field`, an entry of it, or the nearest field that holds it came from; None: it is a default."""
+    while "." in field:
+        within = (source for name, source in sources.items() if name.startswith(f"{field}."))
+        if source := sources.get(field) or next(within, None):
+            return source
         field = field.rpartition(".")[0]
     return None
 
@@ -168,8 +179,10 @@ def _explain(details: ErrorDetails, default: Any) -> tuple[str, str]:
             choices = details["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
             guess = nearest(value, choices) if isinstance(value, str) else None
             return problem, f"did you mean {guess}?" if guess else f"write one of them{example}"
-        case "string_pattern_mismatch":
-            return "must be a safe file name", f"use letters, digits, '.', '_' and '-'{example}"
+        case "text":
+            return details["ctx"]["problem"], details["ctx"]["fix"]
+        case "string_unicode":
+            return "holds bytes that are not UTF-8 text", "set a name in UTF-8"
         case "model_type":
             return "must be a mapping of fields", "write fields in braces, for example {low: 0.8, high: 1.2}"
         case "extra_forbidden":

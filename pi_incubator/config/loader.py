@@ -12,11 +12,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.events import CollectionEndEvent, CollectionStartEvent
 from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
+from ruamel.yaml.representer import SafeRepresenter
 
 from envs_gpu.registry import UnknownNameError, nearest
 from pi_incubator.config.errors import (
     NESTED,
+    OPTIONAL,
     SECTIONS,
+    TEXT,
     ConfigError,
     field_called,
     from_validation,
@@ -25,34 +28,41 @@ from pi_incubator.config.errors import (
     unknown_section,
 )
 from pi_incubator.config.models import UNIONS, ExperimentConfig
+from pi_incubator.config.packaged import SUFFIXES, find_config
 
 COMMAND_LINE = "command line"
 BASE = "base"  # top-level key: the file to inherit from
 FORMAT = "format"  # top-level key of saved settings; those of version 0.1.0 have none
 SAVED_FORMAT = 2
 SCHEMA = "$schema"  # top-level key by which editors find the schema of a JSON file; not read
-SUFFIXES = (".yaml", ".yml", ".json")
 MAX_BYTES = 65_536  # larger is some other file, and would take long to parse
-MAX_DEPTH = 20  # open brackets and indentations; an experiment needs 3
+MAX_DEPTH = 20  # open brackets and indentations; an experiment needs 4
+MAX_KEYS = 10_000  # repeated ones of aliases count each time; an experiment has dozens
 # What ruamel's parser and the constructors behind YAML tags raise on malformed text.
 YAML_ERRORS = (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 TABLES = ("env.task",)
-"""Fields that map names to values: a file adds to what it inherits, name by name."""
+"""Fields that map any names to values; null empties them."""
 
 Sources = dict[str, str]  # "section.key" -> "file:line" or "command line"
 
 
 class Setting(NamedTuple):
+    """A value of one field. A mapping is stored as one setting for each entry, so that mappings merge."""
+
     value: Any
     source: str
+    resets: bool = True
+    """Whether it drops what was set within this field before. An empty mapping does not."""
 
 
-Settings = dict[str, Setting]  # by "section.key"
+Settings = dict[str, Setting]  # by "section.key", or "section.key.entry"
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> ExperimentConfig:
     """The experiment in `path` (YAML or JSON by suffix) with `section.key=value` overrides applied.
+
+    Where there is no such file, one that comes with the package is taken: `cartpole_balance.yaml`.
 
     Raises:
         ConfigError: anything wrong with the file, a file it inherits from or an override.
@@ -68,8 +78,9 @@ def load_with_sources(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
     """
     overridden: Settings = {}
     for text in overrides:
-        overridden |= _parse_override(text)
-    settings = _merge(_read(Path(path), asked_by=None, above=()), overridden)
+        for field, setting in _parse_override(text).items():
+            _put(overridden, field, setting)
+    settings = _merge(_read(find_config(Path(path)), asked_by=None, above=()), overridden)
     _check_union_keys(settings)
     sources = {field: setting.source for field, setting in settings.items()}
     try:
@@ -90,7 +101,20 @@ def _merge(lower: Settings, upper: Settings) -> Settings:
                 for name, setting in lower.items()
                 if not name.startswith(f"{section}.") or name.split(".")[1] in kept
             }
-    return lower | upper
+    merged = dict(lower)
+    for field, setting in upper.items():
+        _put(merged, field, setting)
+    return merged
+
+
+def _put(settings: Settings, field: str, setting: Setting) -> None:
+    """Set `field`, after what `settings` says: an entry beside the others, null instead of all entries."""
+    if setting.resets:
+        for name in [name for name in settings if name.startswith(f"{field}.")]:
+            del settings[name]
+    elif before := settings.get(field):  # after null, an empty mapping holds the defaults
+        setting = setting._replace(resets=before.resets)
+    settings[field] = setting
 
 
 def _check_union_keys(settings: Settings) -> None:
@@ -116,7 +140,9 @@ def _check_union_keys(settings: Settings) -> None:
 def _nested(settings: Settings) -> dict[str, Any]:
     """The values as nested mappings; a deeper field is set within what a shorter one gave."""
     values: dict[str, Any] = {}
-    for field, setting in settings.items():
+    for field, setting in sorted(settings.items(), key=lambda item: item[0].count(".")):
+        if field in TABLES and setting.value is None:
+            continue
         *parents, key = field.split(".")
         mapping = values
         for parent in parents:
@@ -213,7 +239,7 @@ def _siblings(path: Path) -> dict[str, Path]:
 
 
 def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:
-    """The document and the source of each key of its first three levels.
+    """The document and the source of each key of its first four levels.
 
     Raises:
         ConfigError: a key appears twice, or the text is not one YAML document.
@@ -222,7 +248,11 @@ def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:
         _check_depth(text)
         yaml = _yaml()
         node = yaml.compose(text)
-        lines = dict(_key_lines(node, file))
+        lines: Sources = {}
+        for path, line in _key_lines(node, file):
+            lines[path] = line
+            if len(lines) > MAX_KEYS:
+                raise YAMLError(f"it has more than {MAX_KEYS} keys")
         return yaml.constructor.construct_document(node) if node else None, lines
     except YAML_ERRORS as error:
         if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
@@ -235,7 +265,20 @@ def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:
 
 def _yaml() -> YAML:
     """A parser of YAML 1.2: 1e-3 is a number, on and off are words. The C parser would read YAML 1.1."""
-    return YAML(typ="safe", pure=True)
+    yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
+    return yaml
+
+
+class _Representer(SafeRepresenter):
+    """Writes texts with characters that are not printed, such as line breaks, with escapes."""
+
+    def represent_str(self, data: str) -> ScalarNode:
+        style = None if data.isprintable() else '"'
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
 
 
 def _check_depth(text: str) -> None:
@@ -252,7 +295,7 @@ def _check_depth(text: str) -> None:
 
 
 def _key_lines(node: Node | None, file: str, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (path, "file:line") for the keys of a mapping and of the mappings up to two levels below."""
+    """Yield (path, "file:line") for the keys of a mapping and of the mappings up to three levels below."""
     first_line: dict[str, int] = {}
     for key, value in node.value if isinstance(node, MappingNode) else []:
         if not isinstance(key, ScalarNode):
@@ -264,7 +307,7 @@ def _key_lines(node: Node | None, file: str, prefix: str = "") -> Iterator[tuple
             raise ConfigError(source, path, problem=problem, fix="keep one of the two")
         first_line[path] = line
         yield path, source
-        if path.count(".") < 2:
+        if path.count(".") < 3:
             yield from _key_lines(value, file, f"{path}.")
 
 
@@ -294,54 +337,114 @@ def _parse_json(text: str, file: str) -> tuple[Any, Sources]:
 
 
 def _flatten(data: Mapping[Any, Any], lines: Sources, file: str) -> Settings:
-    """The settings of one document by "section.key".
+    """The settings of one document by dotted name; its keys may be dotted too (`env.pixels.width: 32`).
 
     Raises:
-        ConfigError: an unknown section or key, or a section that is no mapping.
+        ConfigError: an unknown section or key, a section that is no mapping, or a field that is set twice.
     """
-    settings: Settings = {}
-    for section, fields in data.items():
-        source = lines.get(section, file)
+    entries: Settings = {}
+    for name, value in data.items():
+        section, dot, rest = str(name).partition(".")
+        source = lines.get(str(name), file)
         if section not in SECTIONS:
-            raise unknown_section(source, str(section), fields)
-        if not isinstance(fields, Mapping):
+            raise unknown_section(source, section, value)
+        if not dot and not isinstance(value, Mapping):
             fix = f"write fields below it, for example '{SECTIONS[section][0]}:', or remove it"
-            raise ConfigError(source, section, fields, problem="must be a section of fields", fix=fix)
-        for key, value in fields.items():
-            source = lines.get(f"{section}.{key}", file)
-            if key not in SECTIONS[section]:
-                raise unknown_key(source, section, str(key), value, SECTIONS[section])
+            raise ConfigError(source, section, value, problem="must be a section of fields", fix=fix)
+        for key, inner in {rest: value}.items() if dot else value.items():
             field = f"{section}.{key}"
-            if field in TABLES and isinstance(value, Mapping):
-                for name, entry in value.items():
-                    settings[f"{field}.{name}"] = Setting(entry, lines.get(f"{field}.{name}", source))
-            else:
-                settings[field] = Setting(value, source)
+            _check_key(lines.get(field, source), section, str(key), inner)
+            for found, setting in _entries(field, inner, lines, lines.get(field, source)):
+                if found in entries:
+                    problem, fix = "is set twice, once with a dotted key", "keep one of the two"
+                    raise ConfigError(setting.source, found, setting.value, problem=problem, fix=fix)
+                entries[found] = setting
+    settings: Settings = {}
+    for field in sorted(entries, key=lambda field: field.count(".")):  # null first, then what is set within
+        _put(settings, field, entries[field])
     return settings
 
 
+def _entries(field: str, value: Any, lines: Sources, source: str) -> Iterator[tuple[str, Setting]]:
+    """`value` of `field`, entry by entry where it is a mapping of fields."""
+    if not isinstance(value, Mapping) or field not in NESTED:
+        yield field, Setting(value, source)
+        return
+    if not value:
+        yield field, Setting({}, source, resets=False)
+    for key, inner in value.items():
+        name = f"{field}.{key}"
+        yield from _entries(name, inner, lines, lines.get(name, source))
+
+
+def _check_key(source: str, section: str, key: str, value: Any) -> None:
+    """Check that a section has `key`, of which all but the last part hold entries.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    top, *within = key.split(".")
+    if top not in SECTIONS[section]:
+        raise unknown_key(source, section, top, value, SECTIONS[section])
+    if within and f"{section}.{top}" not in NESTED:
+        raise unknown_key(source, section, key, value, SECTIONS[section])
+
+
 def _parse_override(text: str) -> Settings:
-    """The setting in `section.key=value`, its value read as YAML; `section.key.inner=value` sets one entry.
+    """The settings in `section.key=value` or `section.key.entry=value`, the value read as YAML.
+
+    Where any text is allowed, the value is the text as it stands: `experiment.name=1e3` is a name. Only text
+    in quotes is read as YAML, and `null`, `~` or nothing where the field may be null.
 
     Raises:
         ConfigError: there is no '=', no such field, or the value is not valid YAML.
     """
-    field, equals, value = (part.strip() for part in text.partition("="))
+    name, equals, value = text.partition("=")
+    field = name.strip()
     section, dot, key = field.partition(".")
     if not (equals and section and dot and key):
         guess = field_called(field)
-        fix = f"did you mean {guess}={value}?" if guess else "for example algorithm.lr=3e-4"
+        fix = f"did you mean {guess}={value.strip()}?" if guess else "for example algorithm.lr=3e-4"
         raise ConfigError(COMMAND_LINE, show(text), problem="is not section.key=value", fix=fix)
+    if name.endswith(" "):  # written as `key = value`
+        value = value.strip()
+    data = _text(value, field in OPTIONAL) if field in TEXT else _yaml_value(field, value)
+    return _flatten({field: data}, {}, COMMAND_LINE)
+
+
+def _text(value: str, is_optional: bool) -> str | None:
+    """The text that `value` of an override says."""
+    if value[:1] in ("'", '"'):
+        try:
+            text = _yaml().load(value)
+        except YAML_ERRORS:
+            return value
+        return text if isinstance(text, str) else value
+    return None if is_optional and value in ("", "null", "~") else value
+
+
+def _yaml_value(field: str, value: str) -> Any:
+    """What `value` of the override of `field` is as YAML.
+
+    Raises:
+        ConfigError: it is not valid YAML.
+    """
     try:
         _check_depth(value)
-        data = _yaml().load(value)
+        return _yaml().load(value)
     except YAML_ERRORS:
         fix = "check its quotes and brackets, and quote it for the shell"
         raise ConfigError(COMMAND_LINE, field, value, problem="is not valid YAML", fix=fix) from None
-    top, *inner = key.split(".")
-    if not inner:
-        return _flatten({section: {key: data}}, {}, COMMAND_LINE)
-    _flatten({section: {top: data}}, {}, COMMAND_LINE)  # checks the names
-    if f"{section}.{top}" not in NESTED:
-        raise unknown_key(COMMAND_LINE, section, key, data, SECTIONS[section])
-    return {f"{section}.{key}": Setting(data, COMMAND_LINE)}
+
+
+def override(field: str, value: str | Sequence[str]) -> str:
+    """An override that sets `field` to this text, or these texts, whatever characters are in it."""
+    if isinstance(value, str):
+        return f"{field}={_quoted(value)}"
+    return f"{field}=[{', '.join(map(_quoted, value))}]"
+
+
+def _quoted(text: str) -> str:
+    """`text` in double quotes, for YAML."""
+    safe = (c if c.isprintable() and c not in '"\\' else f"\\U{ord(c):08x}" for c in text)
+    return f'"{"".join(safe)}"'

@@ -6,6 +6,7 @@ never a conversion: "64" is no integer and true is no number.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -16,8 +17,21 @@ from pi_incubator.config.algorithms.ppo import PPOSettings
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.config.networks.mlp import MLPSettings
 from pi_incubator.config.randomization import RandomizationSection
-from pi_incubator.config.section import Count, Fraction, Name, Positive, Section, Threads, cross_field_error
+from pi_incubator.config.section import (
+    Count,
+    FolderName,
+    Fraction,
+    Name,
+    Number,
+    Positive,
+    Seconds,
+    Section,
+    SmallCount,
+    Threads,
+    cross_field_error,
+)
 from pi_incubator.config.union import Union
+from pi_incubator.config.without_effect import check_effects, is_default, value_of
 
 ALGORITHMS = Union(
     "algorithm", "pi_incubator.config.algorithms", AlgorithmSettings, "ppo", keeps_common=False
@@ -54,8 +68,8 @@ NumEnvs = Annotated[
 class ExperimentSection(Section):
     """What the run is called and where it writes."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)] = "ant_ppo"
-    """Name of the run and of its folder: letters, digits, '.', '_' and '-'."""
+    name: FolderName = "ant_ppo"
+    """Name of the run and of its folder: anything that a folder can be called."""
     output_dir: Name = "runs"
     """Folder that holds one folder a run, relative to the working directory."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 1
@@ -98,11 +112,11 @@ class EnvSection(Section):
     """Contacts that worlds have room for on average (warp, newton, mjx on Warp); null counts the scene's."""
     max_constraints: Count | None = None
     """Constraint rows that every world has room for (warp, newton, mjx on Warp); null counts the scene's."""
-    episode_length_s: Positive | None = None
+    episode_length_s: Seconds | None = None
     """Simulated seconds after which training cuts an episode off; null and evaluation go by the task."""
     observation_history: Annotated[int, Field(ge=1, le=1000)] = 1
     """Observations that the policy sees in one row, the last ones, oldest first."""
-    task: dict[str, float] = Field(default_factory=dict)
+    task: dict[str, Number] = Field(default_factory=dict)
     """Parameters of the task (reward weights, command ranges, thresholds) that replace its defaults."""
     pixels: PixelsSection | None = None
     """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
@@ -165,11 +179,11 @@ class TrackingSection(Section):
 class EvaluationSection(Section):
     """How a policy is judged."""
 
-    num_episodes: Count = 32
+    num_episodes: SmallCount = 32
     """Episodes that the reported return is averaged over."""
     video: bool = False
     """Whether a video of the policy is recorded."""
-    video_length_s: Positive = 10.0
+    video_length_s: Annotated[float, Field(gt=0, le=3600)] = 10.0
     """Length of the video, in simulated seconds."""
     video_worlds: Annotated[int, Field(ge=1, le=64)] = 1
     """Worlds in the video, as tiles of one picture."""
@@ -195,7 +209,7 @@ class DeploymentSection(Section):
     """Format of the exported policy."""
     opset: Annotated[int, Field(ge=18, le=23)] = 18
     """ONNX operator set of the export; the runtime knows no newer one."""
-    num_check_observations: Count = 1000
+    num_check_observations: SmallCount = 1000
     """Observations on which the export is compared with the policy."""
     tolerance: Positive = 1e-5
     """Largest absolute difference of an action that the comparison allows."""
@@ -243,7 +257,8 @@ class ExperimentConfig(Section):
     @property
     def run_dir(self) -> Path:
         """Folder of this run."""
-        return Path(self.experiment.output_dir).expanduser() / self.experiment.name
+        # Unlike Path.expanduser, it leaves the name of an unknown user as it is.
+        return Path(os.path.expanduser(self.experiment.output_dir)) / self.experiment.name
 
     def with_num_envs(self, num_envs: int) -> ExperimentConfig:
         """This config with so many worlds.
@@ -256,6 +271,7 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> ExperimentConfig:
+        check_effects(self)
         if self.network.sees_pixels != (self.env.pixels is not None):
             raise _pixels_error(self.network.name, self.env.pixels)
         for field in self.algorithm.unused:
@@ -269,12 +285,11 @@ class ExperimentConfig(Section):
 
     def _check_unused(self, field: str) -> None:
         """Refuse a setting that has no effect with this algorithm, unless it has its default."""
-        section, key = field.split(".")
-        settings = getattr(self, section)
-        value = getattr(settings, key)
-        if value != type(settings).model_fields[key].default:
+        if not is_default(self, field):
             problem = f"has no effect with algorithm.name = {self.algorithm.name}"
-            raise cross_field_error(field=field, value=value, problem=problem, fix="remove it")
+            raise cross_field_error(
+                field=field, value=value_of(self, field), problem=problem, fix="remove it"
+            )
 
     def _some_number_fits(self) -> None:
         """There is a number of worlds to choose."""

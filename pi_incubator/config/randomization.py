@@ -10,12 +10,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from pi_incubator.config.section import Section, cross_field_error
+from pi_incubator.config.section import Name, Number, Positive, Seconds, Section, cross_field_error
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Name = Annotated[str, Field(min_length=1)]
-
+INTERVAL_S = 10.0
 MOST_STANDARD_DEVIATIONS = 9
 """No normal number that we can draw is further from the mean: 53 bits end at 8.6."""
 
@@ -25,17 +22,17 @@ class DrawSection(Section):
 
     distribution: Literal["uniform", "log_uniform", "normal"] = "uniform"
     """uniform or log_uniform between low and high, or normal with mean and std."""
-    low: float | None = None
+    low: Number | None = None
     """Smallest number of uniform and log_uniform."""
-    high: float | None = None
+    high: Number | None = None
     """Largest number of uniform and log_uniform."""
-    mean: float | None = None
+    mean: Number | None = None
     """Mean of normal."""
     std: Positive | None = None
     """Standard deviation of normal."""
     per: Literal["reset", "interval"] = "reset"
     """reset: once an episode; interval: also within it, at random times."""
-    interval_s: Positive = 10.0
+    interval_s: Seconds = INTERVAL_S
     """Mean time between two draws of per: interval, in seconds."""
 
     def check(self, field: str, positive: bool) -> None:
@@ -55,6 +52,9 @@ class DrawSection(Section):
                 problem = f"{self.distribution} is given by {needed[0]} and {needed[1]}"
                 fix = f"set {name} to a number" if name in needed else f"remove {name}"
                 raise _error(field, name, value, problem, fix)
+        if self.per == "reset" and self.interval_s != INTERVAL_S:
+            fix = "remove it, or set per to interval"
+            raise _error(field, "interval_s", self.interval_s, "has no effect with per = reset", fix)
         if self.low is not None and self.high is not None:
             self._check_range(field, self.low, self.high, positive)
         if self.mean is not None and self.std is not None and positive:

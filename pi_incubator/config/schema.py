@@ -6,12 +6,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 from pi_incubator.config.loader import BASE, FORMAT, SAVED_FORMAT, SCHEMA
 from pi_incubator.config.models import ExperimentConfig
+from pi_incubator.config.packaged import CONFIGS, SCHEMA_NAME
 
-SCHEMA_PATH = Path(__file__).parents[2] / "configs" / "schema.json"
+SCHEMA_PATH = CONFIGS / SCHEMA_NAME
 
 
 def schema_text() -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,8 +140,8 @@ def _joint_entries(interface: PolicyInterface, max_rate_per_s: float | None) -> 
             "damping": None if servo.damping is None else short(servo.damping),
             "default_position_rad": offset if servo.stiffness is not None else None,
             "action_scale": scale,
-            "target_low": low,
-            "target_high": high,
+            "target_low": low if math.isfinite(low) else None,
+            "target_high": high if math.isfinite(high) else None,
             "max_rate_per_s": max_rate_per_s,
         }
         for servo, offset, scale, low, high in zip(interface.servos, *map(numbers, columns), strict=True)

@@ -32,6 +32,11 @@ HISTORY = "champion_history"
 BUNDLE_HASH = "bundle_sha256"
 
 
+def registered_name(cfg: ExperimentConfig) -> str:
+    """The name of the registered model: the experiment's, without characters that MLflow does not take."""
+    return "".join(f"%{ord(c):02X}" if c in "%/:'\"`\\" else c for c in cfg.experiment.name)
+
+
 def promote(bundle: Bundle, cfg: ExperimentConfig, folder: RunFolder, alias: str) -> int:
     """Give `bundle` an alias in the registry; registers it if it is not there yet.
 
@@ -49,7 +54,7 @@ def promote(bundle: Bundle, cfg: ExperimentConfig, folder: RunFolder, alias: str
         ConfigError: the store cannot be opened.
     """
     check_gates(bundle)
-    name = cfg.experiment.name
+    name = registered_name(cfg)
     with open_store(cfg, folder) as client:
         if not client.search_registered_models(f"name = '{name}'"):
             client.create_registered_model(name)
@@ -69,7 +74,7 @@ def rollback(cfg: ExperimentConfig, folder: RunFolder) -> int:
         UserError: there was none.
         ConfigError: the store cannot be opened.
     """
-    name = cfg.experiment.name
+    name = registered_name(cfg)
     none = UserError(f"{name}: there is no champion before this one; promote another bundle instead")
     if not has_store(cfg, folder):
         raise none
@@ -91,7 +96,7 @@ def versions(cfg: ExperimentConfig, folder: RunFolder) -> dict[str, dict[str, An
     if not has_store(cfg, folder):
         return {}
     with open_store(cfg, folder) as client:
-        return {str(found.version): _row(client, found) for found in _versions(client, cfg.experiment.name)}
+        return {str(found.version): _row(client, found) for found in _versions(client, registered_name(cfg))}
 
 
 def check_gates(bundle: Bundle) -> None:
@@ -123,7 +128,7 @@ def _register(
         client.log_artifact(run_id, str(bundle.path), place)
     source = f"runs:/{run_id}/{place}"
     tags = dict(_tags(bundle)) | {BUNDLE_HASH: identity}
-    return client.create_model_version(cfg.experiment.name, source, run_id, tags=tags)
+    return client.create_model_version(registered_name(cfg), source, run_id, tags=tags)
 
 
 def _tags(bundle: Bundle) -> Iterator[tuple[str, str]]:

@@ -88,7 +88,8 @@ def _load_critic(
             problem = f"the teacher {folder.path} has no value function"
             raise SettingError("algorithm.value_coef", value_coef, problem, "set it to 0")
         return None
-    critic = ValueFunction(make_network(cfg.network, spec), policy).to(spec.device)
+    normalizes = getattr(cfg.algorithm, "normalize_value", False)
+    critic = ValueFunction(make_network(cfg.network, spec), policy, normalizes).to(spec.device)
     load_part(folder, CRITIC, critic)
     return critic
 

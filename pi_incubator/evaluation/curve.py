@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,8 +67,11 @@ def draw_curve(metrics: Path, picture: Path, title: str = "") -> None:
         axes = figure.add_subplot(grid[1 + index // COLUMNS, index % COLUMNS])
         _draw_detail(axes, _series(rows, name), DETAILS[name])
     if title:
-        figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", color=INK)
-    figure.savefig(picture)
+        style = {"fontsize": 13, "fontweight": "bold", "color": INK, "parse_math": False}
+        figure.suptitle(title, x=0.01, ha="left", **style)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name may have letters that the font lacks
+        figure.savefig(picture)
 
 
 def _series(rows: list[dict[str, Any]], name: str) -> Series:

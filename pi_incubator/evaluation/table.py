@@ -29,9 +29,9 @@ def print_table(rows: Rows, *, title: str = "", first_column: str = "") -> None:
         table.add_column(column, justify="right" if numeric else "left")
     for name, row in rows.items():
         table.add_row(name, *(show(row.get(column)) for column in columns))
-    console = Console(markup=False, highlight=False)
+    console = Console(markup=False, emoji=False, highlight=False)
     if not console.is_terminal:
-        console = Console(markup=False, highlight=False, width=WIDTH_WHEN_PIPED)
+        console = Console(markup=False, emoji=False, highlight=False, width=WIDTH_WHEN_PIPED)
     console.print(table)
 
 

@@ -53,25 +53,31 @@ def record_video(
     Raises:
         UserError: nothing can be drawn or encoded here.
     """
-    if env.drawn_model is None:
-        raise UserError(f"{path}: cannot be drawn: {env.spec.name} has no MuJoCo model")
+    if env.drawn_model is None and not env.draws_itself:
+        problem = f"{env.spec.name} has no MuJoCo model, and does not draw itself as rgb_array"
+        raise UserError(f"{path}: cannot be drawn: {problem}")
     if num_worlds > env.num_envs:
         raise UserError(f"{path}: cannot show {num_worlds} worlds of {env.num_envs}; raise --num-envs")
     usual = tile_size(num_worlds)
     every = max(1, round(env.spec.control_hz / FRAMES_PER_S))
     num_steps = max(1, round(length_s * env.spec.control_hz))
+    size = width or usual[0], height or usual[1]
+    renderer = None
     try:
-        renderer = Renderer(env.drawn_model, width or usual[0], height or usual[1], camera)
+        if env.drawn_model is None:
+            pictures = _own_pictures(env, policy, seed, num_steps, num_worlds, every)
+        else:
+            renderer = Renderer(env.drawn_model, *size, camera)
+            positions = _roll_out(env, policy, seed, num_steps, num_worlds)[::every]
+            pictures = (tiled([renderer.render(world) for world in qpos]) for qpos in positions)
+        _encode(path, pictures, frames_per_s=env.spec.control_hz / every)
     except RenderError as error:
         raise UserError(f"{path}: cannot be drawn: {error}") from None
-    positions = _roll_out(env, policy, seed, num_steps, num_worlds)[::every]
-    pictures = (tiled([renderer.render(world) for world in qpos]) for qpos in positions)
-    try:
-        _encode(path, pictures, frames_per_s=env.spec.control_hz / every)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path}: cannot be encoded ({error}); reinstall imageio-ffmpeg") from None
     finally:
-        renderer.close()
+        if renderer:
+            renderer.close()
 
 
 def tile_size(num_worlds: int) -> tuple[int, int]:
@@ -102,12 +108,33 @@ def _roll_out(
     return torch.stack(positions).cpu().numpy()
 
 
+@torch.no_grad()
+def _own_pictures(
+    env: VecEnv, policy: Acting | Act, seed: int, num_steps: int, num_worlds: int, every: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield what the first worlds draw of themselves before every `every`-th step, as tiles of even size.
+
+    Raises:
+        RenderError: they draw nothing.
+    """
+    actor = as_actor(policy, env.num_envs)
+    obs = env.reset(seed)
+    for step in range(num_steps):
+        if step % every == 0:
+            picture = tiled(env.pictures(num_worlds))
+            yield picture[: len(picture) // 2 * 2, : picture.shape[1] // 2 * 2]
+        result = env.step(actor.act(obs))
+        actor.observe(result)
+        obs = result.obs
+
+
 def _encode(path: Path, pictures: Iterator[NDArray[np.uint8]], frames_per_s: float) -> None:
     first = next(pictures)
     height, width, _ = first.shape
     # H.264 with 4:2:0 colours needs even sizes, and no more than that.
+    # As a URL of files: ffmpeg would take `a:b.mp4` for a protocol, and `-b.mp4` for an option.
     writer = imageio_ffmpeg.write_frames(
-        str(path), (width, height), fps=frames_per_s, codec="libx264", quality=8, macro_block_size=2
+        f"file:{path}", (width, height), fps=frames_per_s, codec="libx264", quality=8, macro_block_size=2
     )
     writer.send(None)
     for picture in chain((first,), pictures):

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kernels.normalize import denormalize_value, make_moments
 from pi_incubator.layers.encoder import Encoder
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.policy import ActionMoments, Policy
@@ -22,10 +23,15 @@ class ValueFunction(nn.Module):
     Args:
         network: builds encoder and head.
         policy: whose encoder it uses, if the network shares that of a group.
+        normalizes: the head learns values that are normalized by `moments`; what the critic returns is not.
     """
 
-    def __init__(self, network: Network, policy: Policy) -> None:
+    moments: Tensor | None
+    """`[3, 1]` of the returns so far (see `kernels.normalize.running`); None where nothing is normalized."""
+
+    def __init__(self, network: Network, policy: Policy, normalizes: bool = False) -> None:
         super().__init__()
+        self.register_buffer("moments", make_moments(1) if normalizes else None)
         self.group = network.critic_group
         self.shares_encoder = network.shares_encoder and self.group == policy.group
         self.encoder: Encoder = policy.encoder if self.shares_encoder else network.encoder(self.group)
@@ -39,7 +45,12 @@ class ValueFunction(nn.Module):
     def forward(self, normalized: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         """Value `[N]` of normalized groups `[N, D]`, and the next state of the encoder."""
         features, state = self.encoder(normalized[self.group], state)
-        return self.head(features).squeeze(-1), state
+        return self.value_of(features), state
+
+    def value_of(self, features: Tensor) -> Tensor:
+        """Features `[..., F]` -> value `[...]`, in the unit of the return."""
+        value = self.head(features).squeeze(-1)
+        return value if self.moments is None else denormalize_value(value, self.moments)
 
 
 class Decision(NamedTuple):
@@ -76,7 +87,7 @@ class ActorCritic(nn.Module):
         actor_state, critic_state = self._split(state)
         step = self.policy.act(obs, actor_state, noise)
         if self.critic.shares_encoder:
-            value = self.critic.head(step.features).squeeze(-1)
+            value = self.critic.value_of(step.features)
         else:
             value, critic_state = self.critic(step.observation, critic_state)
         state = torch.cat((step.state, critic_state), -1)

@@ -52,7 +52,7 @@ class ConsoleTracker(Tracker):
         world_size: int = 1,
         console: Console | None = None,
     ) -> None:
-        self._console = console or Console(soft_wrap=True, highlight=False)
+        self._console = console or Console(soft_wrap=True, emoji=False, highlight=False)
         self._num_iterations, self._start = cfg.num_iterations(world_size), start_iteration
         self._began_s, self._shown_s = time.perf_counter(), float("-inf")
         self._unshown = ""

@@ -1,17 +1,23 @@
-"""MLflow: an SQLite file beside the runs unless `tracking.uri` names a server or another store."""
+"""MLflow: an SQLite file beside the runs, unless a server or another store is named.
+
+`tracking.uri` counts first, then the environment variable `MLFLOW_TRACKING_URI`.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import logging
 import os
+import re
 import sqlite3
 import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 # MLflow reads these at import. It would report usage to its makers, and wait minutes for a wrong address.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -33,6 +39,7 @@ MAX_PARAMS_PER_REQUEST = 100
 SECONDS_BETWEEN_REQUESTS = 5.0
 MAX_REASON = 300  # characters of MLflow's own words in an error
 SQLITE = "sqlite:///"
+VARIABLE, DEFAULT = "environment variable MLFLOW_TRACKING_URI", "default"
 STATUSES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 log = logging.getLogger(__name__)
@@ -50,6 +57,7 @@ class MlflowTracker(Tracker):
     """
 
     def __init__(self, cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> None:
+        print(f"MLflow: {find_store(cfg, folder)}")
         with open_store(cfg, folder) as self._client:
             run = self._continued_run(folder) if start_iteration else None
             run = run or new_run(self._client, cfg, folder)
@@ -123,30 +131,45 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
     # Table creation and upgrades are of no interest here.
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    uri = _uri(cfg, folder)
+    store = find_store(cfg, folder)
     try:
-        with _alone(uri):
-            yield MlflowClient(tracking_uri=uri, registry_uri=uri)
+        with _alone(store):
+            _make_tables(store, _artifacts(store, folder))
+            yield MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
     except (MlflowException, sqlite3.Error, OSError) as error:
         problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
         fix = "check the address, or set tracking.backend to none"
-        raise ConfigError(str(folder.config), "tracking.uri", uri, problem=problem, fix=fix) from None
+        source = store.source if store.source == VARIABLE else "tracking.uri"
+        raise ConfigError(str(folder.config), source, store.shown, problem=problem, fix=fix) from None
 
 
 def has_store(cfg: ExperimentConfig, folder: RunFolder) -> bool:
     """Whether there may be something to read: `open_store` would make an SQLite file that is not there."""
-    uri = _uri(cfg, folder)
-    path = Path(uri.removeprefix(SQLITE))
-    return not uri.startswith(SQLITE) or path.exists() or not path.parent.is_dir()
+    path = find_store(cfg, folder).file
+    return path is None or path.exists() or not path.parent.is_dir()
 
 
 def new_run(client: MlflowClient, cfg: ExperimentConfig, folder: RunFolder) -> Run:
     """A new MLflow run of the experiment that `cfg` describes."""
     git = git_state()
     tags = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty)} if git else {}
-    artifacts = None if cfg.tracking.uri else (_output_dir(folder) / "mlartifacts").as_uri()
-    experiment = _experiment_id(client, artifacts)
+    experiment = _experiment_id(client, _artifacts(find_store(cfg, folder), folder))
     return client.create_run(experiment, run_name=cfg.experiment.name, tags=tags)
+
+
+def _artifacts(store: Store, folder: RunFolder) -> str | None:
+    """Where files go: beside our own store, else where MLflow puts them; None leaves it to a server."""
+    if store.source == DEFAULT:
+        return (_output_dir(folder) / "mlartifacts").as_uri()
+    return (Path.cwd() / "mlruns").as_uri() if store.file else None
+
+
+def _make_tables(store: Store, artifacts: str | None) -> None:
+    """Fill a new SQLite file, which MLflow cannot do in a working directory with quotes in its path."""
+    if store.file and artifacts and not store.file.stat().st_size:
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        SqlAlchemyStore(store.uri, artifacts)
 
 
 def _experiment_id(client: MlflowClient, artifacts: str | None) -> str:
@@ -163,8 +186,54 @@ def _experiment_id(client: MlflowClient, artifacts: str | None) -> str:
         return str(found.experiment_id)
 
 
-def _uri(cfg: ExperimentConfig, folder: RunFolder) -> str:
-    return cfg.tracking.uri or f"{SQLITE}{_output_dir(folder) / 'mlflow.db'}"
+@dataclass(frozen=True)
+class Store:
+    """Where MLflow keeps things, and who said so."""
+
+    uri: str
+    source: str
+
+    @property
+    def file(self) -> Path | None:
+        """The SQLite file; None where it is another store."""
+        if not self.uri.startswith(SQLITE):
+            return None
+        path = unquote(self.uri.removeprefix(SQLITE).partition("?")[0])
+        return None if path in ("", ":memory:") else Path(path)
+
+    @property
+    def shown(self) -> str:
+        """The address to print: a file as a path, without the password of a server."""
+        return str(self.file or re.sub(r"//[^/@]*@", "//", self.uri))
+
+    def __str__(self) -> str:
+        return f"{self.shown} ({self.source})"
+
+
+def find_store(cfg: ExperimentConfig, folder: RunFolder) -> Store:
+    """The store of a run: what the setting says, else the environment, else a file beside the runs."""
+    if cfg.tracking.uri:
+        return Store(_quoted_path(cfg.tracking.uri), "tracking.uri")
+    if uri := os.environ.get("MLFLOW_TRACKING_URI"):
+        return Store(_quoted_path(uri), VARIABLE)
+    return Store(sqlite_uri(_output_dir(folder) / "mlflow.db"), DEFAULT)
+
+
+def sqlite_uri(path: Path) -> str:
+    """The address of an SQLite file, whatever characters are in its path."""
+    text = str(path)
+    # A path in which something has to be quoted is quoted as a whole, slashes too: MLflow makes the folder of
+    # the path as it stands in the address, and would make one with a quoted name.
+    return SQLITE + (quote(text, safe="") if set(text) & set("%?") else text)
+
+
+def _quoted_path(uri: str) -> str:
+    """`uri`, with the path of an SQLite file quoted as in `sqlite_uri`."""
+    path = Store(uri, "").file
+    if path is None or "%" not in uri:
+        return uri
+    _, mark, query = uri.partition("?")
+    return sqlite_uri(path) + mark + query
 
 
 def _output_dir(folder: RunFolder) -> Path:
@@ -172,16 +241,16 @@ def _output_dir(folder: RunFolder) -> Path:
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
+def _alone(store: Store) -> Iterator[None]:
     """Let nobody else open the same SQLite file: two runs that both make its tables would break them.
 
     Raises:
         sqlite3.Error, OSError: it cannot be opened, or is no database; MLflow would retry for minutes.
     """
-    if not uri.startswith(SQLITE):
+    path = store.file
+    if path is None:
         yield
         return
-    path = Path(uri.removeprefix(SQLITE))
     with closing(sqlite3.connect(path)) as database:
         database.execute("PRAGMA schema_version")
     with path.with_name(f".{path.name}.lock").open("w") as lock:

@@ -48,13 +48,17 @@ class OnPolicy(Algorithm[Settings]):
     ) -> None:
         super().__init__(cfg, env, distributed, compute)
         self.policy = self.make_policy(cfg, env.spec)
-        self.critic = ValueFunction(make_network(cfg.network, env.spec), self.policy).to(env.device)
+        self.critic = self.make_critic(env.spec).to(env.device)
         self.model = ActorCritic(self.policy, self.critic)
         self.overlapped = self._overlapped()
         self.actor = self.overlapped.actor if self.overlapped else self.model
         self.rollout = Rollout(self.settings.horizon, env.spec, self.model.groups, self.model.state_width)
         self.noise = ShardedRandom(cfg.experiment.seed, "action noise", self.shards, env.device)
         self.act = make_act(self.actor, compute.compiled, cfg.compute.autocast)
+
+    def make_critic(self, spec: EnvSpec) -> ValueFunction:
+        """The untrained value function."""
+        return ValueFunction(make_network(self.cfg.network, spec), self.policy)
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> GaussianPolicy:

@@ -54,6 +54,29 @@ def test_list_shows_every_task_and_family(capsys: pytest.CaptureFixture[str]) ->
     assert " 20 " in ant
 
 
+def test_list_takes_no_network_and_names_each_missing_robot_once(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A task whose robot is not here keeps its row; what is missing is said once, below the table."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise AssertionError("the network was used")
+
+    monkeypatch.delenv("MENAGERIE_ROOT", raising=False)
+    monkeypatch.setenv("MENAGERIE_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    assert ends(["list"]) == 0
+    printed = capsys.readouterr().out
+    for robot in ("unitree_go1", "unitree_g1", "i2rt_yam"):
+        assert printed.count(f"{robot} is not on this machine (downloaded at first use)") == 1
+    (line,) = (line for line in printed.splitlines() if line.startswith("unitree_go1 is"))
+    assert line.endswith("it is the robot of go1_getup, go1_velocity, go1_velocity_rough")
+    (row,) = (line for line in printed.splitlines() if " go1_getup " in line and "│" in line)
+    assert "mjx" in row
+    assert "connect to the internet" not in printed
+
+
 def test_robots_says_where_the_files_are(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

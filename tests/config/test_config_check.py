@@ -96,7 +96,7 @@ def test_cuda_without_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     check_names(config("compute.device", "cuda"), {})
 
 
-@pytest.mark.parametrize("output_dir", ["file", "file/sub", "a\0b"])
+@pytest.mark.parametrize("output_dir", ["file", "file/sub"])
 def test_a_folder_that_cannot_be_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output_dir: str
 ) -> None:

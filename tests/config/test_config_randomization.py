@@ -52,7 +52,7 @@ def test_a_mistake_in_a_file_names_its_line(tmp_path: Path) -> None:
     path.write_text("randomization:\n  mass:\n    low: 2\n    high: 1\n")
     with pytest.raises(ConfigError) as caught:
         load_config(path)
-    assert str(caught.value).startswith(f"{path}:2: randomization.mass.low = 2.0: must be less than")
+    assert str(caught.value).startswith(f"{path}:3: randomization.mass.low = 2.0: must be less than")
 
 
 def test_off_by_default() -> None:

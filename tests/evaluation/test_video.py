@@ -84,8 +84,9 @@ def test_envs_in_jax_are_filmed(name, tmp_path):
     env.close()
 
 
-def test_what_has_no_model_is_named(tmp_path):
+def test_what_has_no_model_is_named(tmp_path, monkeypatch):
     env = make_env("gymnasium/Pendulum-v1", num_envs=1, device=CPU)
+    monkeypatch.setattr(type(env), "draws_itself", False)
     with pytest.raises(UserError, match=r"gymnasium/Pendulum-v1 has no MuJoCo model"):
         record_video(env, still(env), tmp_path / "no.mp4", length_s=0.1, seed=0)
     env.close()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from envs_gpu.registry import UnknownNameError
 from pi_incubator.config import ConfigError, ExperimentConfig
@@ -18,6 +19,7 @@ from pi_incubator.provenance import git_state
 from pi_incubator.run_folder import RunFolder, begin
 from pi_incubator.tracking import Tracker, make_tracker, read_metrics
 from pi_incubator.tracking._base import Status
+from pi_incubator.tracking.mlflow import find_store, sqlite_uri
 
 WITHOUT_MLFLOW = """
 import sys
@@ -247,6 +249,72 @@ def test_training_survives_a_store_that_is_away(
     (run,) = runs_of(client)
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "x")] == [1.0, 2.0]
     assert len(read_metrics(folder.metrics)) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "variable", "expected", "source"),
+    [
+        ("sqlite:///set.db", "sqlite:///environment.db", "set.db", "tracking.uri"),
+        (None, "sqlite:///environment.db", "environment.db", "environment variable MLFLOW_TRACKING_URI"),
+        (None, "", "{output_dir}/mlflow.db", "default"),
+        (None, None, "{output_dir}/mlflow.db", "default"),
+        ("https://me:secret@host/path", None, "https://host/path", "tracking.uri"),
+    ],
+)
+def test_the_setting_wins_over_the_environment_over_the_default(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, variable: str, expected: str, source: str
+) -> None:
+    """And what is printed about it says who named the store, without a password."""
+    if variable is not None:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", variable)
+    cfg = make_config(tmp_path, backend="mlflow")
+    cfg = cfg.model_copy(update={"tracking": cfg.tracking.model_copy(update={"uri": setting})})
+    store = find_store(cfg, RunFolder(cfg))
+    assert str(store) == f"{expected.format(output_dir=tmp_path)} ({source})"
+
+
+def test_the_variable_names_the_store_and_the_console_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The run is in the store of the variable; nothing is made beside the run."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/elsewhere.db")
+    tracker, folder = start(make_config(tmp_path / "runs", backend="mlflow"))
+    with tracker:
+        tracker.log_artifact(folder.mlflow_run_id)
+    says = f"MLflow: {tmp_path}/elsewhere.db (environment variable MLFLOW_TRACKING_URI)"
+    assert says in capsys.readouterr().out
+    assert (tmp_path / "elsewhere.db").stat().st_size > 0
+    assert list((tmp_path / "mlruns").rglob("mlflow_run_id"))
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["run"]
+
+
+def test_a_store_that_the_variable_names_wrongly_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error names the variable, not a setting that nobody wrote."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "foo://bar")
+    with pytest.raises(
+        ConfigError, match=r"environment variable MLFLOW_TRACKING_URI = 'foo://bar': cannot be"
+    ):
+        start(make_config(tmp_path, backend="mlflow"))
+
+
+def test_any_folder_holds_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Characters that mean something in an address, in SQL or in a shell are only characters of a path."""
+    place = tmp_path / "a=b #c%20d?e&f 'g' \"h\": {i}[j] é $x \\n"
+    place.mkdir()
+    monkeypatch.chdir(place)
+    tracker, folder = start(make_config(place, backend="mlflow"))
+    with tracker:
+        tracker.log(0, 1, {"x": 1.0})
+        tracker.log_artifact(folder.mlflow_run_id)
+    client = MlflowClient(tracking_uri=sqlite_uri(place / "mlflow.db"))
+    (run,) = runs_of(client)
+    assert run.data.metrics["x"] == 1.0
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["mlflow_run_id"]
+    assert {path.name for path in place.iterdir()} == {"run", "mlflow.db", ".mlflow.db.lock", "mlartifacts"}
+    assert [path.name for path in tmp_path.iterdir()] == [place.name]
 
 
 @pytest.mark.parametrize("uri", ["foo://bar", "sqlite:////proc/no/mlflow.db", "file:/tmp/mlruns"])

@@ -7,17 +7,28 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pi_incubator.config.algorithm import RolloutSettings
+from pi_incubator.config.randomization import RandomizationSection
 from pi_incubator.config.section import Count, Fraction, Name, NonNegative, Positive, cross_field_error
+from pi_incubator.config.without_effect import is_default, shown, value_of
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
+
+
+ONLINE = ("weights", "teacher_phase", "exploration", "buffer_size")
+"""Settings of the collection."""
+
+
+def training_worlds_only() -> tuple[str, ...]:
+    """Settings elsewhere that only training worlds read; a policy is judged without them."""
+    return ("env.episode_length_s", *(f"randomization.{name}" for name in RandomizationSection.model_fields))
 
 
 class DistillationSettings(RolloutSettings):
     """How a student learns from trained policies."""
 
     storage_field: ClassVar[str] = "algorithm.buffer_size"
-    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast")
+    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast", "compute.shards")
 
     name: Literal["distillation"] = "distillation"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
@@ -75,6 +86,17 @@ class DistillationSettings(RolloutSettings):
         if self.record and self.dataset:
             problem = "nothing is collected where algorithm.dataset is given"
             raise _error("record", self.record, problem, "leave one of the two out")
+        if self.normalizer == "teacher" and not cfg.network.normalize_observations:
+            problem = "has no effect with network.normalize_observations = false"
+            raise _error("normalizer", self.normalizer, problem, "remove it")
+        if self.fake_quantize == "none" and not is_default(cfg, "algorithm.fake_quantize_phase"):
+            problem, fix = (
+                "has no effect with algorithm.fake_quantize = none",
+                "remove it, or set that to int8",
+            )
+            raise _error("fake_quantize_phase", self.fake_quantize_phase, problem, fix)
+        if self.dataset:
+            self._check_offline(cfg)
         if cfg.network.has_state:
             self._check_recurrent_student()
 
@@ -88,6 +110,14 @@ class DistillationSettings(RolloutSettings):
             problem = f"is less than the {steps} steps of one iteration"
             raise _error("buffer_size", self.buffer_size, problem, f"set it to at least {steps}")
         super().check_num_envs(cfg)
+
+    def _check_offline(self, cfg: ExperimentConfig) -> None:
+        """Refuse what is about the steps of worlds, of which none are collected."""
+        for field in (*(f"algorithm.{key}" for key in ONLINE), *training_worlds_only()):
+            if not is_default(cfg, field):
+                value = shown(value_of(cfg, field))
+                problem = "has no effect with algorithm.dataset (--offline): no world is stepped"
+                raise cross_field_error(field=field, value=value, problem=problem, fix="remove it")
 
     def _check_recurrent_student(self) -> None:
         """Refuse what a student that carries a state cannot do."""

@@ -9,11 +9,13 @@ from pydantic import Field
 
 from pi_incubator.config.algorithm import RolloutSettings
 from pi_incubator.config.section import Count, Fraction, NonNegative, Positive, cross_field_error
+from pi_incubator.config.without_effect import is_default
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
 
-DESIRED_KL = 0.01
+ADAPTIVE = ("desired_kl", "lr_min", "lr_max")
+"""Settings of the adaptive learning rate."""
 
 
 class PPOSettings(RolloutSettings):
@@ -31,8 +33,12 @@ class PPOSettings(RolloutSettings):
     """Learning rate of the optimizer, the initial one if it is scheduled."""
     lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"
     """constant, linear decay to zero over the run, or adaptive: steered towards desired_kl."""
-    desired_kl: Positive = DESIRED_KL
+    desired_kl: Positive = 0.01
     """KL divergence between successive policies that the adaptive schedule aims at, in nats."""
+    lr_min: Positive = 1e-5
+    """Lower bound of the adaptive learning rate."""
+    lr_max: Positive = 1e-2
+    """Upper bound of the adaptive learning rate."""
     gamma: Fraction = 0.99
     """Discount of the reward, per step."""
     gae_lambda: Fraction = 0.95
@@ -41,6 +47,10 @@ class PPOSettings(RolloutSettings):
     """How far the probability ratio may leave 1 before its gradient is cut."""
     value_coef: NonNegative = 0.5
     """Weight of the value loss."""
+    clip_value_loss: bool = False
+    """Whether the value may move clip_ratio from the old one before the value loss stops rewarding it."""
+    normalize_value: bool = False
+    """Whether the critic learns returns in units of their running standard deviation, from their mean."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
     max_grad_norm: Positive = 1.0
@@ -62,13 +72,11 @@ class PPOSettings(RolloutSettings):
         return self.minibatch_size // gcd(self.minibatch_size, self.horizon)
 
     def check(self, cfg: ExperimentConfig) -> None:
-        if self.lr_schedule != "adaptive" and self.desired_kl != DESIRED_KL:
-            raise cross_field_error(
-                field="algorithm.desired_kl",
-                value=self.desired_kl,
-                problem=f"has no effect with algorithm.lr_schedule = {self.lr_schedule}",
-                fix="remove it, or set algorithm.lr_schedule to adaptive",
-            )
+        if self.lr_schedule == "adaptive":
+            self._check_lr_range()
+        else:
+            for key in ADAPTIVE:
+                self._check_adapts(cfg, key)
         if cfg.network.has_state and self.minibatch_size % self.horizon:
             multiple = -(-self.minibatch_size // self.horizon) * self.horizon
             raise cross_field_error(
@@ -78,6 +86,27 @@ class PPOSettings(RolloutSettings):
                 f"algorithm.horizon = {self.horizon}",
                 fix=f"set it to {multiple} or another multiple of that",
             )
+
+    def _check_adapts(self, cfg: ExperimentConfig, key: str) -> None:
+        """Refuse a setting of the adaptive schedule beside another schedule."""
+        if not is_default(cfg, f"algorithm.{key}"):
+            raise cross_field_error(
+                field=f"algorithm.{key}",
+                value=getattr(self, key),
+                problem=f"has no effect with algorithm.lr_schedule = {self.lr_schedule}",
+                fix="remove it, or set algorithm.lr_schedule to adaptive",
+            )
+
+    def _check_lr_range(self) -> None:
+        """The adaptive learning rate begins within its bounds."""
+        for key, fits, fix in (
+            ("lr_min", self.lr_min <= self.lr, f"set it to {self.lr:g} or less, or algorithm.lr higher"),
+            ("lr_max", self.lr_max >= self.lr, f"set it to {self.lr:g} or more, or algorithm.lr lower"),
+        ):
+            if not fits:
+                problem = f"algorithm.lr = {self.lr:g} is not within the bounds of the adaptive schedule"
+                value = getattr(self, key)
+                raise cross_field_error(field=f"algorithm.{key}", value=value, problem=problem, fix=fix)
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:
         num_envs = cfg.env.num_envs

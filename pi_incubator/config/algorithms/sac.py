@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pi_incubator.config.algorithm import ReplaySettings
-from pi_incubator.config.section import Fraction, Positive
+from pi_incubator.config.section import Fraction, Number, Positive
 
 
 class SACSettings(ReplaySettings):
@@ -30,7 +30,7 @@ class SACSettings(ReplaySettings):
     """Share of the critics that their targets take over at each update."""
     initial_temperature: Positive = 1.0
     """Weight of the entropy beside the reward, before it is tuned."""
-    target_entropy: float = -1.0
+    target_entropy: Number = -1.0
     """Entropy that the temperature is tuned to, for each dimension of the action, in nats."""
     reward_scale: Positive = 1.0
     """Factor on the reward that the algorithm sees; reported returns are not scaled."""

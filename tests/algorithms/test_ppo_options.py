@@ -1,0 +1,181 @@
+"""Options of PPO do what their formulas say: bounds of the learning rate, normalized and clipped values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensordict import TensorDict
+
+from envs_gpu.make import make_env
+from envs_gpu.vec_env import VecEnv
+from kernels.normalize import mean_and_std
+from pi_incubator.algorithms.ppo import PPO
+from pi_incubator.config import ConfigError, ExperimentConfig, load_config
+from pi_incubator.run import run
+from pi_incubator.run_folder import RunFolder
+from tests.learning import assert_same_tensors, last_tensors, make_algorithm
+
+NUM_ENVS, HORIZON = 8, 16
+CPU = torch.device("cpu")
+
+
+def make_cfg(**algorithm: Any) -> ExperimentConfig:
+    sizes = {"horizon": HORIZON, "minibatch_size": 64, "num_epochs": 2, "gamma": 0.9, "reward_scale": 50.0}
+    env = {"name": "cartpole_balance", "num_envs": NUM_ENVS}
+    return ExperimentConfig.model_validate({"env": env, "algorithm": sizes | algorithm})
+
+
+@pytest.fixture
+def env() -> Iterator[VecEnv]:
+    env = make_env("cartpole_balance", num_envs=NUM_ENVS, device=CPU)
+    yield env
+    env.close()
+
+
+def make_ppo(env: VecEnv, **algorithm: Any) -> PPO:
+    """The same weights every time."""
+    torch.manual_seed(0)
+    return make_algorithm(make_cfg(**algorithm), env, compiled=False)
+
+
+def samples_of(size: int = 64) -> TensorDict:
+    """Targets far from old values, so that the clip matters on both sides."""
+    draw = torch.Generator().manual_seed(3)
+    contents = {
+        "policy": torch.randn(size, 5, generator=draw),
+        "action": torch.randn(size, 1, generator=draw),
+        "action_log_prob": -torch.rand(size, generator=draw),
+        "advantage": torch.randn(size, 1, generator=draw),
+        "value_target": torch.randn(size, 1, generator=draw),
+        "state_value": torch.randn(size, 1, generator=draw),
+    }
+    return TensorDict(contents, batch_size=[size])
+
+
+@pytest.mark.parametrize("loss", ["torchrl", "fused"])
+def test_the_clipped_value_loss_is_its_formula(env: VecEnv, loss: str) -> None:
+    """E[max((v - R)^2, (old + clip(v - old) - R)^2)], by both losses; without the clip it differs."""
+    samples = samples_of(64)
+    plain = make_ppo(env, loss=loss)
+    ppo = make_ppo(env, loss=loss, clip_value_loss=True, clip_ratio=0.1, value_coef=0.7)
+    old, target = samples["state_value"].double(), samples["value_target"].double()
+    value = ppo.critic.head(samples["policy"]).detach().double()
+    clipped = old + (value - old).clamp(-0.1, 0.1)
+    expected = 0.7 * torch.maximum((value - target) ** 2, (clipped - target) ** 2).mean()
+    _, report = ppo._losses(samples.clone())
+    torch.testing.assert_close(report[1].double(), expected, rtol=1e-5, atol=1e-6)
+    assert not torch.isclose(plain._losses(samples.clone())[1][1] / 0.5, report[1] / 0.7)
+
+
+def test_both_losses_clip_values_alike(env: VecEnv) -> None:
+    """The gradients of TorchRL's loss and of the kernel are the same."""
+    gradients = []
+    for loss in ("torchrl", "fused"):
+        ppo = make_ppo(env, loss=loss, clip_value_loss=True)
+        gradients.append(ppo._gradients(samples_of())[0])
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_value_targets_are_normalized_by_all_returns_so_far(env: VecEnv) -> None:
+    """Checked against float64 over two rollouts: targets, old values, and what the critic returns."""
+    ppo, plain = make_ppo(env, normalize_value=True), make_ppo(env)
+    seen = []
+    for _ in range(2):
+        ppo.collect()
+        data = ppo.rollout.data.clone()
+        plain.advantage(raw := data.clone())
+        ppo.advantage(data)
+        returns, valid = raw["value_target"].double(), raw["valid"]
+        seen.append(returns[valid])
+        everything = torch.cat(seen)
+        mean, std = everything.mean(), everything.std(correction=0)
+        assert std > 1.0  # otherwise nothing is tested
+        torch.testing.assert_close(
+            data["value_target"].double(), (returns - mean) / std, rtol=1e-5, atol=1e-5
+        )
+        old = (raw["state_value"].double() - mean) / std
+        torch.testing.assert_close(data["state_value"].double(), old, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(data["advantage"], raw["advantage"])
+        obs = env.obs["policy"]
+        units = ppo.critic.head(ppo.policy.normalizer["policy"](obs)).squeeze(-1).double()
+        value = ppo.model.value(env.obs, ppo.model.initial_state(NUM_ENVS))
+        torch.testing.assert_close(value.double(), units * std + mean, rtol=1e-5, atol=1e-4)
+
+
+def test_broken_steps_are_not_among_the_returns(env: VecEnv) -> None:
+    """A masked step changes no moment, whatever is in it."""
+    moments = []
+    for broken in (0.0, 1e6):
+        ppo = make_ppo(env, normalize_value=True)
+        env.reset(0)
+        ppo.collect()
+        data = ppo.rollout.data.clone()
+        data["valid"][-1] = False
+        data["state_value"][-1] = data["next", "state_value"][-1] = 0.0
+        data["next", "reward"][-1] = broken
+        ppo.advantage(data)
+        assert ppo.critic.moments is not None
+        assert ppo.critic.moments[0].item() == (HORIZON - 1) * NUM_ENVS
+        moments.append(ppo.critic.moments.clone())
+    assert torch.equal(*moments)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_a_normalized_critic_learns_and_is_saved(env: VecEnv, overlap: bool) -> None:
+    """The value loss falls below a variance of one, and the moments are part of the checkpoint."""
+    torch.manual_seed(0)
+    cfg = make_cfg(normalize_value=True, lr=3e-3, lr_schedule="constant")
+    cfg = cfg.model_copy(update={"training": cfg.training.model_copy(update={"overlap": overlap})})
+    ppo = make_algorithm(cfg, env, compiled=False)
+    losses = []
+    for _ in range(12):
+        ppo.collect()
+        losses.append(float(ppo.update()["loss/value"]))
+    ppo.settle()
+    assert losses[-1] < 0.5 < 5.0
+    moments = ppo.parts()["critic"].value.state_dict()["moments"]
+    assert moments[0].item() == 12 * HORIZON * NUM_ENVS
+    assert mean_and_std(moments)[0].item() > 10.0  # rewards are near 50 a step
+
+
+@pytest.mark.parametrize(("kl", "bound"), [(1.0, "lr_min"), (0.0, "lr_max")])
+def test_the_adaptive_rate_stays_within_its_bounds(env: VecEnv, kl: float, bound: str) -> None:
+    """It is divided or multiplied by 1.5 until it meets the bound that was set."""
+    ppo = make_ppo(env, lr_schedule="adaptive", lr=1e-3, lr_min=4e-4, lr_max=2e-3)
+    ppo._adapt_lr(torch.tensor(kl))
+    torch.testing.assert_close(ppo.lr, torch.tensor(1e-3 / 1.5 if kl else 1.5e-3))
+    for _ in range(9):
+        ppo._adapt_lr(torch.tensor(kl))
+    torch.testing.assert_close(ppo.lr, torch.tensor(getattr(ppo.settings, bound)))
+
+
+@pytest.mark.parametrize(("text", "field"), [("lr=1e-6", "lr_min"), ("lr=0.5", "lr_max")])
+def test_the_adaptive_rate_begins_within_its_bounds(tmp_path: Path, text: str, field: str) -> None:
+    """A rate outside would jump to the bound at the first change."""
+    path = tmp_path / "a.yaml"
+    path.write_text("algorithm: {lr_schedule: adaptive}")
+    with pytest.raises(ConfigError, match=rf"algorithm\.{field} = .*not within the bounds"):
+        load_config(path, [f"algorithm.{text}"])
+    assert load_config(path, [f"algorithm.{text}", "algorithm.lr_schedule=constant"])
+
+
+def test_a_resumed_run_has_the_same_moments(tmp_path: Path) -> None:
+    """A run with normalized values that was cut in two is the same to the last bit as one in a piece."""
+    path = tmp_path / "a.yaml"
+    path.write_text("env: {name: cartpole_balance}")
+    sizes = [*("env.num_envs=4", "algorithm.horizon=8", "algorithm.minibatch_size=16", "compute.compile=off")]
+    options = ["algorithm.normalize_value=true", "algorithm.clip_value_loss=true", "tracking.backend=none"]
+    brief = ["evaluation.num_episodes=1", "deployment.export=none", f"experiment.output_dir={tmp_path}"]
+    folders = []
+    for name, ends in (("whole", [128]), ("halves", [64, 128])):
+        for end in ends:
+            own = [f"experiment.name={name}", f"training.total_steps={end}", "algorithm.lr_schedule=constant"]
+            folders.append(run(path, [*sizes, *options, *brief, *own]).folder)
+    whole, halves = (last_tensors(RunFolder(folder)) for folder in (folders[0], folders[-1]))
+    assert whole["critic.moments"][0].item() == 128
+    assert_same_tensors(whole, halves)

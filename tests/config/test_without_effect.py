@@ -1,0 +1,189 @@
+"""A setting that would do nothing in a combination is refused there in one line, and accepted elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from envs_gpu.errors import SettingError
+from pi_incubator.cli.eval import on_backend
+from pi_incubator.config import ConfigError, ExperimentConfig, load_config
+from pi_incubator.config.algorithms.distillation import ONLINE, training_worlds_only
+from pi_incubator.config.errors import FIELDS
+from pi_incubator.config.models import UNIONS
+from pi_incubator.config.randomization import RandomizationSection
+from pi_incubator.config.without_effect import RULES
+from pi_incubator.envs import check_policy_reads
+
+ZOO = "env.name=brax/ant"
+CNN = ["network.name=cnn", "env.pixels={}"]
+DISTIL = ["algorithm.name=distillation", "algorithm.teachers=[runs/a]"]
+OFFLINE = [*DISTIL, "algorithm.dataset=data.npz"]
+NOISE = "randomization.observation_noise={low: -0.1, high: 0.1}"
+
+
+class Case(NamedTuple):
+    """A setting, a combination in which it does nothing, and one in which it does something."""
+
+    setting: str
+    without: list[str]
+    beside: list[str] = []  # noqa: RUF012 - nothing changes it
+
+
+TABLE = [
+    # environments
+    Case("env.mjx_impl=warp", ["env.backend=mujoco"], ["env.backend=mjx"]),
+    Case("env.mjx_impl=warp", [], ["env.backend=mjx"]),
+    *(
+        Case(f"env.{limit}=100", without, beside)
+        for limit in ("max_contacts", "max_constraints")
+        for without, beside in (
+            (["env.backend=mujoco"], ["env.backend=warp"]),
+            (["env.backend=mjx"], ["env.backend=mjx", "env.mjx_impl=warp"]),
+            ([ZOO], ["env.backend=newton"]),
+        )
+    ),
+    Case("env.episode_length_s=3", [ZOO]),
+    Case("env.observation_history=5", [ZOO]),
+    Case("env.observation_history=5", CNN),
+    Case("env.task.speed=3", [ZOO]),
+    Case("env.pixels={}", [ZOO], ["network.name=cnn"]),
+    Case("env.pixels.frame_gap=4", [*CNN, "env.pixels.frames=1"], CNN),
+    Case("guards.history_steps=5", [ZOO]),
+    Case("guards.history_steps=5", ["guards.max_dumps=0"]),
+    Case("guards.max_dumps=5", [ZOO]),
+    Case("compute.physics_threads=2", [ZOO]),
+    # randomization
+    Case(NOISE, CNN),
+    *(
+        Case(f"randomization.{name}={{low: 1, high: 2, per: interval}}", [ZOO])
+        for name in RandomizationSection.model_fields
+        if name not in ("observation_noise", "initial_state", "action_delay")
+    ),
+    Case(NOISE, [ZOO]),
+    Case("randomization.action_delay={high: 2}", [ZOO]),
+    Case("randomization.initial_state={position: {low: 0, high: 1}}", [ZOO]),
+    Case(
+        "randomization.mass.interval_s=3",
+        ["randomization.mass={low: 1, high: 2}"],
+        ["randomization.mass={low: 1, high: 2, per: interval}"],
+    ),
+    # networks
+    Case("network.observation_clip=5", ["network.normalize_observations=false"]),
+    Case("network.observation_clip=5", CNN),
+    Case("network.activation=elu", ["network.name=gru", "network.hidden_sizes=[32]"], ["network.name=gru"]),
+    Case("network.init_log_std=-1", ["algorithm.name=sac"]),
+    # algorithms
+    *(
+        Case(
+            f"algorithm.{key}={value}", [f"algorithm.lr_schedule={name}"], ["algorithm.lr_schedule=adaptive"]
+        )
+        for key, value in (("desired_kl", 0.02), ("lr_min", 1e-6), ("lr_max", 0.1))
+        for name in ("constant", "linear")
+    ),
+    *(
+        Case(setting, [f"algorithm.name={name}", *DISTIL[1:] * (name == "distillation")])
+        for name in ("sac", "distillation")
+        for setting in ("training.overlap=true", "compute.autocast=bfloat16")
+    ),
+    Case("compute.shards=2", DISTIL, ["algorithm.name=ppo"]),
+    Case("algorithm.normalizer=teacher", [*DISTIL, "network.normalize_observations=false"], DISTIL),
+    Case("algorithm.fake_quantize_phase=0.5", DISTIL, [*DISTIL, "algorithm.fake_quantize=int8"]),
+    *(
+        Case(f"algorithm.{key}={value}", OFFLINE, DISTIL)
+        for key, value in (
+            *(("weights", [2.0]), ("teacher_phase", 0.5), ("exploration", 0.1), ("buffer_size", 300_000)),
+        )
+    ),
+    Case("env.episode_length_s=3", OFFLINE, DISTIL),
+    Case(NOISE, OFFLINE, DISTIL),
+    # what follows training
+    Case("tracking.uri=http://localhost", ["tracking.backend=none"]),
+    Case("deployment.max_rate_per_s=3", CNN),
+]
+
+ALWAYS = {
+    "experiment.name experiment.output_dir experiment.seed",
+    "env.name env.backend env.num_envs env.model",  # check_names refuses what does not fit
+    "guards.max_broken_share",
+    "training.total_steps training.log_every",
+    "compute.device compute.num_threads compute.compile compute.tf32",
+    "tracking.backend",
+    "evaluation.num_episodes evaluation.video evaluation.every",
+    "evaluation.video_length_s evaluation.video_worlds",  # pi-eval --video reads them
+    "checkpoint.save_every checkpoint.keep checkpoint.resume",
+    "deployment.export deployment.opset deployment.num_check_observations deployment.tolerance",  # pi-export
+    "network.name network.hidden_sizes network.normalize_observations network.channels",
+    "algorithm.name algorithm.loss algorithm.horizon algorithm.num_epochs algorithm.minibatch_size",
+    "algorithm.lr",
+    "algorithm.lr_schedule algorithm.gamma algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",
+    "algorithm.clip_value_loss algorithm.normalize_value algorithm.entropy_coef algorithm.max_grad_norm",
+    "algorithm.normalize_advantage algorithm.reward_scale algorithm.updates_per_step algorithm.batch_size",
+    "algorithm.learning_starts algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
+    "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",
+    "algorithm.record algorithm.feature_coef algorithm.num_updates algorithm.fake_quantize",
+}
+"""Fields that have an effect wherever they exist, or that another check refuses."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    path = tmp_path / "a.yaml"
+    path.write_text("{}")
+    return path
+
+
+@pytest.mark.parametrize(
+    "case", TABLE, ids=lambda case: " ".join((case.setting.split("={")[0], *case.without))
+)
+def test_a_setting_without_effect_is_refused(path: Path, case: Case) -> None:
+    """It is one line that names the setting; the combination without it, and another with it, are fine."""
+    assert isinstance(load_config(path, case.without), ExperimentConfig)
+    assert isinstance(load_config(path, [*case.beside, case.setting]), ExperimentConfig)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, [*case.without, case.setting])
+    field = case.setting.partition("=")[0]
+    assert str(caught.value).startswith(f"command line: {field}".removesuffix(".speed"))
+    assert "no effect" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_the_table_holds_every_field() -> None:
+    """A new setting has to be entered: it has an effect everywhere, or it is refused where it has none."""
+    always = {field for line in ALWAYS for field in line.split()}
+    refused = {case.setting.partition("=")[0] for case in TABLE}
+    refused |= {".".join(field.split(".")[:2]) for field in refused}
+    assert set(FIELDS) - always == refused & set(FIELDS)
+    rules = (
+        {rule.field for rule in RULES} | {f"algorithm.{key}" for key in ONLINE} | set(training_worlds_only())
+    )
+    rules |= {field for member in UNIONS["algorithm"].members.values() for field in member.unused}
+    assert {".".join(field.split(".")[:2]) for field in rules} <= refused
+
+
+@pytest.mark.parametrize(
+    ("env", "randomization", "field"),
+    [
+        ({"observation_history": 3}, {}, "env.observation_history"),
+        ({}, {"observation_noise": {"low": -1.0, "high": 1.0}}, "randomization.observation_noise"),
+    ],
+)
+def test_a_policy_that_acts_on_another_group_is_refused(
+    env: dict[str, Any], randomization: dict[str, Any], field: str
+) -> None:
+    """Noise and history are on the group `policy` alone; which group a policy reads depends on the task."""
+    sections = {"env": env, "randomization": randomization, "network": {"name": "mlp_privileged"}}
+    cfg = ExperimentConfig.model_validate(sections)
+    check_policy_reads(cfg, "policy")
+    with pytest.raises(SettingError, match=r"has no effect.*'critic'") as caught:
+        check_policy_reads(cfg, "critic")
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize("backend", ["mujoco", "warp", "mjx", "newton"])
+def test_a_run_is_judged_on_another_backend(path: Path, backend: str) -> None:
+    """`pi-eval --backend` drops what the run says about its own backend, which would have no effect there."""
+    path.write_text("env: {backend: mjx, mjx_impl: warp, max_contacts: 9, max_constraints: 9}")
+    assert load_config(path, on_backend(backend)).env.backend == backend
