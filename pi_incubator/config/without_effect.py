@@ -104,6 +104,7 @@ RULES = (
     Rule("env.pixels.frame_gap", _frame_gap),
     Rule("guards.history_steps", _history_steps),
     Rule("guards.max_dumps", _max_dumps),
+    Rule("guards.energy_margin", _own_task),
     Rule("randomization.observation_noise", _policy_group),
     *(Rule(f"randomization.{name}", _own_task) for name in RandomizationSection.model_fields),
     Rule("network.observation_clip", _observation_clip),

@@ -54,6 +54,7 @@ TABLE = [
     Case("guards.history_steps=5", [ZOO]),
     Case("guards.history_steps=5", ["guards.max_dumps=0"]),
     Case("guards.max_dumps=5", [ZOO]),
+    Case("guards.energy_margin=5", [ZOO]),
     Case("compute.physics_threads=2", [ZOO]),
     # randomization
     Case(NOISE, CNN),
@@ -107,7 +108,7 @@ TABLE = [
 ALWAYS = {
     "experiment.name experiment.output_dir experiment.seed",
     "env.name env.backend env.num_envs env.model",  # check_names refuses what does not fit
-    "guards.max_broken_share",
+    "guards.max_broken_share guards.max_skipped_updates",
     "training.total_steps training.log_every",
     "compute.device compute.num_threads compute.compile compute.tf32",
     "tracking.backend",
