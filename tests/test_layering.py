@@ -38,7 +38,9 @@ LAYERS = [
     ["pi_incubator.run_folder", "pi_incubator.provenance"],
     ["pi_incubator.config"],
     ["pi_incubator.registry"],
+    ["pi_incubator.faults", "pi_incubator.interruption"],
     ["pi_incubator.errors", "pi_incubator.version"],
+    ["pi_incubator.masking"],
     ["envs_gpu"],
     ["kernels"],
 ]

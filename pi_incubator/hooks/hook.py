@@ -20,6 +20,9 @@ class Progress:
     """0-dim tensors of the last update, on the device."""
     is_last: bool
     """Whether no iteration follows."""
+    stops: bool = False
+    """Whether a signal ends the training after this iteration. Hooks that have been called for the iteration
+    are not called again; the others are asked once more with `stops`."""
 
 
 class Hook(ABC):
@@ -42,5 +45,5 @@ class Hook(ABC):
 
 
 def is_due(progress: Progress, every: int) -> bool:
-    """Whether something that happens `every` iterations, and after the last one, happens now."""
-    return progress.is_last or (progress.iteration + 1) % every == 0
+    """Whether something that happens `every` iterations, and when training ends, happens now."""
+    return progress.is_last or progress.stops or (progress.iteration + 1) % every == 0

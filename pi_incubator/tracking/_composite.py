@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import textwrap
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,7 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pi_incubator import faults
+from pi_incubator.masking import masked
 from pi_incubator.tracking._base import Status, Tracker
+
+MAX_REASON = 300  # characters of another library's words in a warning
+
+log = logging.getLogger(__name__)
 
 
 class CompositeTracker(Tracker):
@@ -19,6 +27,9 @@ class CompositeTracker(Tracker):
     - `time/<span>_s`: wall seconds spent in each span. On CUDA that is when work was queued, not when it ran,
       unless the span itself waits for the device.
 
+    A tracker that fails is named in a warning, once until it works again. Neither the training nor the other
+    trackers are disturbed.
+
     Args:
         trackers: where the logs go.
         env_steps: environment steps that the run has already taken.
@@ -26,6 +37,7 @@ class CompositeTracker(Tracker):
 
     def __init__(self, trackers: Sequence[Tracker], env_steps: int = 0) -> None:
         self._trackers = trackers
+        self._failing: set[Tracker] = set()
         self._span_s: defaultdict[str, float] = defaultdict(float)
         self._last_s, self._last_env_steps = time.perf_counter(), env_steps
 
@@ -45,16 +57,35 @@ class CompositeTracker(Tracker):
         self._last_s, self._last_env_steps = now_s, env_steps
         self._span_s.clear()
         for tracker in self._trackers:
-            tracker.log(iteration, env_steps, everything)
+            with self._tolerated(tracker):
+                tracker.log(iteration, env_steps, everything)
 
     def log_params(self, params: Mapping[str, Any]) -> None:
         for tracker in self._trackers:
-            tracker.log_params(params)
+            with self._tolerated(tracker):
+                tracker.log_params(params)
 
     def log_artifact(self, path: Path) -> None:
         for tracker in self._trackers:
-            tracker.log_artifact(path)
+            with self._tolerated(tracker):
+                tracker.log_artifact(path)
 
     def close(self, status: Status = "finished") -> None:
         for tracker in self._trackers:
-            tracker.close(status)
+            with self._tolerated(tracker):
+                tracker.close(status)
+
+    @contextmanager
+    def _tolerated(self, tracker: Tracker) -> Iterator[None]:
+        """Turn whatever a tracker raises into a warning: metrics are worth less than the training."""
+        try:
+            if tracker is self._trackers[0]:
+                faults.reach("tracker")
+            yield
+        except Exception as error:  # other libraries raise what they like
+            if tracker not in self._failing:
+                reason = textwrap.shorten(masked(f"{type(error).__name__}: {error}"), MAX_REASON)
+                log.warning("%s failed (%s); the training goes on", type(tracker).__name__, reason)
+            self._failing.add(tracker)
+        else:
+            self._failing.discard(tracker)
