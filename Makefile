@@ -6,7 +6,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 CONFIG ?= configs/experiment_config_baseline.yaml
 
-.PHONY: train test test-all slow gpu style lint format install clean
+.PHONY: train test test-all slow faults gpu style lint format install clean
 
 train: install
 	$(BIN)/python train_ppo.py --config $(CONFIG)
@@ -20,6 +20,9 @@ test-all: install style
 
 slow: install
 	$(PYTEST) -m "slow and not gpu"
+
+faults: install
+	$(BIN)/python -m tests.faults
 
 gpu: install
 	$(BIN)/python -m pytest -m gpu

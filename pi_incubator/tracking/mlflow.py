@@ -120,8 +120,8 @@ class MlflowTracker(Tracker):
 
 
 def _reason(error: Exception) -> str:
-    """What a library says, on one short line without secrets."""
-    return textwrap.shorten(masked(str(error)), MAX_REASON)
+    """What a library says, on one short line without secrets and without the SQL that failed."""
+    return textwrap.shorten(masked(str(error).partition("[SQL:")[0]), MAX_REASON)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ python -m tests.faults save rank  those with one of these words in their name
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import time
@@ -19,7 +20,8 @@ from rich.table import Table
 from tests.faults.catalogue import CATALOGUE, Entry
 from tests.faults.lab import Lab
 
-WORKERS = 2
+WORKERS = int(os.environ.get("FAULT_WORKERS", "2"))
+"""Experiments at a time."""
 
 
 def main(words: list[str]) -> int:
