@@ -136,7 +136,8 @@ def _safe_name(name: str, path: Path) -> PurePosixPath:
 def _parse_sums(sums: bytes, path: Path) -> dict[str, str]:
     """Name -> SHA-256 from the lines of `sha256sum`."""
     listed = {}
-    for line in sums.decode(errors="replace").splitlines():
+    # Not splitlines(), for which a damaged line break may be another one.
+    for line in sums.decode(errors="replace").removesuffix("\n").split("\n"):
         match = SUMS_LINE.fullmatch(line)
         if not match:
             raise RuntimeBundleError(f"{path}/{SUMS}: {line[:60]!r} is no line of sha256sum; {COPY_AGAIN}")

@@ -4,10 +4,12 @@ import subprocess
 import sys
 
 import imageio_ffmpeg
+import mujoco
 import numpy as np
 import pytest
 import torch
 
+from envs_gpu import render
 from envs_gpu.make import make_env
 from envs_gpu.render import Renderer, RenderError
 from envs_gpu.tasks import TASKS
@@ -97,6 +99,7 @@ def test_without_a_driver_there_is_a_reason_and_mujoco_still_works():
     script = """
 import sys
 sys.modules["mujoco.egl"] = None
+from envs_gpu import render
 from envs_gpu.make import make_env
 from envs_gpu.render import Renderer, RenderError
 import torch
@@ -111,3 +114,25 @@ except RenderError as error:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no OpenGL driver works here")
     assert done.stdout.count("\n") == 1
+
+
+def test_a_screen_that_does_not_answer_is_no_obstacle_to_egl(monkeypatch):
+    """Old terminal multiplexers, ssh and containers leave a DISPLAY behind."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("DISPLAY", ":99")
+    asked = []
+
+    class Context:
+        def __init__(self, name):
+            asked.append(name)
+            raise OSError(f"{name} is not here")
+
+    class Module:
+        def __init__(self, name):
+            self.GLContext = lambda width, height: Context(name)
+
+    monkeypatch.setattr(render, "import_module", Module)
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    with pytest.raises(RenderError, match=r"gl_context is not here; mujoco\.egl is not here\); install EGL"):
+        render.make_drawing_context(model, 8, 8)
+    assert asked == ["mujoco.gl_context", "mujoco.egl"]

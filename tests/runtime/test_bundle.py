@@ -63,6 +63,16 @@ def test_a_changed_file(folder, name):
     refused(folder, f"{name}: SHA-256 .* is not the .* of SHA256SUMS; copy or export the bundle again")
 
 
+def test_every_changed_bit_of_the_sums_is_seen(folder):
+    content = (folder / "SHA256SUMS").read_bytes()
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        (folder / "SHA256SUMS").write_bytes(changed)
+        with pytest.raises(RuntimeBundleError):
+            read_bundle(folder)
+
+
 @pytest.mark.parametrize("name", ["policy.onnx", "contract.json", "SHA256SUMS"])
 def test_a_missing_file(folder, name):
     (folder / name).unlink()
