@@ -247,8 +247,9 @@ def bad_tmp(lab: Lab, case: str) -> str:
     options = "size=200m,noexec" if case == "noexec" else "size=64k"
     temporary = lab.folder / "tmp"
     # So many steps that compute.compile=auto would compile.
-    long = ["training.total_steps=512000", "compute.compile=auto", "algorithm.horizon=4000"]
-    command = lab.train_command(*long, "algorithm.minibatch_size=32000", "algorithm.num_epochs=1")
+    long = ("training.total_steps=512000", "compute.compile=auto", "env.num_envs=512")
+    sizes = ("algorithm.horizon=250", "algorithm.minibatch_size=64000", "algorithm.num_epochs=1")
+    command = lab.train_command(*long, *sizes)
     return in_a_mount(lab, options, temporary, command, TMPDIR=str(temporary))
 
 
