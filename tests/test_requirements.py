@@ -8,7 +8,7 @@ PIN = re.compile(r"^([A-Za-z0-9._-]+)(?:\[\w+\])?==([^\s;+]+)", re.M)
 
 
 def pins(text):
-    return {name.lower().replace("_", "-"): version for name, version in PIN.findall(text)}
+    return {re.sub(r"[-_.]+", "-", name.lower()): version for name, version in PIN.findall(text)}
 
 
 def test_the_lock_is_that_of_the_requirements():

@@ -171,6 +171,8 @@ def _check_onnx(onnx: bytes, contract: Contract, where: str) -> None:
         raise RuntimeBundleError(
             f"{where}: its weights lie in another file; export it with external_data=False"
         )
+    if summary.has_loops:
+        raise RuntimeBundleError(f"{where}: has a loop, which may never end; {EXPORT_AGAIN}")
     for domain, version in summary.opsets.items():
         if domain not in KNOWN_DOMAINS:
             raise RuntimeBundleError(f"{where}: operator set {domain!r} is unknown; export with ONNX's own")

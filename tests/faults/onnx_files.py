@@ -33,17 +33,22 @@ def main(bundle, kind):
 
 
 def add_loop(graph):
-    """A loop of 2^62 turns that nothing needs, before everything else."""
-    turn = [helper.make_tensor_value_info(name, kind, []) for name, kind in (("i", 7), ("on", 9))]
+    """A loop of 2^62 turns before everything else, on which the first output depends."""
+    of_turn = [("turn", TensorProto.INT64), ("goes_on", TensorProto.BOOL), ("carried", TensorProto.FLOAT)]
+    after = [("goes_on_again", TensorProto.BOOL), ("carried_again", TensorProto.FLOAT)]
     body = helper.make_graph(
-        [helper.make_node("Identity", ["on"], ["on_again"])],
-        "turn",
-        turn,
-        [helper.make_tensor_value_info("on_again", TensorProto.BOOL, [])],
+        [helper.make_node("Identity", [name.removesuffix("_again")], [name]) for name, _ in after],
+        "one_turn",
+        [helper.make_tensor_value_info(name, kind, []) for name, kind in of_turn],
+        [helper.make_tensor_value_info(name, kind, []) for name, kind in after],
     )
-    graph.initializer.append(helper.make_tensor("turns", TensorProto.INT64, [], [2**62]))
-    graph.initializer.append(helper.make_tensor("on_at_first", TensorProto.BOOL, [], [True]))
-    graph.node.insert(0, helper.make_node("Loop", ["turns", "on_at_first"], [], body=body))
+    constants = [("turns", TensorProto.INT64, 2**62), ("begins", TensorProto.BOOL, True)]
+    constants.append(("nothing", TensorProto.FLOAT, 0.0))
+    graph.initializer.extend(helper.make_tensor(name, kind, [], [value]) for name, kind, value in constants)
+    last = next(node for node in graph.node if graph.output[0].name in node.output)
+    last.output[list(last.output).index(graph.output[0].name)] = "before_the_loop"
+    loop = helper.make_node("Loop", ["turns", "begins", "nothing"], ["zero"], body=body)
+    graph.node.extend([loop, helper.make_node("Add", ["before_the_loop", "zero"], [graph.output[0].name])])
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from onnx import helper
 from pi_incubator.runtime import Policy, RuntimeBundleError, read_bundle, read_contract
 from pi_incubator.runtime._onnx_file import summarize
 from pi_incubator.runtime.contract import check_contract
+from tests.faults import onnx_files
 
 OBSERVATION = np.linspace(-1, 1, bundles.WIDTH, dtype=np.float32)
 
@@ -165,6 +166,12 @@ def test_external_data_inside_a_branch():
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     model = helper.make_model(helper.make_graph([node], "g", [], []))
     assert summarize(model.SerializeToString(), "x").has_external_data
+
+
+def test_an_endless_loop_is_refused_before_it_runs(folder):
+    """Its hashes are right, and onnxruntime would never return."""
+    onnx_files.main(folder, "loop")
+    refused(folder, r"policy\.onnx: has a loop, which may never end; export the policy again")
 
 
 def test_summary_is_what_onnx_reads():
