@@ -111,8 +111,14 @@ def signalled(lab: Lab, case: str) -> str:
 def signalled_while_compiling(lab: Lab, case: str) -> str:
     cache = str(lab.folder / "cache")
     fault = f"{case.removeprefix('SIG').lower()}@compile"
-    ended = lab.train("compute.compile=on", fault=fault, TORCHINDUCTOR_CACHE_DIR=cache)
-    return "ends within 12 s" if signal_of(ended.code) == case and ended.took_s < 60 else ended.verdict
+    process = lab.start(
+        lab.train_command("compute.compile=on"), PI_FAULT=fault, TORCHINDUCTOR_CACHE_DIR=cache
+    )
+    lab.wait_for_output("finishing this iteration", process)
+    began_s = time.monotonic()
+    ended = lab.end(process)
+    took_s = time.monotonic() - began_s
+    return "ends within 12 s" if signal_of(ended.code) == case and took_s < 12 else f"took {took_s:.0f} s"
 
 
 @fault("signal: SIGTERM in an iteration of 20 s", "ended by SIGTERM, continues to the same hash")
@@ -121,9 +127,9 @@ def signalled_in_a_long_iteration(lab: Lab) -> str:
     return f"ended by {signal_of(ended.code)}, continues to the {lab.continued()}"
 
 
-@fault("signal: SIGTERM to one rank of two", "both stop, saved after iteration 3 of 3")
+@fault("signal: SIGTERM to one rank of two", "both stop, saved after iteration 2 of 3")
 def one_rank_signalled(lab: Lab) -> str:
-    ended = lab.call(lab.launched(), PI_FAULT="term@update:3/1")
+    ended = lab.call(lab.launched(), PI_FAULT="term@update:2/1")
     says = [line for line in ended.output.splitlines() if "saved after" in line]
     return f"both stop, {says[0].split('; ')[1]}" if says and ended.code else ended.verdict
 

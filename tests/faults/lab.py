@@ -156,14 +156,19 @@ class Lab:
         while not list(self.run.glob(pattern)) and process.poll() is None:
             time.sleep(0.02)
 
-    def finished_run(self, *settings: str) -> Path:
+    def wait_for_output(self, text: str, process: subprocess.Popen[str]) -> None:
+        """Wait until a process has printed `text`, or has ended."""
+        while text not in process.log.read_text(errors="replace") and process.poll() is None:  # type: ignore[attr-defined]
+            time.sleep(0.05)
+
+    def finished_run(self) -> Path:
         """A copy of a finished run, which is trained once for all faults."""
         shared = self.folder.parent / "finished"
         with self._lock:
             if not shared.exists():
                 shared.mkdir()
                 lab = Lab(shared)
-                ended = lab.train("checkpoint.save_every=2")
+                ended = lab.train()
                 assert ended.code == 0, ended.output[-2000:]
         shutil.copytree(shared / "runs", self.folder / "runs")
         return self.run
