@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import shlex
 import sys
@@ -50,6 +51,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     except Interrupted as stop:
         if _is_main():
             print(_how_to_go_on(stop), file=sys.stderr)
+        if argv is None:  # this process has nothing else to do
+            _end_now(stop.exit_code)
         sys.exit(stop.exit_code)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -60,6 +63,15 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         where = f"{error.filename}: " if error.filename else ""
         _report(UserError(f"{where}{error.strerror}; {MACHINE_FIXES[error.errno]}, then run this again"))
         sys.exit(UserError.exit_code)
+
+
+def _end_now(exit_code: int) -> NoReturn:
+    """End without Python's clean-up, which waits for seconds for threads and for processes that compile."""
+    for child in multiprocessing.active_children():
+        child.terminate()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(exit_code)
 
 
 def _is_main() -> bool:
