@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
@@ -160,7 +161,12 @@ def make_drawing_context(model: mujoco.MjModel, width: int, height: int) -> tupl
     reasons = []
     for make in _gl_contexts():
         try:
-            gl = make(width, height)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # GLFW warns of what is an error here
+                gl = make(width, height)
+            # MuJoCo ends the process where it is asked for the second time after a context that is none.
+            if not getattr(gl, "_context", True):
+                raise OSError("no screen answers")
             gl.make_current()
             return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
         # Bindings fail in many ways without a driver: AttributeError, OSError, ImportError, their own errors.
