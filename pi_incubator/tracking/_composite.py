@@ -6,7 +6,7 @@ import logging
 import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,36 +56,28 @@ class CompositeTracker(Tracker):
         everything = {**metrics, **times, "env_steps_per_s": throughput}
         self._last_s, self._last_env_steps = now_s, env_steps
         self._span_s.clear()
-        for tracker in self._trackers:
-            with self._tolerated(tracker):
-                tracker.log(iteration, env_steps, everything)
+        self._each(lambda tracker: tracker.log(iteration, env_steps, everything))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            with self._tolerated(tracker):
-                tracker.log_params(params)
+        self._each(lambda tracker: tracker.log_params(params))
 
     def log_artifact(self, path: Path) -> None:
-        for tracker in self._trackers:
-            with self._tolerated(tracker):
-                tracker.log_artifact(path)
+        self._each(lambda tracker: tracker.log_artifact(path))
 
     def close(self, status: Status = "finished") -> None:
-        for tracker in self._trackers:
-            with self._tolerated(tracker):
-                tracker.close(status)
+        self._each(lambda tracker: tracker.close(status))
 
-    @contextmanager
-    def _tolerated(self, tracker: Tracker) -> Iterator[None]:
-        """Turn whatever a tracker raises into a warning: metrics are worth less than the training."""
-        try:
-            if tracker is self._trackers[0]:
-                faults.reach("tracker")
-            yield
-        except Exception as error:  # other libraries raise what they like
-            if tracker not in self._failing:
-                reason = textwrap.shorten(masked(f"{type(error).__name__}: {error}"), MAX_REASON)
-                log.warning("%s failed (%s); the training goes on", type(tracker).__name__, reason)
-            self._failing.add(tracker)
-        else:
-            self._failing.discard(tracker)
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        """Call every tracker; what one raises becomes a warning: metrics are worth less than the training."""
+        for tracker in self._trackers:
+            try:
+                if tracker is self._trackers[0]:
+                    faults.reach("tracker")
+                call(tracker)
+            except Exception as error:  # other libraries raise what they like
+                if tracker not in self._failing:
+                    reason = textwrap.shorten(masked(f"{type(error).__name__}: {error}"), MAX_REASON)
+                    log.warning("%s failed (%s); the training goes on", type(tracker).__name__, reason)
+                self._failing.add(tracker)
+            else:
+                self._failing.discard(tracker)

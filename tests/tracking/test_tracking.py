@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from envs_gpu.registry import UnknownNameError
+from pi_incubator import faults
 from pi_incubator.config import ConfigError, ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.provenance import git_state
@@ -321,3 +322,13 @@ def test_a_store_without_room_is_one_line(tmp_path: Path, monkeypatch: pytest.Mo
     ) as error:
         start(make_config(tmp_path, backend="mlflow"))
     assert "CREATE TABLE" not in str(error.value)
+
+
+def test_a_fault_on_purpose_is_a_failure_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(faults, "PLAN", faults.Plan("enospc@tracker:2"))
+    tracker = CompositeTracker([Tracker()])
+    for iteration in range(3):
+        tracker.log(iteration, iteration, {})
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["Tracker failed"]
