@@ -6,7 +6,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 CONFIG ?= configs/experiment_config_baseline.yaml
 
-.PHONY: train test test-all slow gpu style lint format install clean
+.PHONY: train test test-all slow faults gpu style lint format lock audit install clean
 
 train: install
 	$(BIN)/python train_ppo.py --config $(CONFIG)
@@ -20,6 +20,9 @@ test-all: install style
 
 slow: install
 	$(PYTEST) -m "slow and not gpu"
+
+faults: install
+	$(BIN)/python -m tests.faults
 
 gpu: install
 	$(BIN)/python -m pytest -m gpu
@@ -35,6 +38,26 @@ format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The tools have an environment of their own: what they need must not change what is tested.
+.venv-audit/installed:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet uv pip-audit cyclonedx-bom
+	touch $@
+
+# All hashes of every package; the two lines of comment at the top stay.
+lock: .venv-audit/installed
+	mkdir -p build
+	.venv-audit/bin/uv pip compile requirements.txt --quiet --python-version 3.11 \
+		--python-platform x86_64-manylinux_2_28 --index-strategy unsafe-best-match \
+		--generate-hashes --no-header --no-annotate --output-file build/requirements.lock
+	{ sed -n '1,2p' requirements.lock; cat build/requirements.lock; } > build/locked && mv build/locked requirements.lock
+
+# Known vulnerabilities of the locked packages, and a list of them (SBOM) in build/sbom.json.
+audit: .venv-audit/installed
+	mkdir -p build
+	.venv-audit/bin/cyclonedx-py requirements requirements.lock --output-file build/sbom.json
+	.venv-audit/bin/pip-audit --requirement requirements.lock --disable-pip --no-deps
+
 install: .venv/installed
 
 # torch first and alone: on a machine that offers a CPU build of it, the others must not pull in the CUDA build.
@@ -48,4 +71,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-audit build *.egg-info .mypy_cache .pytest_cache .ruff_cache

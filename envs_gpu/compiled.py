@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import textwrap
 from collections.abc import Callable
 from types import MethodType
 from typing import Any, TypeVar, cast
 
 import torch
+from torch._inductor.exc import CppCompileError
+
+MAX_REASON = 200  # characters of a compiler's words in a warning
+
+log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
@@ -34,8 +41,25 @@ def _compile(function: Callable[..., _T], arguments: tuple[Any, ...]) -> Callabl
     options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
     just_in_time: Any = torch.compile(function, dynamic=False, fullgraph=True, options=options)
     # Compiling draws random numbers. A run that continues, and so compiles again, must not be changed by it.
-    with torch.random.fork_rng(range(torch.cuda.device_count())):
-        fast = just_in_time.aot_compile((arguments, {})).fn
+    try:
+        with torch.random.fork_rng(range(torch.cuda.device_count())):
+            fast = just_in_time.aot_compile((arguments, {})).fn
+    except Exception as error:
+        if not (reason := _reason_of_machine(error)):
+            raise
+        name = getattr(function, "__qualname__", repr(function))
+        log.warning("%s runs uncompiled, because this machine cannot compile it (%s)", name, reason)
+        return function
     # For a bound method `aot_compile` returns the plain function.
     bound = MethodType(fast, function.__self__) if isinstance(function, MethodType) else fast
     return cast(Callable[..., _T], bound)
+
+
+def _reason_of_machine(error: BaseException | None) -> str | None:
+    """Why compiling failed, where compiler, disk or memory are the cause; None where it is the function."""
+    while error is not None:
+        if isinstance(error, OSError | MemoryError | CppCompileError):
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            return textwrap.shorten(lines[-1], MAX_REASON)
+        error = getattr(error, "inner_exception", None) or error.__cause__ or error.__context__
+    return None

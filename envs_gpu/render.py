@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import os
 import sys
+import warnings
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any
 
 import mujoco
@@ -54,9 +57,7 @@ class Renderer:
         self._scene = mujoco.MjvScene(self._model, maxgeom=10_000)
         self._option = mujoco.MjvOption()
         self._viewport = mujoco.MjrRect(0, 0, width, height)
-        self._gl = make_gl_context(width, height)
-        self._gl.make_current()
-        self._context = mujoco.MjrContext(self._model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        self._gl, self._context = make_drawing_context(self._model, width, height)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
 
     def render(self, qpos: NDArray[np.floating]) -> NDArray[np.uint8]:
@@ -151,20 +152,42 @@ def find_robot(model: mujoco.MjModel) -> tuple[int, float]:
     return int(root), float((away + model.geom_rbound[geoms]).max(initial=0.1))
 
 
-def make_gl_context(width: int, height: int) -> Any:
-    """MuJoCo's choice of OpenGL (`MUJOCO_GL`), or EGL where nobody chose and there is no screen.
+def make_drawing_context(model: mujoco.MjModel, width: int, height: int) -> tuple[Any, mujoco.MjrContext]:
+    """A current OpenGL context, and MuJoCo's context in it for `model`.
+
+    Raises:
+        RenderError: no OpenGL driver works here.
+    """
+    reasons = []
+    for make in _gl_contexts():
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # GLFW warns of what is an error here
+                gl = make(width, height)
+            # MuJoCo ends the process where it is asked for the second time after a context that is none.
+            if not getattr(gl, "_context", True):
+                raise OSError("no screen answers")
+            gl.make_current()
+            return gl, mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_150.value)
+        # Bindings fail in many ways without a driver: AttributeError, OSError, ImportError, their own errors.
+        except Exception as error:
+            reasons.append(" ".join(str(error).split()) or type(error).__name__)
+    reason = "; ".join(dict.fromkeys(reasons))
+    raise RenderError(f"no OpenGL driver works here ({reason}); install EGL, or set MUJOCO_GL")
+
+
+def _gl_contexts() -> Iterator[Callable[[int, int], Any]]:
+    """What can make an OpenGL context, in the order in which it is tried.
+
+    That is MuJoCo's choice (`MUJOCO_GL`), or EGL where nobody chose and there is no screen. A screen may be
+    named and not answer, as in an old terminal multiplexer or a container: then EGL comes second.
 
     MuJoCo itself reads the variable once, when it is imported, and would not be imported at all where EGL
     was asked for and is missing: training must not need a driver, so EGL is only looked for here.
     """
-    somebody_chose = any(os.environ.get(name) for name in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY"))
-    try:
-        if sys.platform == "linux" and not somebody_chose:
-            from mujoco.egl import GLContext
-        else:
-            from mujoco.gl_context import GLContext
-        return GLContext(width, height)
-    # Bindings fail in many ways without a driver: AttributeError, OSError, ImportError, their own errors.
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise RenderError(f"no OpenGL driver works here ({reason}); install EGL, or set MUJOCO_GL") from error
+    chosen = os.environ.get("MUJOCO_GL")
+    has_screen = any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+    if chosen or has_screen or sys.platform != "linux":
+        yield lambda width, height: import_module("mujoco.gl_context").GLContext(width, height)
+    if not chosen and sys.platform == "linux":
+        yield lambda width, height: import_module("mujoco.egl").GLContext(width, height)

@@ -57,8 +57,19 @@ def _choose(device: str, dtype: torch.dtype) -> tuple[str, str]:
     if device == "cuda":
         return "triton", "the tensors are on a CUDA device"
     if device == "cpu":
-        return "cpu", "the tensors are on the CPU"
+        return _choose_on_cpu()
     return "reference", f"nothing is compiled for {device}"
+
+
+def _choose_on_cpu() -> tuple[str, str]:
+    """Compiled code where there is room for it."""
+    from kernels.warp_cache import has_cache  # imports Warp
+
+    if has_cache():
+        return "cpu", "the tensors are on the CPU"
+    reason = "there is no folder that a compiled kernel can be written to"
+    logger.warning("kernels run uncompiled: %s; set WARP_CACHE_PATH", reason)
+    return "reference", reason
 
 
 def _check(kernel: str, implementation: str, device: str, dtype: torch.dtype) -> None:

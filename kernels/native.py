@@ -11,6 +11,8 @@ from typing import Any
 import torch
 import warp as wp
 
+from kernels.warp_cache import has_cache
+
 _FORMATS = {"long long": "q", "int": "i", "double": "d", "float": "f"}
 
 # For the head of a body; the exponential of the C library does not vectorize.
@@ -93,6 +95,7 @@ def _make_kernel(snippet: str) -> Any:
 def _start() -> None:
     """Start Warp without its banner, its build log and, on a machine without a GPU, its warning of that."""
     wp.config.log_level = max(wp.config.log_level, wp.LOG_WARNING)
+    has_cache()
     if torch.cuda.is_available():
         wp.init()
         return

@@ -24,6 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pi_incubator import faults
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distributed import Distributed
 from pi_incubator.errors import UserError
@@ -126,12 +127,15 @@ def save(
         return final
     partial = folder.checkpoints / f".{final.name}.partial"
     try:
+        faults.reach("save")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files = {}
         for name, state in states.items():
             file = partial / f"{name}.safetensors"
             save_file(state, file)
+            faults.reach("save", "write")
+            faults.reach("save", "hash")
             files[file.name] = _sha256(file)
         only_newest = [f"{name}.safetensors" for name in states if _is_only_in_newest(name, parts)]
         manifest = _manifest(iteration, env_steps, cfg, files, only_newest, distributed.world_size)
@@ -319,15 +323,18 @@ def _manifest(
 def _publish(partial: Path, final: Path) -> None:
     """Give a written folder its name, once all of it has reached the disk."""
     for path in (*partial.iterdir(), partial):
+        faults.reach("save", "fsync")
         _sync(path)
     if final.exists():
         final.rename(partial.with_name(f".{final.name}.replaced.partial"))
+    faults.reach("save", "rename")
     partial.rename(final)
     _sync(final.parent)
 
 
 def _prune(folder: RunFolder, keep: int) -> None:
     """Delete what is older than the `keep` newest checkpoints, and what only the newest one keeps."""
+    faults.reach("save", "prune")
     leftovers = folder.checkpoints.glob(".*.partial")
     for path in (*folder.saved()[:-keep], *leftovers):
         shutil.rmtree(path, ignore_errors=True)

@@ -5,20 +5,25 @@ from __future__ import annotations
 import os
 import shutil
 import sysconfig
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 from envs_gpu.errors import SettingError
 from envs_gpu.make import choose_backend, lacks_device
 from envs_gpu.physics.mujoco import available_cores
 from envs_gpu.pixels import choose_renderer
 from envs_gpu.zoo import find, is_zoo_name
+from kernels.warp_cache import can_write
 from pi_incubator.config import ExperimentConfig
 
 # Below this many environment steps compilation costs more than it saves on a CPU (about half a minute).
 MIN_STEPS_TO_COMPILE = 500_000
+MIN_CACHE_BYTES = 4 << 20
+"""Room that compiling one run takes, at least."""
 
 
 @dataclass(frozen=True)
@@ -117,4 +122,23 @@ def _missing_for_compile() -> str | None:
     if shutil.which(compiler) is None:
         return f"C++ compiler {compiler}"
     header = Path(sysconfig.get_path("include")) / "Python.h"
-    return None if header.is_file() else f"{header} (the package python3-dev)"
+    if not header.is_file():
+        return f"{header} (the package python3-dev)"
+    return None if _choose_compile_cache() else "folder for compiled code (TORCHINDUCTOR_CACHE_DIR)"
+
+
+def _choose_compile_cache() -> bool:
+    """Whether there is a folder for compiled code; the first that can be used is set for torch.compile."""
+    try:
+        usual = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or default_cache_dir()
+        # The compiler writes there too, whatever the cache.
+        if not can_write(Path(tempfile.gettempdir()), MIN_CACHE_BYTES):
+            return False
+        own = Path("~/.cache/pi_incubator/torchinductor").expanduser()
+    except (OSError, RuntimeError):  # there is no temporary folder, or no home
+        return False
+    for folder in (Path(usual), own):
+        if can_write(folder, MIN_CACHE_BYTES) and not os.statvfs(folder).f_flag & os.ST_NOEXEC:
+            os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder)
+            return True
+    return False

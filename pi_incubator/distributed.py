@@ -69,6 +69,14 @@ class Distributed:
         dist.all_gather(gathered, moments)
         return merge_all(torch.stack(gathered))
 
+    def largest(self, number: int) -> int:
+        """The largest of the numbers that the ranks give."""
+        if self.world_size == 1:
+            return number
+        largest = torch.tensor(number)
+        dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.objects)
+        return int(largest)
+
     def gather(self, value: Any) -> list[Any]:
         """What every rank gave, in their order, on rank 0; empty on the others."""
         if self.world_size == 1:

@@ -17,6 +17,7 @@ from envs_gpu.pixels import PixelOptions
 from envs_gpu.randomize import Delay, Randomization
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
+from pi_incubator import faults
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.models import EnvSection
@@ -51,7 +52,7 @@ def make_training_env(
     )
     with _errors_as_settings(cfg):
         check_model_choice(cfg.env.name, cfg.env.model)
-        return make_env(
+        env = make_env(
             cfg.env.name,
             backend=cfg.env.backend,
             num_envs=cfg.env.num_envs,
@@ -68,6 +69,7 @@ def make_training_env(
             observation_history=cfg.env.observation_history,
             task_parameters=cfg.env.task,
         )
+    return faults.spoiled_env(env)
 
 
 def evaluation_env(

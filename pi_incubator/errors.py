@@ -1,5 +1,9 @@
 """Errors a user can cause and mend."""
 
+from __future__ import annotations
+
+from pi_incubator.masking import masked
+
 
 class UserError(Exception):
     """One clear line for the user: what is wrong and what to do. Commands print it without a traceback."""
@@ -8,7 +12,7 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         # File names, keys and parser messages may carry line breaks; the report stays one line.
-        return " ".join(super().__str__().split())
+        return masked(" ".join(super().__str__().split()))
 
 
 class DivergedError(UserError):

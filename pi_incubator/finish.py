@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 from envs_gpu.vec_env import VecEnv
+from pi_incubator import faults
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.artifact import Source, origin_of
 from pi_incubator.deploy.bundle import write_file
@@ -45,6 +47,7 @@ def finish_run(
     num_worlds = max(cfg.evaluation.num_episodes, cfg.evaluation.video_worlds)
     worlds = evaluation_env(cfg, num_worlds, env.device)
     try:
+        faults.reach("evaluation")
         evaluation = evaluate(worlds, policy, cfg.evaluation.num_episodes, evaluation_seed(cfg))
         print_table(evaluation.summary(), title=f"{evaluation.num_episodes} episodes, deterministic policy")
         for path in _write_files(cfg, folder, worlds, policy, evaluation):
@@ -62,17 +65,7 @@ def _write_files(
     yield folder.config
     write_json(evaluation.summary(), folder.evaluation)
     yield folder.evaluation
-    title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
-    draw_curve(folder.metrics, folder.curve, title)
-    yield folder.curve
-    seed = evaluation_seed(cfg)
-    if cfg.evaluation.video:
-        try:
-            length_s, num_worlds = cfg.evaluation.video_length_s, cfg.evaluation.video_worlds
-            record_video(worlds, policy, folder.video, length_s=length_s, seed=seed, num_worlds=num_worlds)
-            yield folder.video
-        except UserError as error:
-            log.warning("no video: %s", error)  # a trained policy is worth more than its film
+    # What is needed comes before what is only nice to have.
     if cfg.deployment.export == "onnx" and policy.group not in MEASURED:
         log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group)
     elif cfg.deployment.export == "onnx":
@@ -80,12 +73,33 @@ def _write_files(
         where = f"{cfg.deployment.num_check_observations:,} recorded observations"
         print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
         yield folder.onnx
+    with _optional("curve"):
+        title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
+        draw_curve(folder.metrics, folder.curve, title)
+        yield folder.curve
+    if cfg.evaluation.video:
+        with _optional("video"):
+            length_s, num_worlds = cfg.evaluation.video_length_s, cfg.evaluation.video_worlds
+            seed = evaluation_seed(cfg)
+            record_video(worlds, policy, folder.video, length_s=length_s, seed=seed, num_worlds=num_worlds)
+            yield folder.video
+
+
+@contextmanager
+def _optional(name: str) -> Iterator[None]:
+    """Turn whatever fails in this block into a warning: a trained policy is worth more than its pictures."""
+    try:
+        yield
+    except Exception as error:  # drivers, fonts and encoders fail in many ways
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        log.warning("no %s: %s", name, " ".join(reason.split()))
 
 
 def _export(
     cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, evaluation: Evaluation
 ) -> float:
     """Write `policy.onnx`, as it goes into a bundle; gives its largest difference from the policy."""
+    faults.reach("export")
     origin = origin_of(folder, evaluation.summary()["return"]["mean"])
     count, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     if cfg.env.pixels:

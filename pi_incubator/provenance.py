@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pi_incubator.masking import stored
+
 if TYPE_CHECKING:
     from pi_incubator.config import ExperimentConfig
 
@@ -44,9 +46,11 @@ def library_versions(names: Iterable[str]) -> dict[str, str | None]:
 
 
 def flatten(cfg: ExperimentConfig) -> dict[str, Any]:
-    """Every value of `cfg` by `section.key`, as JSON types."""
+    """Every value of `cfg` by `section.key`, as JSON types, without credentials."""
     sections = cfg.model_dump(mode="json")
-    return {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    return {
+        f"{section}.{key}": stored(value) for section, keys in sections.items() for key, value in keys.items()
+    }
 
 
 def config_hash(cfg: ExperimentConfig) -> str:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pi_incubator import faults, interruption
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
 from pi_incubator.errors import UserError
+from pi_incubator.interruption import Interrupted
 from pi_incubator.launcher import rank_of_environment
 from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
 
@@ -59,18 +61,26 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
     Raises:
         UserError: a mistake in the settings, before anything is simulated; or the run failed for a reason
             that can be mended.
+        Interrupted: SIGTERM or SIGINT came; see `pi_incubator.interruption`.
     """
     began_s = time.perf_counter()
+    faults.arm()
+    with interruption.handled():
+        result = _run_alone(config, overrides, hooks)
+    if rank_of_environment() == 0:
+        print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
+    return result
+
+
+def _run_alone(config: str | Path, overrides: Sequence[str], hooks: Sequence[Hook]) -> RunResult:
+    """The run, in a folder that no other process writes to."""
     rank = rank_of_environment()
     cfg, sources = load_checked(config, overrides)
     with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg), rank) as folder:
         if rank == 0:  # which also reads the folder for the others
             cfg = keep_num_envs(cfg, folder)
             check_resume(cfg, folder)
-        result = _run(cfg, folder, hooks)
-    if rank == 0:
-        print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
-    return result
+        return _run(cfg, folder, hooks)
 
 
 def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFolder]:
@@ -140,12 +150,32 @@ def _train_and_finish(
     begin(cfg, folder)
     print("\n".join(algorithm.compute.reasons))
     next_iteration = checkpoint.next_iteration(folder)
-    with make_tracker(cfg, folder, next_iteration, distributed.world_size) as tracker:
+    with ExitStack() as stack:
+        stack.enter_context(_explain_interruption(cfg, folder, algorithm.num_iterations))
+        with interruption.deferred():  # a tracker that is being made cannot be closed yet
+            made = make_tracker(cfg, folder, next_iteration, distributed.world_size)
+            tracker = stack.enter_context(made)
         tracker.log_params(algorithm.compute.resolved() | {"resolved.world_size": distributed.world_size})
         _train(cfg, folder, algorithm, hooks, tracker)
         for path in algorithm.conclude(folder):
             tracker.log_artifact(path)
         return finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
+
+
+@contextmanager
+def _explain_interruption(cfg: ExperimentConfig, folder: RunFolder, num_iterations: int) -> Iterator[None]:
+    """Let an `Interrupted` say what is saved, and what the command needs to continue from there."""
+    try:
+        yield
+    except Interrupted as stop:
+        if saved := folder.saved():
+            done = int(saved[-1].name.removeprefix("iter_")) + 1
+            stop.state = f"saved after iteration {done:,} of {num_iterations:,}"
+        else:
+            stop.state = "nothing was saved yet, the same command begins anew"
+        if cfg.checkpoint.resume == "never":
+            stop.settings = ("checkpoint.resume=auto",)  # or what was saved would be deleted
+        raise
 
 
 def _train(

@@ -1,5 +1,7 @@
 """What a run's hardware plan says when the machine cannot give what was asked for."""
 
+import os
+
 import jax
 import pytest
 import torch
@@ -41,3 +43,31 @@ def test_the_plan_gives_every_choice_a_reason():
         "threads:",
         "torch.compile",
     ]
+
+
+def test_compiled_code_goes_where_it_can_be_run(monkeypatch, tmp_path):
+    """A temporary folder that runs nothing (`noexec`) is left for one in the user's own cache."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    found = os.statvfs
+
+    class Noexec:
+        def __init__(self, folder):
+            self.f_flag = os.ST_NOEXEC if str(folder).endswith("tmp") else found(folder).f_flag
+
+    monkeypatch.setattr(os, "statvfs", Noexec)
+    assert compute._missing_for_compile() is None
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "home/.cache/pi_incubator/torchinductor")
+
+
+def test_without_a_folder_for_compiled_code_nothing_is_compiled(monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "/proc/nowhere")
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    long = {"total_steps": 10_000_000}
+    plan = plan_compute(config(training=long, compute={"device": "cpu"}))
+    assert not plan.compiled
+    assert any("there is no folder for compiled code (TORCHINDUCTOR_CACHE_DIR)" in r for r in plan.reasons)
+    with pytest.raises(
+        SettingError, match=r"compute\.compile = 'on': torch\.compile needs folder for compiled"
+    ):
+        plan_compute(config(training=long, compute={"device": "cpu", "compile": "on"}))

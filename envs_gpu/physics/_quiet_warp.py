@@ -1,4 +1,7 @@
-"""Imported for its effect, before anything that initializes Warp: it would report every kernel it builds."""
+"""Imported for its effect, before anything that initializes Warp.
+
+It would report every kernel it builds, and fail where its cache cannot be written.
+"""
 
 from __future__ import annotations
 
@@ -8,3 +11,7 @@ with contextlib.suppress(ImportError):
     import warp
 
     warp.config.log_level = warp.LOG_ERROR
+
+    from kernels.warp_cache import has_cache
+
+    has_cache()

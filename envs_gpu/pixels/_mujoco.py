@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.pixels import Painter, PixelError, PixelOptions
-from envs_gpu.render import RenderError, make_gl_context
+from envs_gpu.render import RenderError, make_drawing_context
 
 
 class MujocoPainter(Painter):
@@ -37,12 +37,10 @@ class MujocoPainter(Painter):
             self._scene.flags[effect] = False
         self._viewport = mujoco.MjrRect(0, 0, options.width, options.height)
         try:
-            self._gl = make_gl_context(options.width, options.height)
+            self._gl, self._context = make_drawing_context(model, options.width, options.height)
         except RenderError as error:
             fix = "or set it to warp, which needs no driver"
             raise PixelError("renderer", "mujoco", str(error), fix) from None
-        self._gl.make_current()
-        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
 
     def draw(self, qpos: Tensor) -> Tensor:
         # Somebody else's context may have become current since.

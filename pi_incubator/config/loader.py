@@ -29,6 +29,7 @@ from pi_incubator.config.errors import (
 )
 from pi_incubator.config.models import UNIONS, ExperimentConfig
 from pi_incubator.config.packaged import SUFFIXES, find_config
+from pi_incubator.masking import stored
 
 COMMAND_LINE = "command line"
 BASE = "base"  # top-level key: the file to inherit from
@@ -153,7 +154,9 @@ def _nested(settings: Settings) -> dict[str, Any]:
 
 
 def save_config(cfg: ExperimentConfig, path: str | Path) -> None:
-    """Write every value of `cfg` as YAML that `load_config` reads back equal.
+    """Write every value of `cfg` as YAML that `load_config` reads back equal, but for credentials.
+
+    Passwords inside of addresses are left out: who continues or exports the run gives them again.
 
     Raises:
         OSError: `path` cannot be written.
@@ -162,7 +165,7 @@ def save_config(cfg: ExperimentConfig, path: str | Path) -> None:
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     with Path(path).open("w", encoding="utf-8") as file:
-        yaml.dump({FORMAT: SAVED_FORMAT} | cfg.model_dump(mode="json"), file)
+        yaml.dump({FORMAT: SAVED_FORMAT} | stored(cfg.model_dump(mode="json")), file)
 
 
 def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> tuple[ExperimentConfig, Sources]:

@@ -16,6 +16,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.interface import PolicyInterface, Targets
+from pi_incubator import faults
 from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.errors import UserError
 
@@ -54,6 +55,7 @@ class Session:
 
     def step(self, observation: Array) -> Array:
         """Readings `[B, D]` -> targets `[B, U]`; remembers."""
+        faults.reach("runner")
         target, *states = self._session.run(None, self.feeds(observation))
         self.states = dict(zip(self.widths, states, strict=True))
         return target

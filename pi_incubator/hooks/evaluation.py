@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from envs_gpu.vec_env import VecEnv
+from pi_incubator import faults, interruption
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.envs import evaluation_env, evaluation_seed
 from pi_incubator.evaluation.evaluate import evaluate
@@ -32,16 +33,25 @@ class EvaluationHook(Hook):
         if not self._algorithm.distributed.is_main:
             return False
         every = self._cfg.evaluation.every
-        # The last iteration is followed by the evaluation of the run.
-        return every > 0 and not progress.is_last and (progress.iteration + 1) % every == 0
+        # The last iteration is followed by the evaluation of the run; where a signal came, nobody waits.
+        over = progress.is_last or progress.stops
+        return every > 0 and not over and (progress.iteration + 1) % every == 0
 
     def __call__(self, progress: Progress) -> None:
-        cfg, num_episodes = self._cfg, self._cfg.evaluation.num_episodes
         self._algorithm.settle()
+        result = None
+        with interruption.given_up_on_signal():
+            result = self._judge()
+        if result is not None:
+            metrics = {"evaluation/return": result["mean"], "evaluation/return_std": result["std"]}
+            self._tracker.log(progress.iteration, progress.env_steps, metrics)
+
+    def _judge(self) -> dict[str, float]:
+        """Statistics of the returns."""
+        cfg, num_episodes = self._cfg, self._cfg.evaluation.num_episodes
         with torch.random.fork_rng(range(torch.cuda.device_count())), self._tracker.span("evaluation"):
+            faults.reach("evaluation")
             if self._worlds is None:
                 self._worlds = evaluation_env(cfg, num_episodes, self._algorithm.env.device)
             policy = self._algorithm.policy
-            result = evaluate(self._worlds, policy, num_episodes, evaluation_seed(cfg)).summary()["return"]
-        metrics = {"evaluation/return": result["mean"], "evaluation/return_std": result["std"]}
-        self._tracker.log(progress.iteration, progress.env_steps, metrics)
+            return evaluate(self._worlds, policy, num_episodes, evaluation_seed(cfg)).summary()["return"]

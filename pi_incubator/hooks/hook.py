@@ -24,6 +24,9 @@ class Progress:
     """Whether no iteration follows."""
     algorithm: Algorithm
     """What is trained: its `policy`, and its `env`, whose task parameters a curriculum sets."""
+    stops: bool = False
+    """Whether a signal ends the training after this iteration. Hooks that have been called for the iteration
+    are not called again; the others are asked once more with `stops`."""
 
 
 class Hook(ABC):
@@ -46,5 +49,5 @@ class Hook(ABC):
 
 
 def is_due(progress: Progress, every: int) -> bool:
-    """Whether something that happens `every` iterations, and after the last one, happens now."""
-    return progress.is_last or (progress.iteration + 1) % every == 0
+    """Whether something that happens `every` iterations, and when training ends, happens now."""
+    return progress.is_last or progress.stops or (progress.iteration + 1) % every == 0

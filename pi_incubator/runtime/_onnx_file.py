@@ -7,7 +7,7 @@ the fields that can name other files or an operator set; their numbers are those
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from .errors import RuntimeBundleError
@@ -27,16 +27,22 @@ CHILDREN = {
     "tensor": {},
 }
 MODEL_OPSET, MODEL_METADATA = 8, 14
+NODE_OPERATOR = 4
 TENSOR_EXTERNAL_DATA, TENSOR_DATA_LOCATION = 13, 14
+LOOPS = ("Loop", "Scan", "SequenceMap")
+
+IsWanted = Callable[[str, int, "int | memoryview"], bool]
+"""Kind of message, number of the field, its value -> whether it is looked for."""
 
 
 @dataclass
 class OnnxSummary:
-    """Operator sets by domain ("" is ONNX's own), metadata, and whether weights lie in another file."""
+    """Operator sets by domain ("" is ONNX's own), metadata, external weights and loops."""
 
     opsets: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, str] = field(default_factory=dict)
     has_external_data: bool = False
+    has_loops: bool = False
 
 
 def summarize(data: bytes, where: str) -> OnnxSummary:
@@ -55,24 +61,35 @@ def summarize(data: bytes, where: str) -> OnnxSummary:
             elif number == MODEL_METADATA:
                 entry = dict(_fields(_message(value)))
                 summary.metadata[_text(entry.get(1, b""))] = _text(entry.get(2, b""))
-        summary.has_external_data = _has_external_data(view, "model")
+        summary.has_external_data = _contains(_is_external, view, "model")
+        summary.has_loops = _contains(_is_loop, view, "model")
     except (IndexError, ValueError):
         raise RuntimeBundleError(f"{where}: is cut short or no ONNX file; copy the bundle again") from None
     return summary
 
 
-def _has_external_data(message: memoryview, kind: str, depth: int = 0) -> bool:
+def _contains(is_wanted: IsWanted, message: memoryview, kind: str, depth: int = 0) -> bool:
+    """Whether a field of a message of this kind, or of one inside of it, is wanted."""
     if depth > MAX_DEPTH:
         raise ValueError("too deep")
     for number, value in _fields(message):
-        if kind == "tensor" and (
-            number == TENSOR_EXTERNAL_DATA or (number == TENSOR_DATA_LOCATION and value == EXTERNAL)
-        ):
+        if is_wanted(kind, number, value):
             return True
         child = CHILDREN[kind].get(number)
-        if child and _has_external_data(_message(value), child, depth + 1):
+        if child and _contains(is_wanted, _message(value), child, depth + 1):
             return True
     return False
+
+
+def _is_external(kind: str, number: int, value: int | memoryview) -> bool:
+    """Whether a tensor lies in another file."""
+    says_where = number == TENSOR_DATA_LOCATION and value == EXTERNAL
+    return kind == "tensor" and (number == TENSOR_EXTERNAL_DATA or says_where)
+
+
+def _is_loop(kind: str, number: int, value: int | memoryview) -> bool:
+    """Whether an operator may run for ever: onnxruntime cannot be stopped in it."""
+    return kind == "node" and number == NODE_OPERATOR and _text(value) in LOOPS
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, int | memoryview]]:

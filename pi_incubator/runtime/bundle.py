@@ -135,7 +135,8 @@ def _parse_sums(sums: bytes, path: Path) -> dict[str, str]:
     listed = {}
     if len(sums) > MAX_TEXT_BYTES:
         raise RuntimeBundleError(f"{path}/{SUMS}: is larger than {MAX_TEXT_BYTES} bytes; {COPY_AGAIN}")
-    for line in sums.decode(errors="replace").splitlines():
+    # Not splitlines(), for which a damaged line break may be another one.
+    for line in sums.decode(errors="replace").removesuffix("\n").split("\n"):
         match = SUMS_LINE.fullmatch(line)
         if not match:
             raise RuntimeBundleError(f"{path}/{SUMS}: {line[:60]!r} is no line of sha256sum; {COPY_AGAIN}")
@@ -169,6 +170,8 @@ def _check_onnx(onnx: bytes, contract: Contract, where: str) -> None:
         raise RuntimeBundleError(
             f"{where}: its weights lie in another file; export it with external_data=False"
         )
+    if summary.has_loops:
+        raise RuntimeBundleError(f"{where}: has a loop, which may never end; {EXPORT_AGAIN}")
     for domain, version in summary.opsets.items():
         if domain not in KNOWN_DOMAINS:
             raise RuntimeBundleError(f"{where}: operator set {domain!r} is unknown; export with ONNX's own")

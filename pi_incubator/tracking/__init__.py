@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from envs_gpu.errors import SettingError
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.errors import UserError
 from pi_incubator.provenance import flatten
 from pi_incubator.registry import trackers
 from pi_incubator.run_folder import RunFolder
@@ -29,7 +30,7 @@ def make_tracker(
     Raises:
         UnknownNameError: no such tracking store.
         SettingError: its package is not installed.
-        UserError: the store cannot be opened.
+        UserError: the store or the metrics file cannot be opened.
     """
     try:
         store = trackers.get(cfg.tracking.backend)
@@ -37,9 +38,19 @@ def make_tracker(
         problem = f"needs {error.name}, not installed here"
         fix = f"pip install {error.name}, or set it to none"
         raise SettingError("tracking.backend", cfg.tracking.backend, problem, fix) from None
-    recorders = [make(cfg, folder, start_iteration) for make in (store, JsonlTracker)]
+    metrics = _open_metrics(cfg, folder, start_iteration)
+    recorders = [store(cfg, folder, start_iteration), metrics]
     recorders.append(ConsoleTracker(cfg, folder, start_iteration, world_size))
     env_steps = start_iteration * cfg.steps_per_iteration * world_size
     tracker = CompositeTracker(recorders, env_steps)
     tracker.log_params(flatten(cfg))
     return tracker
+
+
+def _open_metrics(cfg: ExperimentConfig, folder: RunFolder, start_iteration: int) -> JsonlTracker:
+    """The run's own metrics file, opened before the store, in which a run would stay open otherwise."""
+    try:
+        return JsonlTracker(cfg, folder, start_iteration)
+    except OSError as error:
+        fix = "free some space or check the permissions"
+        raise UserError(f"{folder.metrics}: cannot be written ({error.strerror}); {fix}") from None

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import textwrap
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pi_incubator import faults
+from pi_incubator.masking import masked
 from pi_incubator.tracking._base import Status, Tracker
+
+MAX_REASON = 300  # characters of another library's words in a warning
+
+log = logging.getLogger(__name__)
 
 
 class CompositeTracker(Tracker):
@@ -19,6 +27,9 @@ class CompositeTracker(Tracker):
     - `time/<span>_s`: wall seconds spent in each span. On CUDA that is when work was queued, not when it ran,
       unless the span itself waits for the device.
 
+    A tracker that fails is named in a warning, once until it works again. Neither the training nor the other
+    trackers are disturbed.
+
     Args:
         trackers: where the logs go.
         env_steps: environment steps that the run has already taken.
@@ -26,6 +37,7 @@ class CompositeTracker(Tracker):
 
     def __init__(self, trackers: Sequence[Tracker], env_steps: int = 0) -> None:
         self._trackers = trackers
+        self._failing: set[Tracker] = set()
         self._span_s: defaultdict[str, float] = defaultdict(float)
         self._last_s, self._last_env_steps = time.perf_counter(), env_steps
 
@@ -44,17 +56,28 @@ class CompositeTracker(Tracker):
         everything = {**metrics, **times, "env_steps_per_s": throughput}
         self._last_s, self._last_env_steps = now_s, env_steps
         self._span_s.clear()
-        for tracker in self._trackers:
-            tracker.log(iteration, env_steps, everything)
+        self._each(lambda tracker: tracker.log(iteration, env_steps, everything))
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        for tracker in self._trackers:
-            tracker.log_params(params)
+        self._each(lambda tracker: tracker.log_params(params))
 
     def log_artifact(self, path: Path) -> None:
-        for tracker in self._trackers:
-            tracker.log_artifact(path)
+        self._each(lambda tracker: tracker.log_artifact(path))
 
     def close(self, status: Status = "finished") -> None:
+        self._each(lambda tracker: tracker.close(status))
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        """Call every tracker; what one raises becomes a warning: metrics are worth less than the training."""
         for tracker in self._trackers:
-            tracker.close(status)
+            try:
+                if tracker is self._trackers[0]:
+                    faults.reach("tracker")
+                call(tracker)
+            except Exception as error:  # other libraries raise what they like
+                if tracker not in self._failing:
+                    reason = textwrap.shorten(masked(f"{type(error).__name__}: {error}"), MAX_REASON)
+                    log.warning("%s failed (%s); the training goes on", type(tracker).__name__, reason)
+                self._failing.add(tracker)
+            else:
+                self._failing.discard(tracker)

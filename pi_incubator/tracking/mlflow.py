@@ -19,15 +19,19 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
-# MLflow reads these at import. It would report usage to its makers, and wait minutes for a wrong address.
+# MLflow reads these at import. It would report usage to its makers, and wait minutes for a wrong address or a
+# server that does not answer.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
+from sqlalchemy.exc import SQLAlchemyError
 
 from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.masking import masked
 from pi_incubator.provenance import git_state
 from pi_incubator.registry import tracker
 from pi_incubator.run_folder import RunFolder
@@ -90,14 +94,14 @@ class MlflowTracker(Tracker):
         try:
             self._client.log_artifact(self._run_id, str(path))
         except (MlflowException, OSError) as error:
-            log.warning("MLflow did not take %s (%s); it stays in the run folder", path, error)
+            log.warning("MLflow did not take %s (%s); it stays in the run folder", path, _reason(error))
 
     def close(self, status: Status = "finished") -> None:
         self._send()
         try:
             self._client.set_terminated(self._run_id, STATUSES[status])
         except MlflowException as error:
-            log.warning("MLflow did not take the end of the run (%s)", error)
+            log.warning("MLflow did not take the end of the run (%s)", _reason(error))
 
     def _continued_run(self, folder: RunFolder) -> Run | None:
         """The MLflow run of this folder, set running again; None when the store does not have it."""
@@ -118,7 +122,14 @@ class MlflowTracker(Tracker):
                 self._client.log_batch(self._run_id, metrics=self._pending[:MAX_METRICS_PER_REQUEST])
                 del self._pending[:MAX_METRICS_PER_REQUEST]
         except MlflowException as error:
-            log.warning("MLflow did not take the metrics (%s); they are kept for the next batch", error)
+            log.warning(
+                "MLflow did not take the metrics (%s); they are kept for the next batch", _reason(error)
+            )
+
+
+def _reason(error: Exception) -> str:
+    """What a library says, on one short line without secrets and without the SQL that failed."""
+    return textwrap.shorten(masked(str(error).partition("[SQL:")[0]), MAX_REASON)
 
 
 @contextmanager
@@ -136,9 +147,9 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
         with _alone(store):
             _make_tables(store, _artifacts(store, folder))
             yield MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
-    except (MlflowException, sqlite3.Error, OSError) as error:
-        problem = f"cannot be opened ({textwrap.shorten(str(error), MAX_REASON)})"
-        fix = "check the address, or set tracking.backend to none"
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        problem = f"cannot be opened ({_reason(error)})"
+        fix = "check the address and its disk, or set tracking.backend to none"
         source = store.source if store.source == VARIABLE else "tracking.uri"
         raise ConfigError(str(folder.config), source, store.shown, problem=problem, fix=fix) from None
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 
 from envs_gpu.compiled import compiled
+from pi_incubator import faults
 
 _T = TypeVar("_T")
 
@@ -21,6 +22,7 @@ def compiled_step(method: Callable[..., _T]) -> Callable[..., _T]:
         nonlocal traced
         if traced:
             return fast(*arguments)
+        faults.reach("compile")
         # A setting of the calling thread, and so made where the function is traced: at its first call.
         with torch._dynamo.config.patch(trace_autograd_ops=True):
             result = fast(*arguments)

@@ -9,6 +9,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from pi_incubator import faults
 from pi_incubator.compute import ComputePlan
 from pi_incubator.distributed import Distributed
 from pi_incubator.training.captured import CapturedStep
@@ -44,7 +45,8 @@ def make_step(
         compute: whether to compile, and the device.
         skipped: counts the phases that changed nothing.
     """
-    compiled, alone = compute.compiled, distributed.world_size == 1
+    spoils = faults.PLAN is not None and faults.PLAN.names("grad")
+    compiled, alone = compute.compiled and not spoils, distributed.world_size == 1
     if compiled and not alone:
         phases = [Phase(compiled_step(phase.gradients), compiled_step(phase.apply)) for phase in phases]
 
@@ -52,6 +54,8 @@ def make_step(
         reports = []
         for phase in phases:
             gradients, report = phase.gradients(minibatch)
+            if spoils:
+                gradients = _spoiled(gradients)
             *means, report = distributed.mean([*gradients, report])
             sound = is_sound(means, report)
             phase.apply(means, sound)
@@ -60,4 +64,12 @@ def make_step(
         return torch.cat(reports)
 
     chosen = compiled_step(step) if compiled and alone else step
-    return CapturedStep(chosen) if compute.device.type == "cuda" else chosen
+    return CapturedStep(chosen) if compute.device.type == "cuda" and not spoils else chosen
+
+
+def _spoiled(gradients: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Gradients with the number that `PI_FAULT` asks for, where one is due."""
+    assert faults.PLAN is not None
+    faults.PLAN.reach("grad")
+    value = faults.PLAN.value("grad")
+    return gradients if value is None else [torch.full_like(gradient, value) for gradient in gradients]

@@ -1,5 +1,7 @@
 """A compiled function does what it did, and compiling it leaves no trace."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -42,3 +44,21 @@ def test_another_shape_is_an_error_and_no_wrong_answer():
     fast(torch.ones(3))
     with pytest.raises((AssertionError, RuntimeError)):
         fast(torch.ones(4))
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), MemoryError("no memory")])
+def test_a_machine_that_cannot_compile_runs_the_function_as_it_is(monkeypatch, caplog, error):
+    def fail(*arguments, **options):
+        raise RuntimeError("inductor") from error
+
+    monkeypatch.setattr(torch, "compile", lambda *arguments, **options: SimpleNamespace(aot_compile=fail))
+    double = compiled(lambda x: x * 2)
+    assert double(torch.ones(())) == double(torch.ones(())) == 2
+    (record,) = [record for record in caplog.records if record.name == "envs_gpu.compiled"]
+    assert "runs uncompiled, because this machine cannot compile it" in record.getMessage()
+    assert str(error) in record.getMessage()
+
+
+def test_a_function_that_cannot_be_compiled_is_an_error():
+    with pytest.raises(Exception, match="data-dependent"):
+        compiled(lambda x: x * 2 if x.sum().item() > 0 else x)(torch.ones(2))

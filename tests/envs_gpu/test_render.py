@@ -1,19 +1,33 @@
 """Pictures show the robot on its ground, wherever it went."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import imageio_ffmpeg
+import mujoco
 import numpy as np
 import pytest
 import torch
 
+from envs_gpu import render
 from envs_gpu.make import make_env
 from envs_gpu.render import Renderer, RenderError
 from envs_gpu.tasks import TASKS
 from pi_incubator.evaluation.video import record_video
 
+ROOT = Path(__file__).parents[2]
 SIZE = {"width": 160, "height": 120}
+DRAW = """
+import mujoco
+from envs_gpu.render import Renderer, RenderError
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><geom size='.1'/></worldbody></mujoco>")
+try:
+    print(Renderer(model, 16, 8).render(model.qpos0).shape)
+except RenderError as error:
+    print(error)
+"""
 
 
 def open_renderer(model, **arguments):
@@ -97,6 +111,7 @@ def test_without_a_driver_there_is_a_reason_and_mujoco_still_works():
     script = """
 import sys
 sys.modules["mujoco.egl"] = None
+from envs_gpu import render
 from envs_gpu.make import make_env
 from envs_gpu.render import Renderer, RenderError
 import torch
@@ -111,3 +126,40 @@ except RenderError as error:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no OpenGL driver works here")
     assert done.stdout.count("\n") == 1
+
+
+def test_a_screen_that_does_not_answer_is_no_obstacle_to_egl(monkeypatch):
+    """Old terminal multiplexers, ssh and containers leave a DISPLAY behind."""
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("DISPLAY", ":99")
+    asked = []
+
+    class Context:
+        _context = None  # what GLFW leaves where there is no screen
+
+        def __init__(self, name):
+            asked.append(name)
+            if name == "mujoco.egl":
+                raise OSError("EGL is not here")
+
+    class Module:
+        def __init__(self, name):
+            self.GLContext = lambda width, height: Context(name)
+
+    monkeypatch.setattr(render, "import_module", Module)
+    model = mujoco.MjModel.from_xml_string("<mujoco/>")
+    with pytest.raises(RenderError, match=r"\(no screen answers; EGL is not here\); install EGL"):
+        render.make_drawing_context(model, 8, 8)
+    assert asked == ["mujoco.gl_context", "mujoco.egl"]
+
+
+def test_a_picture_is_drawn_although_a_screen_does_not_answer():
+    """In a process of its own, because MuJoCo ends one that asks for a context in the wrong way."""
+    script = [sys.executable, "-c", DRAW]
+    environment = {name: value for name, value in os.environ.items() if name != "MUJOCO_GL"}
+    ended = subprocess.run(
+        script, cwd=ROOT, env=environment | {"DISPLAY": ":99"}, capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith(("(8, 16, 3)", "no OpenGL driver works here (no screen answers; "))
+    assert ended.stderr == ""

@@ -13,6 +13,7 @@ from onnx import helper
 from pi_incubator.runtime import Policy, RuntimeBundleError, read_bundle, read_contract
 from pi_incubator.runtime._onnx_file import summarize
 from pi_incubator.runtime.contract import check_contract
+from tests.faults import onnx_files
 
 OBSERVATION = np.linspace(-1, 1, bundles.WIDTH, dtype=np.float32)
 
@@ -61,6 +62,16 @@ def test_a_changed_file(folder, name):
     data[len(data) // 2] ^= 1
     (folder / name).write_bytes(data)
     refused(folder, f"{name}: SHA-256 .* is not the .* of SHA256SUMS; copy or export the bundle again")
+
+
+def test_every_changed_bit_of_the_sums_is_seen(folder):
+    content = (folder / "SHA256SUMS").read_bytes()
+    for at in range(len(content)):
+        changed = bytearray(content)
+        changed[at] ^= 1
+        (folder / "SHA256SUMS").write_bytes(changed)
+        with pytest.raises(RuntimeBundleError):
+            read_bundle(folder)
 
 
 @pytest.mark.parametrize("name", ["policy.onnx", "contract.json", "SHA256SUMS"])
@@ -162,6 +173,12 @@ def test_external_data_inside_a_branch():
     node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
     model = helper.make_model(helper.make_graph([node], "g", [], []))
     assert summarize(model.SerializeToString(), "x").has_external_data
+
+
+def test_an_endless_loop_is_refused_before_it_runs(folder):
+    """Its hashes are right, and onnxruntime would never return."""
+    onnx_files.main(folder, "loop")
+    refused(folder, r"policy\.onnx: has a loop, which may never end; export the policy again")
 
 
 def test_summary_is_what_onnx_reads():

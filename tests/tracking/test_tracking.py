@@ -14,11 +14,14 @@ import pytest
 from mlflow import MlflowClient
 
 from envs_gpu.registry import UnknownNameError
+from pi_incubator import faults
 from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.errors import UserError
 from pi_incubator.provenance import git_state
 from pi_incubator.run_folder import RunFolder, begin
 from pi_incubator.tracking import Tracker, make_tracker, read_metrics
 from pi_incubator.tracking._base import Status
+from pi_incubator.tracking._composite import CompositeTracker
 from pi_incubator.tracking.mlflow import find_store, sqlite_uri
 
 WITHOUT_MLFLOW = """
@@ -331,3 +334,69 @@ def test_runs_that_start_together_share_a_new_store(tmp_path: Path) -> None:
     processes = [subprocess.Popen([*command, name]) for name in ("first", "second")]
     assert [process.wait() for process in processes] == [0, 0]
     assert {run.info.run_name for run in runs_of(open_store(tmp_path))} == {"first", "second"}
+
+
+def test_a_tracker_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning until it works again; the others get everything."""
+    logged, closed = [], []
+
+    class Broken(Tracker):
+        works = False
+
+        def log(self, iteration: int, *rest: Any) -> None:
+            if not self.works:
+                raise OSError(28, "No space left on device for http://me:hidden@host")
+
+        def close(self, status: Status = "finished") -> None:
+            raise ValueError("two\nlines")
+
+    class Sound(Tracker):
+        def log(self, iteration: int, *rest: Any) -> None:
+            logged.append(iteration)
+
+        def close(self, status: Status = "finished") -> None:
+            closed.append(status)
+
+    broken = Broken()
+    tracker = CompositeTracker([broken, Sound()])
+    for iteration, broken.works in enumerate([False, False, True, False]):
+        tracker.log(iteration, iteration, {})
+    tracker.close("interrupted")
+    assert logged == [0, 1, 2, 3]
+    assert closed == ["interrupted"]
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == 2
+    assert all("Broken failed (OSError: [Errno 28]" in text and "***" in text for text in warnings)
+
+
+def test_a_metrics_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    cfg = make_config(tmp_path)
+    (tmp_path / "run" / "metrics.partial").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(Is a directory\)"):
+        start(cfg)
+
+
+def test_a_store_without_room_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sqlalchemy.exc import OperationalError
+
+    from pi_incubator.tracking import mlflow as store
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OperationalError("CREATE TABLE x", {}, Exception("database or disk is full"))
+
+    monkeypatch.setattr(store, "MlflowClient", full)
+    with pytest.raises(
+        ConfigError, match=r"database or disk is full\); check the address and its disk"
+    ) as error:
+        start(make_config(tmp_path, backend="mlflow"))
+    assert "CREATE TABLE" not in str(error.value)
+
+
+def test_a_fault_on_purpose_is_a_failure_of_the_store(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(faults, "PLAN", faults.Plan("enospc@tracker:2"))
+    tracker = CompositeTracker([Tracker()])
+    for iteration in range(3):
+        tracker.log(iteration, iteration, {})
+    assert [record.getMessage().split(" (")[0] for record in caplog.records] == ["Tracker failed"]

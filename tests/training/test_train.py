@@ -10,6 +10,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from pi_incubator import finish
 from pi_incubator.cli.distill import main as distill
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
@@ -60,6 +61,20 @@ def test_run_folder_is_complete(tmp_path):
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
     assert [row["env_steps"] for row in rows] == [64, 128, 192, 256]
     assert {"mean", "std", "min", "max"} == set(json.loads(folder.evaluation.read_text())["return"])
+
+
+def test_pictures_that_fail_cost_a_sentence_each(tmp_path, monkeypatch, caplog):
+    """Drivers, fonts and encoders may raise what they like: the policy is there."""
+
+    def fail(*arguments, **options):
+        raise RuntimeError("no\nscreen")
+
+    for name in ("record_video", "draw_curve"):
+        monkeypatch.setattr(finish, name, fail)
+    folder = run(tmp_path, "blind", "evaluation.video=true", "training.total_steps=64")
+    assert folder.onnx.exists()
+    warnings = [record.getMessage() for record in caplog.records if record.name == "pi_incubator.finish"]
+    assert warnings == ["no curve: RuntimeError: no screen", "no video: RuntimeError: no screen"]
 
 
 @pytest.mark.parametrize("config", ["cartpole_balance.yaml", "experiment_config_baseline.yaml"])
