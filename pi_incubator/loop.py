@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pi_incubator import checkpoint
 from pi_incubator.checkpoint import Part
@@ -18,11 +18,15 @@ def train(
     folder: RunFolder,
     parts: Mapping[str, Part],
     tracker: Tracker,
+    restored: Callable[[], None],
 ) -> None:
-    """Train to the last iteration, continuing from the newest checkpoint in `folder` where there is one."""
-    for iteration in range(
-        checkpoint.restore(folder, parts, algorithm.distributed), algorithm.num_iterations
-    ):
+    """Train to the last iteration, continuing from the newest checkpoint in `folder` where there is one.
+
+    `restored` is called when that checkpoint is loaded, before the first iteration.
+    """
+    first = checkpoint.restore(folder, parts, algorithm.distributed)
+    restored()
+    for iteration in range(first, algorithm.num_iterations):
         with tracker.span("collect"):
             algorithm.collect()
         with tracker.span("update"):

@@ -6,7 +6,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
 from pi_incubator.errors import UserError
-from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
+from pi_incubator.inputs import with_absolute_paths
+from pi_incubator.run_folder import (
+    RunFolder,
+    check_origin,
+    check_resume,
+    keep_num_envs,
+    place_of,
+    recover,
+    starting,
+    with_own_model,
+)
 
 if TYPE_CHECKING:
     from pi_incubator.distributed import Distributed
@@ -61,12 +71,18 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
             that can be mended.
     """
     began_s = time.perf_counter()
-    cfg, sources = load_checked(config, overrides)
+    cfg, sources = load_checked(config, [*place_of(Path(config), overrides), *overrides])
+    cfg, resumes = with_absolute_paths(cfg), False
     with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg)) as folder:
         if rank_of_environment() == 0:  # which also reads the folder for the others
+            recover(folder)
             cfg = keep_num_envs(cfg, folder)
-            check_resume(cfg, folder)
-        result = _run(cfg, folder, hooks)
+            resumes = check_resume(cfg, folder)
+            if resumes:
+                cfg = with_own_model(cfg, folder)
+            else:
+                check_origin(cfg)
+        result = _run(cfg, folder, hooks, resumes)
     if rank_of_environment() == 0:
         print(f"all done in {timedelta(seconds=round(time.perf_counter() - began_s))}, {_peak_memory()}")
     return result
@@ -82,15 +98,16 @@ def _held_by_main(folder: RunFolder) -> AbstractContextManager[RunFolder]:
     return folder if rank_of_environment() == 0 else nullcontext(folder)
 
 
-def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook]) -> RunResult:
+def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook], resumes: bool) -> RunResult:
     """Everything after the checks that do not need torch, whose import takes seconds."""
     from pi_incubator.distributed import join, leave
 
     distributed = join()
     try:
+        cfg, resumes = distributed.broadcast((cfg, resumes))
         cfg, algorithm = _prepare(cfg, folder, distributed)
         try:
-            evaluation = _train_and_finish(cfg, folder, algorithm, hooks)
+            evaluation = _train_and_finish(cfg, folder, algorithm, hooks, resumes)
         finally:
             algorithm.close()
     finally:
@@ -123,26 +140,37 @@ def _prepare(
 
 
 def _train_and_finish(
-    cfg: ExperimentConfig, folder: RunFolder, algorithm: Algorithm[Any], hooks: Sequence[Hook]
+    cfg: ExperimentConfig,
+    folder: RunFolder,
+    algorithm: Algorithm[Any],
+    hooks: Sequence[Hook],
+    resumes: bool,
 ) -> Evaluation | None:
     """Train, and on rank 0 judge, film and export the policy."""
     from pi_incubator import checkpoint
     from pi_incubator.finish import finish_run
+    from pi_incubator.start_from import start_from
     from pi_incubator.tracking import Tracker, make_tracker
 
-    distributed = algorithm.distributed
+    distributed, origin, lines = algorithm.distributed, None, list(algorithm.compute.reasons)
+    if cfg.checkpoint.from_run and not resumes:
+        run, group = cfg.checkpoint.from_run, algorithm.policy.group
+        origin, taken = start_from(run, algorithm.parts(), group, distributed)
+        lines += taken
     if not distributed.is_main:
-        _train(cfg, folder, algorithm, hooks, Tracker())
+        _train(cfg, folder, algorithm, hooks, Tracker(), lambda: None)
         return None
-    begin(cfg, folder)
-    print("\n".join(algorithm.compute.reasons))
-    next_iteration = checkpoint.next_iteration(folder)
-    with make_tracker(cfg, folder, next_iteration, distributed.world_size) as tracker:
-        tracker.log_params(algorithm.compute.resolved() | {"resolved.world_size": distributed.world_size})
-        _train(cfg, folder, algorithm, hooks, tracker)
-        for path in algorithm.conclude(folder):
-            tracker.log_artifact(path)
-        return finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
+    with starting(cfg, folder, origin) as start:
+        cfg = start.cfg
+        print("\n".join(lines))
+        next_iteration = checkpoint.next_iteration(folder)
+        with make_tracker(cfg, folder, next_iteration, distributed.world_size) as tracker:
+            world_size = {"resolved.world_size": distributed.world_size}
+            tracker.log_params(algorithm.compute.resolved() | world_size)
+            _train(cfg, folder, algorithm, hooks, tracker, start.commit)
+            for path in algorithm.conclude(folder):
+                tracker.log_artifact(path)
+            return finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
 
 
 def _train(
@@ -151,8 +179,10 @@ def _train(
     algorithm: Algorithm[Any],
     hooks: Sequence[Hook],
     tracker: Tracker,
+    restored: Callable[[], None],
 ) -> None:
-    """Train with the built-in hooks around the caller's."""
+    """Train with the built-in hooks around the caller's; `restored` is called once nothing can fail any more
+    before the first iteration."""
     from pi_incubator.checkpoint import Part
     from pi_incubator.distributed import lost_another_rank
     from pi_incubator.hooks.checkpoint import Checkpoints
@@ -165,15 +195,16 @@ def _train(
     stateful = {f"hook_{index}": Part(hook) for index, hook in enumerate(hooks) if hook.state_dict()}
     parts = algorithm.parts() | stateful
     log_every, save_every = cfg.training.log_every, cfg.checkpoint.save_every
+    checkpoints = Checkpoints(cfg, folder, parts, algorithm.distributed)
     everything = [
         Logging(algorithm, tracker, log_every),
         Guards(algorithm, log_every, save_every),
         EvaluationHook(cfg, algorithm, tracker),
         *hooks,
-        Checkpoints(cfg, folder, parts, algorithm.distributed),
+        checkpoints,
     ]
     try:
-        train(algorithm, everything, folder, parts, tracker)
+        train(algorithm, everything, folder, parts, tracker, restored)
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(cfg, algorithm.compute.device) from None
@@ -181,6 +212,8 @@ def _train(
             problem = "another process of this training ended; its own message says why"
             raise UserError(f"rank {algorithm.distributed.rank}: {problem}") from None
         raise
+    finally:
+        checkpoints.close()
 
 
 def _peak_memory() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -18,11 +19,21 @@ Name = Annotated[str, Field(min_length=1)]
 
 
 class Section(BaseModel):
-    """Rules shared by every section."""
+    """Rules shared by every section. A key that is a word of Python, such as `from`, is a field's alias."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
     )
+
+    @classmethod
+    def fields_by_key(cls) -> dict[str, FieldInfo]:
+        """The fields by the keys that a file has for them."""
+        return {info.alias or name: info for name, info in cls.model_fields.items()}
 
 
 def holds_fields(annotation: Any) -> bool:

@@ -89,7 +89,7 @@ class Algorithm(ABC, Generic[Settings]):
         """Name -> everything that a bit-exact continuation needs; the names become file names."""
         return {
             "env": Part(self.env, per_rank=True),
-            "policy": Part(self.policy),
+            "policy": Part(self.policy, is_learned=True),
             "counters": Part(self.counters),
         }
 
@@ -179,6 +179,7 @@ def check_finite(module: torch.nn.Module) -> None:
     """
     if not torch.stack([weight.isfinite().all() for weight in module.parameters()]).all():
         raise DivergedError(
-            "the last update left weights that are not finite, and no checkpoint was written of them; "
-            "lower algorithm.lr or algorithm.max_grad_norm and run again to continue from the one before"
+            "the last update left weights that are not finite, and no checkpoint was written of them; set "
+            "another experiment.name, a lower algorithm.lr or algorithm.max_grad_norm, and checkpoint.from to "
+            "the folder of this run, to start with the weights of its last checkpoint"
         )

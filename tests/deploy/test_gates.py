@@ -40,7 +40,7 @@ def copy(bundle, tmp_path):
 @pytest.fixture(scope="module")
 def trained(standing):
     cfg, folder = open_run(str(standing.path), "cpu")
-    env, policy = load_trained(cfg, folder, 2)
+    env, policy, _ = load_trained(cfg, folder, 2)
     return cfg, folder, env, policy
 
 
