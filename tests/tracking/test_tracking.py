@@ -129,6 +129,7 @@ def test_console_says_what_runs_and_how_far_it_is(tmp_path: Path, capsys: pytest
 def test_none_records_nothing_elsewhere(tmp_path: Path) -> None:
     tracker, folder = start(make_config(tmp_path))
     with tracker:
+        tracker.log(0, 1, {})
         tracker.log_artifact(folder.metrics)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
