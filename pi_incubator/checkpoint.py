@@ -143,24 +143,40 @@ class BackgroundSaver:
 
     Args:
         folder: the run's.
+        parts: what is saved.
         cfg: the experiment; reads `checkpoint.keep`.
         distributed: the ranks, all of which call `save`.
     """
 
-    def __init__(self, folder: RunFolder, cfg: ExperimentConfig, distributed: Distributed = ALONE) -> None:
-        self._folder, self._cfg, self._distributed = folder, cfg, distributed
+    def __init__(
+        self,
+        folder: RunFolder,
+        parts: Mapping[str, Part],
+        cfg: ExperimentConfig,
+        distributed: Distributed = ALONE,
+    ) -> None:
+        self._folder, self._parts, self._cfg, self._distributed = folder, parts, cfg, distributed
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Path] | None = None
         self._memory: dict[str, State] = {}
+        if distributed.is_main:
+            always = {name: part.value.state_dict() for name, part in parts.items() if part.saved == "always"}
+            self._new_memory = self._pool.submit(_memory_for, always)
 
-    def save(self, iteration: int, env_steps: int, parts: Mapping[str, Part]) -> None:
-        """Copy the state of `parts`, and begin to write it; arguments as of `save`.
+    def save(self, iteration: int, env_steps: int) -> None:
+        """Copy the state of the parts, and begin to write it.
+
+        Args:
+            iteration: the one just completed, counted from 0.
+            env_steps: environment steps until now, over all worlds.
 
         Raises:
             UserError: the checkpoint before it could not be written.
         """
         self.wait()
-        snapshot = take_snapshot(iteration, env_steps, parts, self._distributed, self._memory)
+        if self._distributed.is_main and not self._memory:
+            self._memory = self._new_memory.result()
+        snapshot = take_snapshot(iteration, env_steps, self._parts, self._distributed, self._memory)
         if snapshot is not None:
             always = snapshot.states.keys() - snapshot.only_newest
             self._memory = {name: snapshot.states[name] for name in always}
@@ -377,6 +393,14 @@ def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
 
 def _copied_state(part: Part, memory: State) -> State:
     return {key: _copied(value, memory.get(key)) for key, value in part.value.state_dict().items()}
+
+
+def _memory_for(states: Mapping[str, State]) -> dict[str, State]:
+    """Memory for copies of `states` that the operating system has given already, which takes it time."""
+    return {
+        name: {key: torch.empty(value.shape, dtype=value.dtype).zero_() for key, value in state.items()}
+        for name, state in states.items()
+    }
 
 
 def _copied(tensor: Tensor, memory: Tensor | None) -> Tensor:

@@ -30,8 +30,8 @@ class Checkpoints(Hook):
         parts: Mapping[str, Part],
         distributed: Distributed,
     ) -> None:
-        self._save_every, self._parts = cfg.checkpoint.save_every, parts
-        self._saver = BackgroundSaver(folder, cfg, distributed)
+        self._save_every = cfg.checkpoint.save_every
+        self._saver = BackgroundSaver(folder, parts, cfg, distributed)
 
     def due(self, progress: Progress) -> bool:
         return is_due(progress, self._save_every) or self._saver.has_failed
@@ -42,7 +42,7 @@ class Checkpoints(Hook):
         Raises:
             UserError: this checkpoint, or the one before it, cannot be written.
         """
-        self._saver.save(progress.iteration, progress.env_steps, self._parts)
+        self._saver.save(progress.iteration, progress.env_steps)
         if progress.is_last:
             self._saver.wait()
 
