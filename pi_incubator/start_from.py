@@ -63,7 +63,9 @@ def _take(run: str, value: HasState, there: State, required: tuple[str, ...]) ->
     """Load the units of `there` that fit into `value`; yields a line for each unit."""
     here = value.state_dict()
     taken: State = {}
-    for unit in sorted({_unit(key) for key in here.keys() | there.keys()}, key=lambda unit: unit == WEIGHTS):
+    for unit in sorted(
+        {_unit(key) for key in here.keys() | there.keys()}, key=lambda unit: (unit == WEIGHTS, unit)
+    ):
         ours = {key: tensor for key, tensor in here.items() if _unit(key) == unit}
         theirs = {key: tensor for key, tensor in there.items() if _unit(key) == unit}
         problem = _misfit(ours, theirs)
