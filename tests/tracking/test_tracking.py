@@ -228,12 +228,15 @@ def test_mlflow_run_is_continued(tmp_path: Path) -> None:
 
 def test_mlflow_follows_a_moved_folder(tmp_path: Path) -> None:
     """Its artifacts lie beside its file wherever both were moved; the run has the folder's present name."""
+    from mlflow.tracking._tracking_service import utils
+
     tracker, folder = start(make_config(tmp_path / "runs", backend="mlflow"))
     folder.config.write_text("before")
     with tracker:
         tracker.log_artifact(folder.config)
     (tmp_path / "runs").rename(tmp_path / "archive")
     (tmp_path / "archive" / "run").rename(tmp_path / "archive" / "gait")
+    utils._artifact_repos_cache.clear()  # as in a new process
     experiment = {"name": "gait", "output_dir": str(tmp_path / "archive")}
     moved = ExperimentConfig.model_validate({"experiment": experiment})
     tracker, folder = start(moved, start_iteration=1)
