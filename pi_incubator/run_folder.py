@@ -96,7 +96,7 @@ class Start:
         self.resumes = resumes
         self._folder, self._inputs, self._is_committed = folder, inputs, False
         self._aside: Path | None = None
-        self._has_made_room = False
+        self._has_made_room = self._has_copied_model = False
         self._mlflow_run_id = _bytes_of(folder.mlflow_run_id)
         self._partial_model = folder.path / f".{folder.model.name}.partial"
 
@@ -108,6 +108,8 @@ class Start:
         save_config(_with_relative_model(self.cfg, self._folder), partial)
         partial.replace(self._folder.config)
         self._is_committed = True
+        if self._aside:
+            print(f"what was in {self._folder.path} is now in {self._aside}")
 
     def make_room(self) -> None:
         """Move an older run aside, and copy the robot into the folder."""
@@ -117,13 +119,12 @@ class Start:
         copied = copy_model(self._inputs, self._partial_model)  # first: it may be the older run's own
         self._aside = set_aside(self._folder)
         self._has_made_room = True
-        if self._aside:
-            print(f"what was in {self._folder.path} is now in {self._aside}")
         if copied:
             if self._folder.model.exists():
                 problem, fix = "is in the way of the run's copy of env.model", "rename it"
                 raise UserError(f"{self._folder.model}: {problem}; {fix}")
             self._partial_model.rename(self._folder.model)
+            self._has_copied_model = True
             self.cfg = _with_model(self.cfg, self._folder.model.absolute() / copied.name)
 
     def undo(self) -> None:
@@ -131,11 +132,13 @@ class Start:
         if self._is_committed:
             return
         if self._has_made_room:
-            if self.cfg.env.model and Path(self.cfg.env.model).parent == self._folder.model.absolute():
+            if self._has_copied_model:
                 shutil.rmtree(self._folder.model)
             put_back(self._folder, self._aside)
         shutil.rmtree(self._partial_model, ignore_errors=True)
-        if self.resumes and self._mlflow_run_id is not None:
+        if self.resumes and self._mlflow_run_id is None:
+            self._folder.mlflow_run_id.unlink(missing_ok=True)
+        elif self.resumes and self._mlflow_run_id is not None:
             self._folder.mlflow_run_id.write_bytes(self._mlflow_run_id)
 
 

@@ -145,13 +145,12 @@ def test_a_new_run_may_use_the_old_runs_copy(tmp_path: Path, robot: Path) -> Non
 
 
 def test_a_folder_model_that_is_not_the_runs_is_left_alone(tmp_path: Path, robot: Path) -> None:
-    cfg = make_config(tmp_path / "runs", robot)
-    mine = cfg.run_dir / "model" / "mine.txt"
-    mine.parent.mkdir(parents=True)
-    mine.write_text("mine")
+    shutil.copytree(robot.parent, tmp_path / "runs" / "run" / "model")
+    mine = tmp_path / "runs" / "run" / "model" / "arm.xml"
+    cfg = make_config(tmp_path / "runs", mine)
     with pytest.raises(UserError, match=r"model: is in the way of the run's copy of env\.model; rename it"):
         begin(cfg, RunFolder(cfg))
-    assert mine.read_text() == "mine"
+    assert mine.read_text() == ROBOT
     assert [path.name for path in cfg.run_dir.iterdir()] == ["model"]
 
 

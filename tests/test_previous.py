@@ -165,6 +165,22 @@ def test_a_kill_while_the_old_run_is_moved_is_undone_at_the_next_start(
     assert not folder.previous.exists()
 
 
+def test_a_continuation_that_fails_leaves_no_mlflow_run_behind(tmp_path: Path) -> None:
+    """A run that was not tracked before is not tracked because of it."""
+    folder = leave_run(tmp_path / "runs")
+    folder.mlflow_run_id.unlink()
+
+    def fail() -> None:
+        with starting(make_config(tmp_path / "runs"), folder) as start:
+            assert start.resumes
+            folder.mlflow_run_id.write_text("of the failed continuation")
+            raise UserError
+
+    with pytest.raises(UserError):
+        fail()
+    assert not folder.mlflow_run_id.exists()
+
+
 def test_an_old_run_that_cannot_be_moved_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = leave_run(tmp_path / "runs")
     before = listing(tmp_path)
