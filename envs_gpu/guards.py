@@ -310,5 +310,8 @@ def _below_limit(values: Tensor, limit: float) -> Tensor:
 
 def _advice(bits: int) -> str:
     if bits & Cause.ACTION:
-        return "the policy diverged: lower algorithm.lr or algorithm.max_grad_norm"
+        return (
+            "the policy diverged: lower algorithm.lr or algorithm.max_grad_norm in a run with another "
+            "experiment.name, which checkpoint.from lets start with the weights of this one"
+        )
     return "try a smaller timestep, weaker actuators, or smaller randomization"

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 from xml.parsers import expat
 
@@ -87,6 +87,32 @@ def load_model(path: str | Path, *, trusted: bool = False) -> mujoco.MjSpec:
     options = [str(e) for e in elements if e.tag == "option" and "timestep" in e.attributes]
     _check_timestep(spec.option.timestep, (options or [str(path)])[-1])
     return spec
+
+
+def model_files(path: str | Path) -> dict[str, Path]:
+    """The files that a user's MJCF file reads: itself under the name `.`, then the others by their place
+    relative to its folder.
+
+    Raises:
+        ModelError: it is missing, not MJCF, or reads outside of its folder.
+    """
+    path = Path(path).expanduser()
+    _check_is_file(path)
+    root = path.parent
+    elements = _read_elements(path, root)
+    _check_files(root, elements)
+    strips_folders = any(element.attributes.get("strippath") == "true" for element in elements)
+    files = {".": path}
+    for element in elements:
+        folders = _folders(element.tag, elements)
+        for attribute, value in element.attributes.items():
+            if not attribute.startswith("file"):
+                continue
+            names = [value, PureWindowsPath(value).name] if strips_folders else [value]
+            for target in (t for name in names for t in _candidates(root, element, name, folders)):
+                if os.path.isfile(target) and _real(target) != _real(path):
+                    files[os.path.relpath(os.path.normpath(target), root)] = target
+    return dict(sorted(files.items()))
 
 
 def compile_model(spec: mujoco.MjSpec, source: str) -> mujoco.MjModel:

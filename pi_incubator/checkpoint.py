@@ -1,41 +1,47 @@
-"""Checkpoints: safetensors and a manifest, written whole or not at all.
+"""What a run saves and continues from: the parts of an algorithm, as files of a checkpoint.
 
-    <run>/checkpoints/iter_00000123/   env.safetensors  policy.safetensors  ...  random.safetensors
-                                       env.rank1.safetensors  ...  what further ranks have of their own
-                                       manifest.json    what it is and the SHA-256 of every file
-
-The name carries the last completed iteration; the run continues at the next one.
+`checkpoint_files` describes the files. A checkpoint is copied first, which is quick, and can then be written
+beside training.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from pi_incubator import faults
+from pi_incubator.checkpoint_files import (
+    FORMAT,
+    MANIFEST,
+    Checkpoint,
+    checkpoint_name,
+    latest,
+    manifest_text,
+    prune,
+    publish,
+    read_newest,
+    set_damaged_aside,
+    sha256_of,
+)
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distributed import Distributed
 from pi_incubator.errors import UserError
+from pi_incubator.previous import forget_previous
 from pi_incubator.provenance import config_hash, git_state, library_versions
 from pi_incubator.run_folder import RunFolder
 
-FORMAT = 2
-FORMAT_VERSIONS = {1: "0.1.0"}
-"""The versions of this software that wrote earlier formats, which this one does not read."""
-MANIFEST = "manifest.json"
 RANDOM = "random"
+POLICY = "policy"
 OTHER_RUN = (
     "continue with the task, backend, algorithm and network of that run, or set another experiment.name"
 )
@@ -64,19 +70,9 @@ class Part:
     """`last` is kept in the newest checkpoint alone, for what is large, such as a replay buffer."""
     per_rank: bool = False
     """Whether each rank has one of its own, such as its worlds; of the others rank 0 saves the common one."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A complete, undamaged checkpoint on disk."""
-
-    path: Path
-    iteration: int
-    """The last completed iteration, counted from 0."""
-    env_steps: int
-    """Environment steps until then, over all worlds."""
-    world_size: int
-    """How many processes trained together."""
+    is_learned: bool = False
+    """Whether it is what training is for, such as a critic, and not the state of a training, such as its
+    worlds: a run that starts from another one (`checkpoint.from`) takes it where it fits."""
 
 
 class TorchRandom:
@@ -93,6 +89,19 @@ class TorchRandom:
         for index in range(torch.cuda.device_count()):
             if f"cuda.{index}" in state:
                 torch.cuda.set_rng_state(state[f"cuda.{index}"], index)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold: copies, so that training can go on."""
+
+    iteration: int
+    env_steps: int
+    states: dict[str, State]
+    """File name without suffix -> tensors on the CPU."""
+    only_newest: tuple[str, ...]
+    """Names of `states` that older checkpoints lose."""
+    world_size: int
 
 
 def save(
@@ -121,30 +130,137 @@ def save(
     Raises:
         UserError: it cannot be written; the earlier checkpoints are untouched.
     """
-    final = folder.checkpoints / f"iter_{iteration:08d}"
-    states = _gather_states(_with_random(parts), distributed)
+    snapshot = take_snapshot(iteration, env_steps, parts, distributed)
+    if snapshot is None:
+        return folder.checkpoints / checkpoint_name(iteration)
+    return write(folder, snapshot, cfg, keep)
+
+
+class BackgroundSaver:
+    """Copies what a checkpoint holds, and writes it in a thread while training goes on.
+
+    At most one checkpoint is being written; the next one waits for it. The copies of what every checkpoint
+    holds are made in the same memory each time, which is several times faster than in new memory.
+
+    Args:
+        folder: the run's.
+        parts: what is saved.
+        cfg: the experiment; reads `checkpoint.keep`.
+        distributed: the ranks, all of which call `save`.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder,
+        parts: Mapping[str, Part],
+        cfg: ExperimentConfig,
+        distributed: Distributed = ALONE,
+    ) -> None:
+        self._folder, self._parts, self._cfg, self._distributed = folder, parts, cfg, distributed
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Path] | None = None
+        self._memory: dict[str, State] = {}
+        if distributed.is_main:
+            always = {name: part.value.state_dict() for name, part in parts.items() if part.saved == "always"}
+            self._new_memory = self._pool.submit(_memory_for, always)
+
+    def save(self, iteration: int, env_steps: int) -> None:
+        """Copy the state of the parts, and begin to write it.
+
+        Args:
+            iteration: the one just completed, counted from 0.
+            env_steps: environment steps until now, over all worlds.
+
+        Raises:
+            UserError: the checkpoint before it could not be written.
+        """
+        self.wait()
+        if self._distributed.is_main and not self._memory:
+            self._memory = self._new_memory.result()
+        snapshot = take_snapshot(iteration, env_steps, self._parts, self._distributed, self._memory)
+        if snapshot is not None:
+            always = snapshot.states.keys() - snapshot.only_newest
+            self._memory = {name: snapshot.states[name] for name in always}
+            keep = self._cfg.checkpoint.keep
+            self._writing = self._pool.submit(write, self._folder, snapshot, self._cfg, keep)
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether the last checkpoint could not be written; `wait` says why."""
+        writing = self._writing
+        return writing is not None and writing.done() and writing.exception() is not None
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on disk.
+
+        Raises:
+            UserError: it could not be written; the earlier checkpoints are untouched.
+        """
+        if self._writing is not None:
+            writing = self._writing
+            writing.exception()  # waits; an interrupt leaves it to be waited for again
+            self._writing = None
+            writing.result()
+
+    def close(self) -> None:
+        """Wait, and end the thread; a checkpoint that could not be written is a warning."""
+        try:
+            self.wait()
+        except UserError as error:
+            log.warning("%s", error)
+        finally:
+            self._pool.shutdown()
+
+
+def take_snapshot(
+    iteration: int,
+    env_steps: int,
+    parts: Mapping[str, Part],
+    distributed: Distributed = ALONE,
+    memory: Mapping[str, State] | None = None,
+) -> Snapshot | None:
+    """Copies of the state of `parts` and of torch's generators, of all ranks; None on ranks other than 0.
+
+    Args:
+        iteration: the one just completed, counted from 0.
+        env_steps: environment steps until now, over all worlds.
+        parts: what to save, by name.
+        distributed: the ranks, all of which call it.
+        memory: copies that are not needed any more, and whose memory can be used.
+    """
+    states = _gather_states(_with_random(parts), distributed, memory or {})
     if not distributed.is_main:
-        return final
-    partial = folder.checkpoints / f".{final.name}.partial"
+        return None
+    only_newest = tuple(name for name in states if _is_only_in_newest(name, parts))
+    return Snapshot(iteration, env_steps, states, only_newest, distributed.world_size)
+
+
+def write(folder: RunFolder, snapshot: Snapshot, cfg: ExperimentConfig, keep: int) -> Path:
+    """Write a snapshot as a checkpoint; arguments, result and errors as of `save`."""
+    final = folder.checkpoints / checkpoint_name(snapshot.iteration)
+    partial = final.with_name(f".{final.name}.partial")
     try:
         faults.reach("save")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         files = {}
-        for name, state in states.items():
+        for name, state in snapshot.states.items():
             file = partial / f"{name}.safetensors"
             save_file(state, file)
             faults.reach("save", "write")
             faults.reach("save", "hash")
-            files[file.name] = _sha256(file)
-        only_newest = [f"{name}.safetensors" for name in states if _is_only_in_newest(name, parts)]
-        manifest = _manifest(iteration, env_steps, cfg, files, only_newest, distributed.world_size)
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        _publish(partial, final)
+            files[file.name] = sha256_of(file)
+        text = manifest_text(_manifest(snapshot, cfg, files))
+        (partial / MANIFEST).write_text(text, encoding="utf-8")
+        publish(partial, final)
     except (OSError, SafetensorError) as error:
         fix = "free some space or check the permissions, then run again to continue"
         raise UserError(f"{final}: cannot be written ({error}); {fix}") from error
-    _prune(folder, keep)
+    try:
+        prune(folder, keep)
+        forget_previous(folder)
+    except OSError as error:
+        log.warning("older checkpoints of %s cannot be deleted (%s)", folder.path, error)
     return final
 
 
@@ -169,35 +285,21 @@ def _is_only_in_newest(file_name: str, parts: Mapping[str, Part]) -> bool:
     return part is not None and part.saved == "last"
 
 
-def _gather_states(parts: Mapping[str, Part], distributed: Distributed) -> dict[str, State]:
+def _gather_states(
+    parts: Mapping[str, Part], distributed: Distributed, memory: Mapping[str, State]
+) -> dict[str, State]:
     """File name without suffix -> tensors on the CPU, of every rank; on rank 0 alone."""
     if distributed.is_main:
-        states = {name: _packed_state(part) for name, part in parts.items()}
-    own = {name: _packed_state(part) for name, part in parts.items() if part.per_rank and distributed.rank}
+        states = {name: _copied_state(part, memory.get(name, {})) for name, part in parts.items()}
+    own = {
+        name: _copied_state(part, {}) for name, part in parts.items() if part.per_rank and distributed.rank
+    }
     gathered = distributed.gather(own)
     if not distributed.is_main:
         return {}
     for rank, others in enumerate(gathered):
         states |= {_file_name(name, rank): state for name, state in others.items()}
     return states
-
-
-def latest(folder: RunFolder) -> Checkpoint | None:
-    """The newest undamaged checkpoint, with a warning for each newer one; None when there is none at all.
-
-    Raises:
-        UserError: there are checkpoints and all are damaged.
-    """
-    saved = folder.saved()
-    for path in reversed(saved):
-        try:
-            return _verify(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.warning("%s is damaged (%s); trying the one before it", path, error)
-    if saved:
-        fix = "set checkpoint.resume=never to delete them and start anew"
-        raise UserError(f"{folder.checkpoints}: every checkpoint is damaged; {fix}")
-    return None
 
 
 def next_iteration(folder: RunFolder) -> int:
@@ -226,7 +328,7 @@ def restore(folder: RunFolder, parts: Mapping[str, Part], distributed: Distribut
         if state is not None:
             _load_state(found.path / f"{name}.safetensors", state, part)
     if distributed.is_main:
-        _set_damaged_aside(folder, found)
+        set_damaged_aside(folder, found)
     return found.iteration + 1
 
 
@@ -248,131 +350,84 @@ def _read_states(
     return [_read_state(file, part) for file in files]
 
 
-def _set_damaged_aside(folder: RunFolder, found: Checkpoint) -> None:
-    """Rename checkpoints newer than `found`, or their numbers would outlive good ones."""
-    saved = folder.saved()
-    for damaged in saved[saved.index(found.path) + 1 :]:
-        shutil.rmtree(damaged.with_suffix(".damaged"), ignore_errors=True)
-        damaged.rename(damaged.with_suffix(".damaged"))
+@dataclass(frozen=True)
+class Pinned:
+    """Parts of one checkpoint, read at once: training may delete its files meanwhile."""
+
+    checkpoint: Checkpoint
+    states: Mapping[str, State]
+    """Name of the part -> tensors on the CPU; without those that the checkpoint does not have."""
+
+    def load(self, name: str, part: HasState) -> None:
+        """Load the part `name`.
+
+        Raises:
+            UserError: the checkpoint does not have it, or it does not fit.
+        """
+        file = self.checkpoint.path / f"{name}.safetensors"
+        if name not in self.states:
+            raise UserError(f"{file}: is not in this checkpoint; {OTHER_RUN}")
+        _load_state(file, self.states[name], Part(part))
+
+
+def pin(run: RunFolder | str | Path, names: tuple[str, ...] = (POLICY,)) -> Pinned:
+    """Parts of a run's newest undamaged checkpoint; the run may still be going on.
+
+    Raises:
+        UserError: the run has no checkpoint, or every one is damaged.
+    """
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    found, contents = read_newest(folder, [f"{name}.safetensors" for name in names])
+    return Pinned(found, {_part_of(file): load(content) for file, content in contents.items()})
 
 
 def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
     """Load the policy of a run's newest undamaged checkpoint; the run may still be going on.
 
+    Returns:
+        The checkpoint that the policy is from.
+
     Raises:
         UserError: the run has no checkpoint, or none that fits `policy`.
     """
-    return load_part(run, "policy", policy)
+    pinned = pin(run)
+    pinned.load(POLICY, policy)
+    return pinned.checkpoint
 
 
-def load_part(run: RunFolder | str | Path, name: str, part: HasState) -> Checkpoint:
-    """Load one part of a run's newest undamaged checkpoint; errors as of `load_policy`."""
-    found = _newest(run)
-    file = found.path / f"{name}.safetensors"
-    state = _read_state(file, Part(part))
-    assert state is not None
-    _load_state(file, state, Part(part))
-    return found
+def _copied_state(part: Part, memory: State) -> State:
+    return {key: _copied(value, memory.get(key)) for key, value in part.value.state_dict().items()}
 
 
-def has_part(run: RunFolder | str | Path, name: str) -> bool:
-    """Whether a run's newest undamaged checkpoint has a part `name`; errors as of `load_policy`."""
-    return (_newest(run).path / f"{name}.safetensors").exists()
+def _memory_for(states: Mapping[str, State]) -> dict[str, State]:
+    """Memory for copies of `states` that the operating system has given already, which takes it time."""
+    return {
+        name: {key: torch.empty(value.shape, dtype=value.dtype).zero_() for key, value in state.items()}
+        for name, state in states.items()
+    }
 
 
-def _newest(run: RunFolder | str | Path) -> Checkpoint:
-    folder = run if isinstance(run, RunFolder) else RunFolder(run)
-    found = latest(folder)
-    if found is None:
-        raise UserError(f"{folder.path}: has no checkpoint; name the folder of a run, or train it first")
-    return found
-
-
-def _packed_state(part: Part) -> State:
-    return {key: _packed(value) for key, value in part.value.state_dict().items()}
-
-
-def _packed(tensor: Tensor) -> Tensor:
+def _copied(tensor: Tensor, memory: Tensor | None) -> Tensor:
     """A copy on the CPU with storage of its own: safetensors refuses views, strides and shared memory."""
-    return tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    if memory is None or memory.shape != tensor.shape or memory.dtype != tensor.dtype:
+        memory = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return memory.copy_(tensor.detach())
 
 
-def _manifest(
-    iteration: int,
-    env_steps: int,
-    cfg: ExperimentConfig,
-    files: dict[str, str],
-    only_newest: list[str],
-    world_size: int,
-) -> dict[str, Any]:
+def _manifest(snapshot: Snapshot, cfg: ExperimentConfig, files: dict[str, str]) -> dict[str, Any]:
     git = git_state()
     return {
         "format": FORMAT,
-        "iteration": iteration,
-        "env_steps": env_steps,
+        "iteration": snapshot.iteration,
+        "env_steps": snapshot.env_steps,
         "config_sha256": config_hash(cfg),
         "git_commit": git and git.commit,
         "git_dirty": git and git.dirty,
         "libraries": library_versions(LIBRARIES),
         "files": files,
-        "only_newest": only_newest,
-        "world_size": world_size,
+        "only_newest": [f"{name}.safetensors" for name in snapshot.only_newest],
+        "world_size": snapshot.world_size,
     }
-
-
-def _publish(partial: Path, final: Path) -> None:
-    """Give a written folder its name, once all of it has reached the disk."""
-    for path in (*partial.iterdir(), partial):
-        faults.reach("save", "fsync")
-        _sync(path)
-    if final.exists():
-        final.rename(partial.with_name(f".{final.name}.replaced.partial"))
-    faults.reach("save", "rename")
-    partial.rename(final)
-    _sync(final.parent)
-
-
-def _prune(folder: RunFolder, keep: int) -> None:
-    """Delete what is older than the `keep` newest checkpoints, and what only the newest one keeps."""
-    faults.reach("save", "prune")
-    leftovers = folder.checkpoints.glob(".*.partial")
-    for path in (*folder.saved()[:-keep], *leftovers):
-        shutil.rmtree(path, ignore_errors=True)
-    for path in folder.saved()[:-1]:
-        for name in _only_newest(path):
-            (path / name).unlink(missing_ok=True)
-
-
-def _only_newest(path: Path) -> list[str]:
-    """The files of the checkpoint `path` that an older one may lack; none where it is damaged."""
-    try:
-        return list(json.loads((path / MANIFEST).read_text(encoding="utf-8"))["only_newest"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _verify(path: Path) -> Checkpoint:
-    """The checkpoint in `path`.
-
-    Raises:
-        OSError, ValueError, KeyError, TypeError: it is damaged.
-        UserError: a newer version of this software wrote it.
-    """
-    manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
-    if manifest["format"] > FORMAT:
-        problem = f"has format {manifest['format']}, this version reads {FORMAT}"
-        raise UserError(f"{path}: {problem}; upgrade pi_incubator")
-    if version := FORMAT_VERSIONS.get(manifest["format"]):
-        problem = f"was written by pi_incubator {version}, whose format this version does not read"
-        raise UserError(f"{path}: {problem}; install that version to use it, or train again")
-    for name, sha256 in manifest["files"].items():
-        if name in manifest["only_newest"] and not (path / name).exists():
-            continue
-        if _sha256(path / name) != sha256:
-            raise ValueError(f"{name} has another SHA-256 than when it was written")
-    return Checkpoint(
-        path, int(manifest["iteration"]), int(manifest["env_steps"]), int(manifest["world_size"])
-    )
 
 
 def _read_state(file: Path, part: Part) -> State | None:
@@ -395,24 +450,11 @@ def _load_state(file: Path, state: State, part: Part) -> None:
         there = state.get(key)
         any_size = part.saved == "last"
         if there is None or there.dtype != here.dtype or not (any_size or there.shape == here.shape):
-            problem = f"has {_describe(there)} for {key!r}, needed is {_describe(here)}"
+            problem = f"has {describe(there)} for {key!r}, needed is {describe(here)}"
             raise UserError(f"{file}: {problem}; {OTHER_RUN}")
     part.value.load_state_dict(state)
 
 
-def _describe(tensor: Tensor | None) -> str:
+def describe(tensor: Tensor | None) -> str:
+    """Type and shape of a tensor, in words."""
     return "nothing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file or folder has reached the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,10 +9,11 @@ from datetime import timedelta
 from pathlib import Path
 
 from envs_gpu.vec_env import VecEnv
-from pi_incubator import faults
+from pi_incubator import checkpoint, faults
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.artifact import Source, origin_of
 from pi_incubator.deploy.bundle import write_file
+from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.graph import MEASURED
 from pi_incubator.deploy.pixels import export_pixels
 from pi_incubator.deploy.record import record
@@ -63,13 +64,15 @@ def _write_files(
 ) -> Iterator[Path]:
     """Yield each file of the run's end as soon as it is complete."""
     yield folder.config
-    write_json(evaluation.summary(), folder.evaluation)
+    found = checkpoint.latest(folder)
+    assert found is not None  # training ends with a checkpoint
+    write_json(evaluation.summary() | {"checkpoint": found.progress}, folder.evaluation)
     yield folder.evaluation
     # What is needed comes before what is only nice to have.
     if cfg.deployment.export == "onnx" and policy.group not in MEASURED:
         log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group)
     elif cfg.deployment.export == "onnx":
-        difference = _export(cfg, folder, worlds, policy, evaluation)
+        difference = _export(cfg, folder, worlds, policy, origin_of(found, folder))
         where = f"{cfg.deployment.num_check_observations:,} recorded observations"
         print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
         yield folder.onnx
@@ -96,11 +99,10 @@ def _optional(name: str) -> Iterator[None]:
 
 
 def _export(
-    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, evaluation: Evaluation
+    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, origin: Origin
 ) -> float:
     """Write `policy.onnx`, as it goes into a bundle; gives its largest difference from the policy."""
     faults.reach("export")
-    origin = origin_of(folder, evaluation.summary()["return"]["mean"])
     count, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     if cfg.env.pixels:
         pixels = record_observations(worlds, policy, count, seed, policy.group)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from pi_incubator import checkpoint, faults, interruption
@@ -20,14 +20,18 @@ def train(
     folder: RunFolder,
     parts: Mapping[str, Part],
     tracker: Tracker,
+    restored: Callable[[], None],
 ) -> None:
     """Train to the last iteration, continuing from the newest checkpoint in `folder` where there is one.
+
+    `restored` is called when that checkpoint is loaded, before the first iteration.
 
     Raises:
         Interrupted: a signal came. The iteration that it came in was finished and saved, if it took no longer
             than `interruption.GRACE_S` after the signal.
     """
     first = checkpoint.restore(folder, parts, algorithm.distributed)
+    restored()
     with interruption.deferred():
         for iteration in range(first, algorithm.num_iterations):
             with tracker.span("collect"):

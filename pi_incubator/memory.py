@@ -184,7 +184,7 @@ def _what_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
 
 def _keys(cfg: ExperimentConfig, field: str) -> Collection[str]:
     """The keys of the section that `field` is of."""
-    return type(getattr(cfg, field.split(".")[0])).model_fields
+    return type(getattr(cfg, field.split(".")[0])).fields_by_key()
 
 
 def _value(cfg: ExperimentConfig, field: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,9 +15,19 @@ from typing import TYPE_CHECKING, Any
 from pi_incubator import faults, interruption
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
 from pi_incubator.errors import UserError
+from pi_incubator.inputs import with_absolute_paths
 from pi_incubator.interruption import Interrupted
 from pi_incubator.launcher import rank_of_environment
-from pi_incubator.run_folder import RunFolder, begin, check_resume, keep_num_envs
+from pi_incubator.run_folder import (
+    RunFolder,
+    check_origin,
+    check_resume,
+    keep_num_envs,
+    place_of,
+    recover,
+    starting,
+    with_own_model,
+)
 
 if TYPE_CHECKING:
     from pi_incubator.distributed import Distributed
@@ -75,12 +85,18 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
 def _run_alone(config: str | Path, overrides: Sequence[str], hooks: Sequence[Hook]) -> RunResult:
     """The run, in a folder that no other process writes to."""
     rank = rank_of_environment()
-    cfg, sources = load_checked(config, overrides)
+    cfg, sources = load_checked(config, [*place_of(Path(config), overrides), *overrides])
+    cfg, resumes = with_absolute_paths(cfg), False
     with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg), rank) as folder:
-        if rank == 0:  # which also reads the folder for the others
+        if rank == 0:  # the other ranks get the settings from this one
+            recover(folder)
             cfg = keep_num_envs(cfg, folder)
-            check_resume(cfg, folder)
-        return _run(cfg, folder, hooks)
+            resumes = check_resume(cfg, folder)
+            if resumes:
+                cfg = with_own_model(cfg, folder)
+            else:
+                check_origin(cfg)
+        return _run(cfg, folder, hooks, resumes)
 
 
 def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFolder]:
@@ -88,15 +104,16 @@ def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFol
     return folder if rank == 0 else nullcontext(folder)
 
 
-def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook]) -> RunResult:
+def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook], resumes: bool) -> RunResult:
     """Everything after the checks that do not need torch, whose import takes seconds."""
     from pi_incubator.distributed import join, leave
 
     distributed = join()
     try:
+        cfg, resumes = distributed.broadcast((cfg, resumes))
         cfg, algorithm = _prepare(cfg, folder, distributed)
         try:
-            evaluation = _train_and_finish(cfg, folder, algorithm, hooks)
+            evaluation = _train_and_finish(cfg, folder, algorithm, hooks, resumes)
         finally:
             algorithm.close()
     finally:
@@ -136,27 +153,37 @@ def _prepare(
 
 
 def _train_and_finish(
-    cfg: ExperimentConfig, folder: RunFolder, algorithm: Algorithm[Any], hooks: Sequence[Hook]
+    cfg: ExperimentConfig,
+    folder: RunFolder,
+    algorithm: Algorithm[Any],
+    hooks: Sequence[Hook],
+    resumes: bool,
 ) -> Evaluation | None:
     """Train, and on rank 0 judge, film and export the policy."""
     from pi_incubator import checkpoint
     from pi_incubator.finish import finish_run
+    from pi_incubator.start_from import start_from
     from pi_incubator.tracking import Tracker, make_tracker
 
-    distributed = algorithm.distributed
+    distributed, origin, lines = algorithm.distributed, None, list(algorithm.compute.reasons)
+    if cfg.checkpoint.from_run and not resumes:
+        run, group = cfg.checkpoint.from_run, algorithm.policy.group
+        origin, taken = start_from(run, algorithm.parts(), group, distributed)
+        lines += taken
     if not distributed.is_main:
-        _train(cfg, folder, algorithm, hooks, Tracker())
+        _train(cfg, folder, algorithm, hooks, Tracker(), lambda: None)
         return None
-    begin(cfg, folder)
-    print("\n".join(algorithm.compute.reasons))
-    next_iteration = checkpoint.next_iteration(folder)
     with ExitStack() as stack:
         stack.enter_context(_explain_interruption(cfg, folder, algorithm.num_iterations))
+        start = stack.enter_context(starting(cfg, folder, origin))
+        cfg = start.cfg
+        print("\n".join(lines))
+        next_iteration = checkpoint.next_iteration(folder)
         with interruption.deferred():  # a tracker that is being made cannot be closed yet
             made = make_tracker(cfg, folder, next_iteration, distributed.world_size)
             tracker = stack.enter_context(made)
         tracker.log_params(algorithm.compute.resolved() | {"resolved.world_size": distributed.world_size})
-        _train(cfg, folder, algorithm, hooks, tracker)
+        _train(cfg, folder, algorithm, hooks, tracker, start.commit)
         for path in algorithm.conclude(folder):
             tracker.log_artifact(path)
         return finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
@@ -184,8 +211,10 @@ def _train(
     algorithm: Algorithm[Any],
     hooks: Sequence[Hook],
     tracker: Tracker,
+    restored: Callable[[], None],
 ) -> None:
-    """Train with the built-in hooks around the caller's."""
+    """Train with the built-in hooks around the caller's; `restored` is called once nothing can fail any more
+    before the first iteration."""
     from pi_incubator.checkpoint import Part
     from pi_incubator.distributed import lost_another_rank
     from pi_incubator.hooks.checkpoint import Checkpoints
@@ -198,15 +227,16 @@ def _train(
     stateful = {f"hook_{index}": Part(hook) for index, hook in enumerate(hooks) if hook.state_dict()}
     parts = algorithm.parts() | stateful
     log_every, save_every = cfg.training.log_every, cfg.checkpoint.save_every
+    checkpoints = Checkpoints(cfg, folder, parts, algorithm.distributed)
     everything = [
         Logging(algorithm, tracker, log_every),
         Guards(algorithm, log_every, save_every),
         EvaluationHook(cfg, algorithm, tracker),
         *hooks,
-        Checkpoints(cfg, folder, parts, algorithm.distributed),
+        checkpoints,
     ]
     try:
-        train(algorithm, everything, folder, parts, tracker)
+        train(algorithm, everything, folder, parts, tracker, restored)
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(cfg, algorithm.compute.device) from None
@@ -214,6 +244,8 @@ def _train(
             problem = "another process of this training ended; its own message says why"
             raise UserError(f"rank {algorithm.distributed.rank}: {problem}") from None
         raise
+    finally:
+        checkpoints.close()
 
 
 def _peak_memory() -> str:

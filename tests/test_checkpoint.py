@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -15,11 +18,13 @@ from torch import Tensor, nn
 
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import VecEnv
-from pi_incubator import checkpoint
+from pi_incubator import checkpoint, checkpoint_files
 from pi_incubator.checkpoint import Part
+from pi_incubator.checkpoint_files import manifest_text
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.training.adam import Adam
 
 CONFIG = ExperimentConfig()
 
@@ -36,9 +41,16 @@ def save(iteration):
     parts = {"policy": Part(torch.nn.Linear(2, 2)), "env": Part(torch.nn.Linear(3, 3))}
     checkpoint.save(RunFolder(sys.argv[1]), iteration, iteration * 10, parts, ExperimentConfig(), keep=1)
 
+def save_beside(iteration):
+    parts = {"policy": Part(torch.nn.Linear(2, 2)), "env": Part(torch.nn.Linear(3, 3))}
+    cfg = ExperimentConfig.model_validate({"checkpoint": {"keep": 1}})
+    saver = checkpoint.BackgroundSaver(RunFolder(sys.argv[1]), parts, cfg)
+    saver.save(iteration, iteration * 10)
+    saver.wait()
+
 save(1)
 setattr(os, sys.argv[2], lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL))
-save(2)
+{"at once": save, "beside training": save_beside}[sys.argv[3]](2)
 """
 
 
@@ -171,9 +183,11 @@ def test_manifest_says_what_it_is(folder: RunFolder) -> None:
     assert len(manifest["config_sha256"]) == 64
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename"])
-def test_a_kill_while_saving_leaves_the_one_before(folder: RunFolder, call: str) -> None:
-    command = [sys.executable, "-c", DIE_WHILE_SAVING, str(folder.path), call]
+@pytest.mark.parametrize(
+    ("call", "how"), [("fsync", "at once"), ("fsync", "beside training"), ("rename", "beside training")]
+)
+def test_a_kill_while_saving_leaves_the_one_before(folder: RunFolder, call: str, how: str) -> None:
+    command = [sys.executable, "-c", DIE_WHILE_SAVING, str(folder.path), call, how]
     assert subprocess.run(command).returncode == -signal.SIGKILL
     assert len(list(folder.checkpoints.iterdir())) == 2  # the one before, and what was being written
     parts = {"policy": Part(nn.Linear(2, 2)), "env": Part(nn.Linear(3, 3))}
@@ -296,6 +310,222 @@ def test_what_is_never_saved_is_neither_written_nor_missed(folder: RunFolder) ->
     assert not (path / "scratch.safetensors").exists()
     assert checkpoint.restore(folder, parts) == 1
     assert scratch.tensors["x"] == 7.0
+
+
+def flip_bits(folder: RunFolder, count: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Flip one bit of the newest checkpoint `count` times, anywhere in its files; it is found every time."""
+    x = torch.arange(50.0)
+    save(folder, 1, x=x)
+    newest = save(folder, 2, x=x)
+    files = [path for path in sorted(newest.iterdir()) for _ in range(path.stat().st_size)]
+    generator = torch.Generator().manual_seed(0)
+    for place, bit in zip(
+        torch.randint(len(files), (count,), generator=generator).tolist(),
+        torch.randint(8, (count,), generator=generator).tolist(),
+        strict=True,
+    ):
+        file = files[place]
+        whole = file.read_bytes()
+        damaged = bytearray(whole)
+        damaged[place - files.index(file)] ^= 1 << bit
+        file.write_bytes(damaged)
+        caplog.clear()
+        found = checkpoint.latest(folder)
+        assert found is not None
+        assert found.iteration == 1, f"bit {bit} of byte {place - files.index(file)} of {file.name}"
+        assert "iter_00000002 is damaged" in caplog.text
+        assert checkpoint.pin(folder, ("policy", "random")).checkpoint.iteration == 1
+        file.write_bytes(whole)
+    assert checkpoint.next_iteration(folder) == 3
+
+
+def test_a_flipped_bit_is_found_and_the_one_before_is_used(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Every file is covered, the manifest too, by whoever reads it."""
+    flip_bits(folder, 60, caplog)
+
+
+@pytest.mark.slow
+def test_two_hundred_flipped_bits_are_found(folder: RunFolder, caplog: pytest.LogCaptureFixture) -> None:
+    """The same with 200 bits."""
+    flip_bits(folder, 200, caplog)
+
+
+def test_each_bit_of_the_number_of_the_format_is_found(folder: RunFolder) -> None:
+    """A damaged number is damage, and not the format of another version."""
+    save(folder, 1)
+    manifest = save(folder, 2) / "manifest.json"
+    whole = manifest.read_bytes()
+    for bit in range(8):
+        damaged = bytearray(whole)
+        damaged[whole.index(b'"format": ') + len(b'"format": ')] ^= 1 << bit
+        manifest.write_bytes(damaged)
+        assert restored(folder) == (2, 1.0)
+        (folder.checkpoints / "iter_00000002.damaged").rename(manifest.parent)
+
+
+@pytest.mark.parametrize("file", ["policy.safetensors", "random.safetensors", "manifest.json"])
+@pytest.mark.parametrize("length", [0, 1, 50, -1])
+def test_a_truncated_file_is_found(folder: RunFolder, file: str, length: int) -> None:
+    """A file that ends early, or is empty, is damage wherever it ends."""
+    save(folder, 1)
+    path = save(folder, 2) / file
+    path.write_bytes(path.read_bytes()[:length])
+    assert checkpoint.load_policy(folder, Holder(x=torch.tensor(0.0))).iteration == (
+        2 if file.startswith("random") else 1  # a reader checks what it reads
+    )
+    assert restored(folder) == (2, 1.0)
+
+
+def test_a_missing_manifest_is_damage(folder: RunFolder) -> None:
+    save(folder, 1)
+    (save(folder, 2) / "manifest.json").unlink()
+    assert restored(folder) == (2, 1.0)
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "..", "inner/file"])
+def test_a_manifest_that_names_files_elsewhere_is_damage(folder: RunFolder, name: str) -> None:
+    """A checkpoint from somebody else reads nothing outside of its own folder, even with the right hashes."""
+    save(folder, 1)
+    path = save(folder, 2)
+    (folder.checkpoints / "secret").write_text("x")
+    manifest = json.loads((path / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["files"][name] = hashlib.sha256(b"x").hexdigest()
+    (path / "manifest.json").write_text(manifest_text(manifest))
+    assert restored(folder) == (2, 1.0)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": "2"}', '{"format": 2, "files": []}', "[" * 9999])
+def test_a_manifest_of_another_shape_is_damage(folder: RunFolder, content: str) -> None:
+    save(folder, 1)
+    (save(folder, 2) / "manifest.json").write_text(content)
+    assert restored(folder) == (2, 1.0)
+
+
+def test_a_renamed_checkpoint_is_damage(folder: RunFolder) -> None:
+    """Its name says with which iteration the run continues."""
+    save(folder, 1)
+    path = save(folder, 2)
+    path.rename(path.with_name("iter_00000009"))
+    assert restored(folder) == (2, 1.0)
+
+
+def beside(folder: RunFolder, policy: Holder, keep: int = 3) -> checkpoint.BackgroundSaver:
+    cfg = ExperimentConfig.model_validate({"checkpoint": {"keep": keep}})
+    return checkpoint.BackgroundSaver(folder, {"policy": Part(policy)}, cfg)
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written is the state at the call; the next save waits until it is on disk."""
+    may_write = threading.Event()
+    publish = checkpoint.publish
+
+    def waiting(*paths: Path) -> None:
+        assert may_write.wait(10)
+        publish(*paths)
+
+    monkeypatch.setattr(checkpoint, "publish", waiting)
+    policy = Holder(x=torch.tensor(1.0))
+    saver = beside(folder, policy)
+    saver.save(1, 100)
+    policy.tensors["x"].fill_(2.0)  # training goes on
+    assert folder.saved() == []
+    may_write.set()
+    saver.save(2, 200)
+    assert folder.checkpoints / "iter_00000001" in folder.saved()
+    policy.tensors["x"].fill_(3.0)
+    saver.wait()
+    saver.close()
+    assert restored(folder) == (3, 2.0)
+    (folder.checkpoints / "iter_00000002").rename(folder.path / "away")
+    assert restored(folder) == (2, 1.0)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_an_error_of_the_next_call(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is lost in silence: the next save raises, and so does the wait at the end of training."""
+    folder.path.mkdir()
+    folder.checkpoints.touch()
+    saver = beside(folder, Holder(x=torch.tensor(1.0)))
+    saver.save(1, 100)
+    with pytest.raises(UserError, match="iter_00000001: cannot be written"):
+        saver.save(2, 200)
+    saver.save(3, 300)
+    with pytest.raises(UserError, match="iter_00000003: cannot be written"):
+        saver.wait()
+    saver.save(4, 400)
+    saver.close()  # training has ended with another error, which this one must not hide
+    assert "iter_00000004: cannot be written" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_save_stops_training_for_50_ms_at_most(folder: RunFolder) -> None:
+    """10 million parameters and Adam's two moments of each; the median of some saves."""
+    network = nn.Sequential(*(nn.Linear(1581, 1581) for _ in range(4)))
+    optimizer = Adam(list(network.parameters()), torch.tensor(1e-3))
+    parts = {"policy": Part(network), "optimizer": Part(optimizer)}
+    saver = checkpoint.BackgroundSaver(folder, parts, CONFIG)
+    time.sleep(1.0)  # as the first iterations take
+    stalls_s = []
+    for iteration in range(5):
+        began_s = time.perf_counter()
+        saver.save(iteration, iteration)
+        stalls_s.append(time.perf_counter() - began_s)
+        saver.wait()
+    saver.close()
+    assert sorted(stalls_s)[2] < 0.050, stalls_s
+
+
+def test_a_reader_whose_checkpoint_is_deleted_reads_the_next(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With checkpoint.keep=1 training deletes what a reader has just begun to read."""
+    save(folder, 1, keep=1)
+    read, others = checkpoint_files.read_manifest, iter([2, 3])
+
+    def slow(path: Path) -> checkpoint.Checkpoint:
+        found = read(path)
+        for iteration in others:
+            monkeypatch.setattr(checkpoint_files, "read_manifest", read)
+            save(folder, iteration, keep=1)
+            monkeypatch.setattr(checkpoint_files, "read_manifest", slow)
+            break
+        return found
+
+    monkeypatch.setattr(checkpoint_files, "read_manifest", slow)
+    policy = Holder(x=torch.tensor(0.0))
+    found = checkpoint.load_policy(folder, policy)
+    assert (found.iteration, found.env_steps, policy.tensors["x"].item()) == (3, 300, 3.0)
+
+
+def test_parts_of_one_reader_are_of_one_checkpoint(folder: RunFolder) -> None:
+    """What was pinned stays what it was, also when training has deleted its files."""
+    parts = {"policy": Part(Holder(x=torch.tensor(1.0))), "critic": Part(Holder(x=torch.tensor(10.0)))}
+    checkpoint.save(folder, 1, 100, parts, CONFIG, keep=1)
+    pinned = checkpoint.pin(folder, ("policy", "critic", "nothing"))
+    save(folder, 2, keep=1)
+    assert [path.name for path in folder.saved()] == ["iter_00000002"]
+    policy, critic = Holder(x=torch.tensor(0.0)), Holder(x=torch.tensor(0.0))
+    pinned.load("policy", policy)
+    pinned.load("critic", critic)
+    assert (policy.tensors["x"], critic.tensors["x"], pinned.checkpoint.iteration) == (1.0, 10.0, 1)
+    with pytest.raises(UserError, match=r"nothing\.safetensors: is not in this checkpoint"):
+        pinned.load("nothing", policy)
+
+
+def test_a_reader_never_advises_to_replace_a_run(folder: RunFolder) -> None:
+    """Where no checkpoint can be read it waits for a run that is being trained, and else for a copy."""
+    damage(save(folder, 1) / "policy.safetensors")
+    with pytest.raises(UserError, match="restore them from a copy") as error:
+        checkpoint.pin(folder)
+    assert "resume=never" not in str(error.value)
+    with folder, pytest.raises(UserError, match="being trained: wait for its next checkpoint"):
+        checkpoint.pin(RunFolder(folder.path))
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 import pi_incubator
 from pi_incubator.config import ConfigError
+from pi_incubator.errors import UserError
 from pi_incubator.hooks.hook import Hook
 
 CONFIG = Path(__file__).parents[1] / "configs" / "cartpole_balance.yaml"
@@ -34,9 +35,9 @@ class Counter(Hook):
     def __call__(self, progress):
         self.count += 1
         logged = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
-        saved = sorted(path.name for path in (self.folder / "checkpoints").glob("iter_*"))
-        last_saved = int(saved[-1].removeprefix("iter_"))
-        self.seen.append((progress.iteration, progress.env_steps, logged[-1]["iteration"], last_saved))
+        saved = (int(path.name[5:]) for path in (self.folder / "checkpoints").glob("iter_*"))
+        is_saved = progress.iteration in saved
+        self.seen.append((progress.iteration, progress.env_steps, logged[-1]["iteration"], is_saved))
 
     def state_dict(self):
         return {"count": self.count}
@@ -85,7 +86,7 @@ def test_the_result_has_settings_folder_and_evaluation(finished):
 def test_hooks_come_after_logging_and_before_the_checkpoint(finished):
     """At its call a hook finds the iteration logged, and the checkpoint of the one before."""
     _, counter, calls = finished
-    assert counter.seen == [(1, 64, 1, 0), (3, 128, 3, 2)]
+    assert counter.seen == [(1, 64, 1, False), (3, 128, 3, False)]
     assert calls == [False, False, False, True]
 
 
@@ -125,6 +126,37 @@ def test_a_mistake_is_an_error_before_anything_is_written(tmp_path):
     with pytest.raises(ConfigError, match=r"command line: env\.name = 'cartpole': unknown task"):
         pi_incubator.run(CONFIG, [f"experiment.output_dir={tmp_path}", "env.name=cartpole"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_start_or_resume_leaves_the_run_as_it_was(tmp_path):
+    """Nothing is changed where a store does not answer or the settings do not fit the checkpoint."""
+    result = train(tmp_path / "run", 32)
+    before = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+    del before[result.folder / ".lock"]
+    away = ("tracking.backend=mlflow", "tracking.uri=sqlite:////nowhere/x.db")
+    place = (f"experiment.output_dir={tmp_path}", "training.total_steps=64", "training.log_every=7")
+    for mistake in (away, (*away, "checkpoint.resume=never"), ("env.backend=warp",)):
+        with pytest.raises((ConfigError, UserError)):
+            pi_incubator.run(CONFIG, [*SETTINGS, *place, *mistake])
+        after = {path: path.read_bytes() for path in result.folder.rglob("*") if path.is_file()}
+        del after[result.folder / ".lock"]
+        assert after == before, mistake
+
+
+def test_a_renamed_run_continues_where_it_is(tmp_path):
+    """By its new name, or by its own settings."""
+    result = train(tmp_path / "runs" / "run", 32)
+    there = (tmp_path / "runs").rename(tmp_path / "archive") / "gait_v1"
+    (there.parent / "run").rename(there)
+    place = (f"experiment.output_dir={there.parent}", "experiment.name=gait_v1", "training.total_steps=64")
+    pi_incubator.run(CONFIG, [*SETTINGS, *place])
+    again = pi_incubator.run(there / "config.yaml", ["training.total_steps=96"])
+    assert again.folder == there
+    assert sorted(path.name for path in there.glob("checkpoints/iter_*")) == [
+        *("iter_00000000", "iter_00000001", "iter_00000002")
+    ]
+    assert not result.folder.exists()
+    assert not (tmp_path / "runs").exists()
 
 
 IN_A_NEW_PROCESS = """

@@ -109,7 +109,7 @@ class Distillation(Algorithm[DistillationSettings]):
 
     def parts(self) -> dict[str, Part]:
         parts = super().parts() | {
-            "critic": Part(self.student.critic),
+            "critic": Part(self.student.critic, is_learned=True),
             "optimizer": Part(self.optimizer),
             "feature_map": Part(self.feature_map),
         }
@@ -165,7 +165,7 @@ class Distillation(Algorithm[DistillationSettings]):
             env = self.env
             if index:
                 env = _lesson_env(lesson_cfg, self.compute, RunFolder(cfg), self.distributed)
-            teacher = load_teacher(settings.teachers[index], env.spec, settings.value_coef)
+            teacher = load_teacher(settings.teachers[index], env.spec, settings.value_coef, self.distributed)
             lessons.append(Lesson(lesson_cfg, teacher, env))
         return lessons
 

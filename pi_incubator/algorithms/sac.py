@@ -68,8 +68,9 @@ class SAC(OffPolicy[SACSettings]):
     def parts(self) -> dict[str, Part]:
         weights = {"critic": self.critic_weights, "target": self.target_weights}
         named = {f"{name}.{i}": w.data for name, ws in weights.items() for i, w in enumerate(ws)}
+        critics = NamedTensors(**named, log_temperature=self.loss.log_alpha.data)
         return super().parts() | {
-            "critics": Part(NamedTensors(**named, log_temperature=self.loss.log_alpha.data)),
+            "critics": Part(critics, is_learned=True),
             "actor_optimizer": Part(self.actor_optimizer),
             "critic_optimizer": Part(self.critic_optimizer),
             "temperature_optimizer": Part(self.temperature_optimizer),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pi_incubator.checkpoint_files import Checkpoint, read_newest
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from pi_incubator.policies.policy import Policy
     from pi_incubator.runtime import Bundle
 
+POLICY_FILE = "policy.safetensors"
 FAILED = 1
 """Exit code where a gate failed."""
 
@@ -31,25 +33,29 @@ def run_of(bundle: Path) -> str:
     raise UserError(f"{bundle}: lies in no run's folder; name the run that it was exported from")
 
 
-def read_checked(path: Path, folder: RunFolder) -> Bundle:
-    """The bundle at `path`, whole and of the run in `folder`.
+def read_checked(path: Path, found: Checkpoint) -> Bundle:
+    """The bundle at `path`, whole and of the checkpoint `found`.
 
     Raises:
-        UserError: it is damaged, or of another run or an older checkpoint.
+        UserError: it is damaged, or of another run or another checkpoint.
     """
-    from pi_incubator.deploy.artifact import origin_of
     from pi_incubator.runtime import PolicyRuntimeError, read_bundle
 
     try:
         bundle = read_bundle(path)
     except PolicyRuntimeError as error:
         raise UserError(str(error)) from None
-    origin = origin_of(folder)
-    for field in ("config_sha256", "policy_sha256"):
-        if bundle.contract.raw.get(field) != getattr(origin, field):
+    origin = {"config_sha256": found.config_sha256, "policy_sha256": found.files[POLICY_FILE]}
+    for field, sha256 in origin.items():
+        if bundle.contract.raw.get(field) != sha256:
             fix = "name its run, or export again"
-            raise UserError(f"{path}: {field} is not that of the newest checkpoint of {folder.path}; {fix}")
+            raise UserError(f"{path}: {field} is not that of the newest checkpoint of {found.run}; {fix}")
     return bundle
+
+
+def newest(folder: RunFolder) -> Checkpoint:
+    """The newest checkpoint of a run with an undamaged policy, without loading torch."""
+    return read_newest(folder, (POLICY_FILE,))[0]
 
 
 def pass_gates(
@@ -59,17 +65,19 @@ def pass_gates(
     env: VecEnv,
     policy: Policy,
     num_episodes: int,
+    found: Checkpoint,
     recording: Recording | None = None,
 ) -> tuple[int, dict[str, Any]]:
     """Run every gate on the bundle at `path`, print and write down what they say.
 
     Args:
-        path: of the bundle, whose contract is that of the run's newest checkpoint.
+        path: of the bundle.
         cfg: the run's.
         folder: the run's.
         env: its evaluation worlds.
         policy: its policy.
         num_episodes: over which returns are measured.
+        found: the checkpoint that the policy and the bundle are from.
         recording: of the policy in `env`, where there is one already.
 
     Returns:
@@ -86,7 +94,7 @@ def pass_gates(
     if not isinstance(env, SimEnv):
         problem = "brings its own physics, and gates simulate in C MuJoCo"
         raise UserError(f"env.name = {cfg.env.name!r}: {problem}; export it without --gates")
-    bundle = read_checked(path, folder)
+    bundle = read_checked(path, found)
     candidate = Candidate(bundle, cfg, folder, env, policy, num_episodes, recording)
     results = judge(candidate)
     mark(path, results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pi_incubator.cli._gates import read_checked, run_of
+from pi_incubator.cli._gates import newest, read_checked, run_of
 from pi_incubator.cli._parser import Parser
 from pi_incubator.run_folder import open_run
 
@@ -25,7 +25,7 @@ def _promote(argv: list[str]) -> None:
     parser.add_argument("--run", metavar="RUN", help="that it comes from; default: the one it lies in")
     arguments = parser.parse_args(argv)
     cfg, folder = open_run(arguments.run or run_of(arguments.bundle), "cpu")
-    bundle = read_checked(arguments.bundle, folder)
+    bundle = read_checked(arguments.bundle, newest(folder))
     from pi_incubator.deploy.promotion import promote
 
     version = promote(bundle, cfg, folder, arguments.alias)

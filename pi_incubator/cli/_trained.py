@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from pi_incubator.checkpoint_files import Checkpoint
 from pi_incubator.config import ExperimentConfig, explain_settings
 from pi_incubator.run_folder import RunFolder
 
@@ -14,7 +15,17 @@ if TYPE_CHECKING:
 DEVICES = ("auto", "cpu", "cuda")
 
 
-def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tuple[VecEnv, Policy]:
+class Trained(NamedTuple):
+    """A trained run, as it was when it was opened."""
+
+    env: VecEnv
+    """Worlds to judge the run in."""
+    policy: Policy
+    checkpoint: Checkpoint
+    """That the policy is from; training may have written newer ones since."""
+
+
+def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> Trained:
     """Worlds to judge the run in, and its newest policy.
 
     Raises:
@@ -28,5 +39,4 @@ def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> tup
     with explain_settings({}, str(folder.config)):
         env = evaluation_env(cfg, num_envs, plan_compute(cfg).device)
     policy = make_policy(cfg, env.spec)
-    load_policy(folder, policy)
-    return env, policy
+    return Trained(env, policy, load_policy(folder, policy))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pi_incubator.cli._gates import pass_gates, read_checked, run_of
+from pi_incubator.cli._gates import newest, pass_gates, read_checked, run_of
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     seed = evaluation_seed(cfg) if arguments.seed is None else arguments.seed
     video_worlds = arguments.video_worlds or cfg.evaluation.video_worlds
     num_envs = arguments.num_envs or max(num_episodes, video_worlds if arguments.video else 1)
-    env, policy = load_trained(cfg, folder, num_envs)
+    env, policy, found = load_trained(cfg, folder, num_envs)
     act: Acting | Act = policy
     if onnx:
         from pi_incubator.deploy.session import load_exported, load_pixels
@@ -51,7 +51,8 @@ def main(argv: list[str]) -> int:
     summary = evaluate(env, act, num_episodes, seed).summary()
     print_table(summary, title=f"{folder.path.name}: {num_episodes} episodes of {cfg.env.name}")
     if arguments.json:
-        write_json(summary, arguments.json)
+        # An exported file may be of any checkpoint.
+        write_json(summary if onnx else summary | {"checkpoint": found.progress}, arguments.json)
     if arguments.video:
         from pi_incubator.evaluation.video import record_video
 
@@ -70,10 +71,10 @@ def on_backend(backend: str) -> list[str]:
 def _judge(arguments: argparse.Namespace) -> int:
     """Run the gates on a bundle; gives the exit code."""
     cfg, folder = open_run(arguments.run or run_of(arguments.gates), arguments.device)
-    read_checked(arguments.gates, folder)
+    read_checked(arguments.gates, newest(folder))
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
-    env, policy = load_trained(cfg, folder, num_episodes)
-    exit_code, entries = pass_gates(arguments.gates, cfg, folder, env, policy, num_episodes)
+    env, policy, found = load_trained(cfg, folder, num_episodes)
+    exit_code, entries = pass_gates(arguments.gates, cfg, folder, env, policy, num_episodes, found)
     if arguments.json:
         from pi_incubator.evaluation.table import write_json
 

@@ -42,16 +42,17 @@ def main(argv: list[str]) -> int:
     from pi_incubator.evaluation.table import print_table, write_json
 
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
-    env, policy = load_trained(cfg, folder, num_episodes)
+    env, policy, found = load_trained(cfg, folder, num_episodes)
     recording = record(env, policy, cfg.deployment.num_check_observations, evaluation_seed(cfg))
-    source = Source(cfg, env, policy, origin_of(folder), recording)
+    source = Source(cfg, env, policy, origin_of(found, folder), recording)
     artifact = source.artifact(arguments.precision)
     path = exporters.get(arguments.target)(artifact, arguments.out or folder.export(arguments.target))
     result = _describe(artifact, path, source, num_episodes)
     print_table({name: {"": value} for name, value in result.items()}, title=f"{folder.path.name}: {path}")
     exit_code = 0
     if arguments.gates:
-        exit_code, result["gates"] = pass_gates(path, cfg, folder, env, policy, num_episodes, recording)
+        gates = pass_gates(path, cfg, folder, env, policy, num_episodes, found, recording)
+        exit_code, result["gates"] = gates
     if arguments.json:
         write_json(result, arguments.json)
     env.close()
@@ -86,11 +87,11 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
     from pi_incubator.envs import evaluation_seed
     from pi_incubator.evaluation.evaluate import record_observations
 
-    env, policy = load_trained(cfg, folder, 1)
+    env, policy, found = load_trained(cfg, folder, 1)
     number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     pixels = record_observations(env, policy, number, seed, policy.group)
     path = (arguments.out or folder.export(arguments.target)) / folder.onnx.name
-    difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(folder), path)
+    difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(found, folder), path)
     print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")
     env.close()
 

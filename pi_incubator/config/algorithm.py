@@ -24,6 +24,12 @@ class AlgorithmSettings(Section):
     """Networks as large as the policy's, itself included: for the estimate of memory."""
     iteration_fields: ClassVar[str] = "env.num_envs"
     """The settings to lower where an iteration is too long."""
+    runs_read: ClassVar[tuple[str, ...]] = ()
+    """Fields that name folders of runs that a training reads."""
+    files_read: ClassVar[tuple[str, ...]] = ()
+    """Fields that name files that a training reads."""
+    files_written: ClassVar[tuple[str, ...]] = ()
+    """Fields that name files outside of the run's folder that a training writes."""
 
     name: str
     """Algorithm: the name of a file in pi_incubator/algorithms."""

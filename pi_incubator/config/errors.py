@@ -18,7 +18,7 @@ from pi_incubator.config.section import choices, fields_within, is_mapping, is_t
 from pi_incubator.errors import UserError
 
 DEFAULTS = ExperimentConfig()
-SECTIONS = {name: list(type(section).model_fields) for name, section in DEFAULTS}
+SECTIONS = {name: list(type(section).fields_by_key()) for name, section in DEFAULTS}
 SECTIONS |= {name: union.all_fields() for name, union in UNIONS.items()}
 """Section -> the keys that it can have; of a union, those of every member."""
 FIELDS = [f"{section}.{key}" for section, keys in SECTIONS.items() for key in keys]
@@ -138,7 +138,7 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
     key, *index = path
     field = f"{section}.{key}"
     source = _source(".".join((section, *path)), sources) or file
-    problem, fix = _explain(first, default=settings.model_fields[key].default)
+    problem, fix = _explain(first, default=settings.fields_by_key()[key].default)
     where = "".join(f"[{i}]" if i.isdigit() else f".{i}" for i in index)
     value = NO_VALUE if first["type"] == "missing" else first["input"]
     return ConfigError(source, field + where, value, problem=problem, fix=fix + more)

@@ -198,6 +198,8 @@ def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Sett
         raise ConfigError(lines.get(FORMAT, str(path)), FORMAT, number, problem=problem, fix=fix)
     sections = {key: value for key, value in data.items() if key not in (BASE, SCHEMA, FORMAT)}
     settings = _flatten(sections, lines, str(path))
+    if FORMAT in data:
+        settings |= _model_beside(path, settings)
     if BASE not in data:
         return settings
     base = Setting(data[BASE], lines.get(BASE, str(path)))
@@ -205,6 +207,15 @@ def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Sett
         fix = "name one file, relative to this one"
         raise ConfigError(base.source, BASE, base.value, problem="must be a file name", fix=fix)
     return _merge(_read(path.parent / base.value, base, (*above, path.resolve())), settings)
+
+
+def _model_beside(path: Path, settings: Settings) -> Settings:
+    """The robot of saved settings, which is named relative to their folder; nothing where it is elsewhere."""
+    model = settings.get("env.model")
+    if model is None or not isinstance(model.value, str):
+        return {}
+    beside = path.parent.absolute() / model.value
+    return {"env.model": Setting(str(beside), model.source)} if beside.is_file() else {}
 
 
 def _read_text(path: Path, asked_by: Setting | None) -> str:

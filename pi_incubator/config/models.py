@@ -200,6 +200,8 @@ class CheckpointSection(Section):
     """Newest checkpoints that stay on disk."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto continues from a checkpoint if there is one, never starts afresh, must fails without one."""
+    from_run: Annotated[Name | None, Field(alias="from")] = None
+    """Run whose policy, normalizer and, where they fit, critics a new run starts with; null: new ones."""
 
 
 class DeploymentSection(Section):

@@ -8,6 +8,7 @@ from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 LARGEST = 1e15
@@ -63,11 +64,21 @@ FolderName = Annotated[Name, AfterValidator(_folder_name)]
 
 
 class Section(BaseModel):
-    """Rules shared by every section."""
+    """Rules shared by every section. A key that is a word of Python, such as `from`, is a field's alias."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
     )
+
+    @classmethod
+    def fields_by_key(cls) -> dict[str, FieldInfo]:
+        """The fields by the keys that a file has for them."""
+        return {info.alias or name: info for name, info in cls.model_fields.items()}
 
 
 def choices(annotation: Any) -> Iterator[Any]:
@@ -83,7 +94,8 @@ def choices(annotation: Any) -> Iterator[Any]:
 
 def fields_within(kind: type[BaseModel], prefix: str) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, type) for every field of `kind`, called `prefix`, and for those within it."""
-    for key, info in kind.model_fields.items():
+    for name, info in kind.model_fields.items():
+        key = info.alias or name
         yield f"{prefix}.{key}", info.annotation
         for choice in choices(info.annotation):
             if isinstance(choice, type) and issubclass(choice, BaseModel):

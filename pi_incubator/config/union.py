@@ -40,7 +40,9 @@ class Union:
 
     def fields(self, name: Any) -> list[str]:
         """The keys that the member `name` has; none where there is no such member."""
-        return list(self.members[name].model_fields) if isinstance(name, str) and name in self.members else []
+        return (
+            list(self.members[name].fields_by_key()) if isinstance(name, str) and name in self.members else []
+        )
 
     def all_fields(self) -> list[str]:
         """The keys that any member has, the default's first."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx
 
 from envs_gpu.vec_env import VecEnv
-from pi_incubator import checkpoint
+from pi_incubator.checkpoint_files import Checkpoint
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.bundle import ONNX
 from pi_incubator.deploy.contract import Contract, Origin, make_contract, metadata, to_json
@@ -87,30 +87,24 @@ class Source:
         return evaluation.summary()["return"]["mean"]
 
 
-def origin_of(folder: RunFolder, training_return: float | None = None) -> Origin:
-    """Where the newest checkpoint of a run comes from.
+def origin_of(found: Checkpoint, folder: RunFolder) -> Origin:
+    """Where the policy of a checkpoint comes from.
 
     Args:
-        folder: the run's.
-        training_return: of its evaluation; None reads what the run has written down, if anything.
-
-    Raises:
-        UserError: every checkpoint is damaged, or there is none.
+        found: the checkpoint that the policy was loaded from.
+        folder: of its run.
     """
-    found = checkpoint.latest(folder)
-    assert found is not None  # whoever has a policy has loaded one
-    manifest = json.loads((found.path / checkpoint.MANIFEST).read_text(encoding="utf-8"))
-    if training_return is None:
-        training_return = _written_return(folder.evaluation)
-    git = (manifest["git_commit"], manifest["git_dirty"])
-    weights = manifest["files"]["policy.safetensors"]
-    return Origin(manifest["config_sha256"], weights, *git, training_return)
+    weights = found.files["policy.safetensors"]
+    git = (found.git_commit, found.git_dirty)
+    return Origin(found.config_sha256, weights, *git, _written_return(folder.evaluation, found))
 
 
-def _written_return(path: Path) -> float | None:
+def _written_return(path: Path, found: Checkpoint) -> float | None:
+    """The mean return in a run's `evaluation.json`, if it is of the same checkpoint."""
     if not path.is_file():
         return None
     try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["return"]["mean"])
+        written = json.loads(path.read_text(encoding="utf-8"))
+        return float(written["return"]["mean"]) if written["checkpoint"] == found.progress else None
     except (ValueError, KeyError, TypeError):
         return None  # half written: the policy is worth no less

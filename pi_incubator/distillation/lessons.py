@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec, VecEnv
 from pi_incubator.algorithms import make_policy
-from pi_incubator.checkpoint import has_part, load_part, load_policy
+from pi_incubator.checkpoint import ALONE, POLICY, Pinned, pin
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.distillation import DistillationSettings
 from pi_incubator.distillation.teacher import Teacher
+from pi_incubator.distributed import Distributed
 from pi_incubator.envs import evaluation_env
 from pi_incubator.errors import UserError
 from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.policies.policy import Policy
-from pi_incubator.run_folder import RunFolder, open_run
+from pi_incubator.run_folder import open_run
 
 CRITIC = "critic"
 """The part of a checkpoint that holds a value function."""
@@ -63,8 +64,10 @@ def split_worlds(num_envs: int, weights: Sequence[float]) -> list[int]:
     return shares
 
 
-def load_teacher(run: str, spec: EnvSpec, value_coef: float) -> Teacher:
+def load_teacher(run: str, spec: EnvSpec, value_coef: float, distributed: Distributed = ALONE) -> Teacher:
     """The policy of `run`, checked to see in worlds of `spec` what it was trained on.
+
+    All ranks call it and get the weights of one checkpoint, which rank 0 reads.
 
     Raises:
         SettingError: `value_coef` is above 0, and it has no value function.
@@ -75,22 +78,23 @@ def load_teacher(run: str, spec: EnvSpec, value_coef: float) -> Teacher:
     worlds.close()
     policy = make_policy(cfg, worlds.spec)
     check_same(f"{folder.path}: the teacher", worlds.spec, spec, policy.normalizer)
-    load_policy(folder, policy)
-    return Teacher(folder.path.name, policy, _load_critic(cfg, folder, worlds.spec, policy, value_coef))
+    pinned: Pinned = distributed.broadcast(pin(folder, (POLICY, CRITIC)) if distributed.is_main else None)
+    pinned.load(POLICY, policy)
+    return Teacher(folder.path.name, policy, _load_critic(cfg, pinned, worlds.spec, policy, value_coef))
 
 
 def _load_critic(
-    cfg: ExperimentConfig, folder: RunFolder, spec: EnvSpec, policy: Policy, value_coef: float
+    cfg: ExperimentConfig, pinned: Pinned, spec: EnvSpec, policy: Policy, value_coef: float
 ) -> ValueFunction | None:
     """The value function that was trained with `policy`; None where the algorithm has none."""
-    if not has_part(folder, CRITIC):
+    if CRITIC not in pinned.states:
         if value_coef:
-            problem = f"the teacher {folder.path} has no value function"
+            problem = f"the teacher {pinned.checkpoint.run} has no value function"
             raise SettingError("algorithm.value_coef", value_coef, problem, "set it to 0")
         return None
     normalizes = getattr(cfg.algorithm, "normalize_value", False)
     critic = ValueFunction(make_network(cfg.network, spec), policy, normalizes).to(spec.device)
-    load_part(folder, CRITIC, critic)
+    pinned.load(CRITIC, critic)
     return critic
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pi_incubator import checkpoint
-from pi_incubator.checkpoint import Part
+from pi_incubator.checkpoint import BackgroundSaver, Part
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distributed import Distributed
 from pi_incubator.hooks.hook import Hook, Progress, is_due
@@ -13,7 +12,7 @@ from pi_incubator.run_folder import RunFolder
 
 
 class Checkpoints(Hook):
-    """Saves every `checkpoint.save_every` iterations, and after the last one.
+    """Saves every `checkpoint.save_every` iterations, and after the last one, beside training.
 
     Comes after the guards, which wait for updates in the background and refuse what must not be saved.
 
@@ -31,18 +30,22 @@ class Checkpoints(Hook):
         parts: Mapping[str, Part],
         distributed: Distributed,
     ) -> None:
-        self._cfg, self._folder, self._parts, self._distributed = cfg, folder, parts, distributed
+        self._save_every = cfg.checkpoint.save_every
+        self._saver = BackgroundSaver(folder, parts, cfg, distributed)
 
     def due(self, progress: Progress) -> bool:
-        return is_due(progress, self._cfg.checkpoint.save_every)
+        return is_due(progress, self._save_every) or self._saver.has_failed
 
     def __call__(self, progress: Progress) -> None:
-        checkpoint.save(
-            self._folder,
-            progress.iteration,
-            progress.env_steps,
-            self._parts,
-            self._cfg,
-            self._cfg.checkpoint.keep,
-            self._distributed,
-        )
+        """Copy the run's state, and begin to write it; where training ends, wait until it is written.
+
+        Raises:
+            UserError: this checkpoint, or the one before it, cannot be written.
+        """
+        self._saver.save(progress.iteration, progress.env_steps)
+        if progress.is_last or progress.stops:
+            self._saver.wait()
+
+    def close(self) -> None:
+        """Wait for what is being written; a failure is a warning, because training has ended already."""
+        self._saver.close()

@@ -37,7 +37,7 @@ def _default(cfg: ExperimentConfig, field: str) -> Any:
     """The default of `section.key`, as a JSON type."""
     section, key = field.split(".")
     settings = type(getattr(cfg, section))
-    default = settings.model_fields[key].get_default(call_default_factory=True)
+    default = settings.fields_by_key()[key].get_default(call_default_factory=True)
     return list(default) if isinstance(default, tuple) else default
 
 

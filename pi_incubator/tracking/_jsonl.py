@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.run_folder import RunFolder
@@ -26,24 +26,36 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 class JsonlTracker(Tracker):
-    """Appends to the metrics file; a continued run first drops what was logged after its checkpoint."""
+    """Appends to the metrics file.
+
+    A continued run drops what was logged after its checkpoint when it first logs something itself: where it
+    fails to start, the file stays as it is.
+    """
 
     def __init__(self, cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> None:
-        kept = [row for row in read_metrics(folder.metrics) if row["iteration"] < start_iteration]
-        partial = folder.metrics.with_suffix(".partial")
-        partial.write_text("".join(_line(row) for row in kept), encoding="utf-8")
-        partial.replace(folder.metrics)
-        self._file = folder.metrics.open("a", encoding="utf-8")
+        self._path = folder.metrics
+        kept = [row for row in read_metrics(self._path) if row["iteration"] < start_iteration]
+        self._kept = "".join(map(_line, kept))
+        self._file: TextIO | None = None
         self._began_s = time.perf_counter() - (kept[-1]["wall_s"] if kept else 0.0)
 
     def log(self, iteration: int, env_steps: int, metrics: Mapping[str, float]) -> None:
         wall_s = round(time.perf_counter() - self._began_s, 6)
         row = {"iteration": iteration, "env_steps": env_steps, "wall_s": wall_s}
-        self._file.write(_line(row | {name: _finite(value) for name, value in metrics.items()}))
-        self._file.flush()
+        file = self._file = self._file or self._opened()
+        file.write(_line(row | {name: _finite(value) for name, value in metrics.items()}))
+        file.flush()
 
     def close(self, status: Status = "finished") -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
+
+    def _opened(self) -> TextIO:
+        """The file, with the rows that stay."""
+        partial = self._path.with_suffix(".partial")
+        partial.write_text(self._kept, encoding="utf-8")
+        partial.replace(self._path)
+        return self._path.open("a", encoding="utf-8")
 
 
 def _line(row: Mapping[str, Any]) -> str:

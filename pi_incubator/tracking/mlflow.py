@@ -44,6 +44,17 @@ SECONDS_BETWEEN_REQUESTS = 5.0
 MAX_REASON = 300  # characters of MLflow's own words in an error
 SQLITE = "sqlite:///"
 VARIABLE, DEFAULT = "environment variable MLFLOW_TRACKING_URI", "default"
+FOLDER = "pi_incubator.folder"
+"""Tag of an MLflow run: where its run folder is."""
+ARTIFACTS = "mlartifacts"
+"""The folder beside our own SQLite file that holds artifacts."""
+ARTIFACT_COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("model_versions", "storage_location"),
+    ("logged_models", "artifact_location"),
+)
+"""Where MLflow's tables hold absolute addresses of artifacts."""
 STATUSES = {"finished": "FINISHED", "failed": "FAILED", "interrupted": "KILLED"}
 
 log = logging.getLogger(__name__)
@@ -63,7 +74,7 @@ class MlflowTracker(Tracker):
     def __init__(self, cfg: ExperimentConfig, folder: RunFolder, start_iteration: int = 0) -> None:
         print(f"MLflow: {find_store(cfg, folder)}")
         with open_store(cfg, folder) as self._client:
-            run = self._continued_run(folder) if start_iteration else None
+            run = self._continued_run(cfg, folder) if start_iteration else None
             run = run or new_run(self._client, cfg, folder)
         self._run_id = run.info.run_id
         self._params = dict(run.data.params)
@@ -103,13 +114,22 @@ class MlflowTracker(Tracker):
         except MlflowException as error:
             log.warning("MLflow did not take the end of the run (%s)", _reason(error))
 
-    def _continued_run(self, folder: RunFolder) -> Run | None:
-        """The MLflow run of this folder, set running again; None when the store does not have it."""
+    def _continued_run(self, cfg: ExperimentConfig, folder: RunFolder) -> Run | None:
+        """The MLflow run of this folder, set running again under the folder's present name.
+
+        None where the store does not have it, or where this folder is a copy: the MLflow run stays that of
+        the folder that was copied.
+        """
         if not folder.mlflow_run_id.exists():
             return None
         run_id = folder.mlflow_run_id.read_text(encoding="utf-8").strip()
         try:
-            self._client.update_run(run_id, status="RUNNING")
+            before = self._client.get_run(run_id).data.tags.get(FOLDER)
+            if before and _is_copy(folder, Path(before), run_id):
+                log.warning("MLflow's run %s is that of %s; the copy starts a new one", run_id, before)
+                return None
+            self._client.update_run(run_id, status="RUNNING", name=cfg.experiment.name)
+            self._client.set_tag(run_id, FOLDER, str(folder.path.absolute()))
             return self._client.get_run(run_id)
         except MlflowException:
             log.warning("MLflow has no run %s here; the continued run starts a new one", run_id)
@@ -145,6 +165,8 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
     store = find_store(cfg, folder)
     try:
         with _alone(store):
+            if store.source == DEFAULT and store.file:
+                _move_artifacts(store.file)
             _make_tables(store, _artifacts(store, folder))
             yield MlflowClient(tracking_uri=store.uri, registry_uri=store.uri)
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
@@ -164,6 +186,7 @@ def new_run(client: MlflowClient, cfg: ExperimentConfig, folder: RunFolder) -> R
     """A new MLflow run of the experiment that `cfg` describes."""
     git = git_state()
     tags = {"mlflow.source.git.commit": git.commit, "git.dirty": str(git.dirty)} if git else {}
+    tags[FOLDER] = str(folder.path.absolute())
     experiment = _experiment_id(client, _artifacts(find_store(cfg, folder), folder))
     return client.create_run(experiment, run_name=cfg.experiment.name, tags=tags)
 
@@ -249,6 +272,38 @@ def _quoted_path(uri: str) -> str:
 
 def _output_dir(folder: RunFolder) -> Path:
     return folder.path.parent.absolute()
+
+
+def _is_copy(folder: RunFolder, before: Path, run_id: str) -> bool:
+    """Whether the folder `before`, another one than `folder`, still has this MLflow run."""
+    known = before / folder.mlflow_run_id.name
+    if not known.is_file() or known.samefile(folder.mlflow_run_id):
+        return False
+    return known.read_text(encoding="utf-8").strip() == run_id
+
+
+def _move_artifacts(path: Path) -> None:
+    """Let our own SQLite file name the folder of artifacts beside it, also after both were moved."""
+    here = (path.parent / ARTIFACTS).as_uri()
+    with closing(sqlite3.connect(path)) as database, database:
+        tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+        if "experiments" not in tables:
+            return
+        query = "SELECT artifact_location FROM experiments WHERE name = ?"
+        for (there,) in database.execute(query, (EXPERIMENT,)).fetchall():
+            if there == here or not there.endswith(f"/{ARTIFACTS}"):
+                continue
+            for table, column in ARTIFACT_COLUMNS:
+                if table in tables and column in _columns(database, table):
+                    database.execute(
+                        f"UPDATE {table} SET {column} = ? || substr({column}, ?) "
+                        f"WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                        (here, len(there) + 1, there, len(there) + 1, f"{there}/"),
+                    )
+
+
+def _columns(database: sqlite3.Connection, table: str) -> set[str]:
+    return {row[1] for row in database.execute(f"PRAGMA table_info({table})")}
 
 
 @contextmanager

@@ -76,8 +76,9 @@ class Adam:
         )
 
     def state_dict(self) -> dict[str, Tensor]:
-        """`INDEX.NAME` -> a copy; the learning rate belongs to who schedules it."""
-        return {key: value.clone() for key, value in self._state().items()}
+        """`INDEX.NAME` -> the tensor itself, as of torch's modules; the learning rate belongs to who
+        schedules it."""
+        return self._state()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""

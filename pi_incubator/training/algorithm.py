@@ -91,7 +91,7 @@ class Algorithm(ABC, Generic[Settings]):
         """Name -> everything that a bit-exact continuation needs; the names become file names."""
         return {
             "env": Part(self.env, per_rank=True),
-            "policy": Part(self.policy),
+            "policy": Part(self.policy, is_learned=True),
             "counters": Part(self.counters),
             "skipped": Part(self.skipped),
         }
@@ -188,6 +188,7 @@ def check_finite(module: torch.nn.Module) -> None:
     """
     if not torch.stack([weight.isfinite().all() for weight in module.parameters()]).all():
         raise DivergedError(
-            "the last update left weights that are not finite, and no checkpoint was written of them; lower "
-            "algorithm.lr or algorithm.max_grad_norm, and start anew with another experiment.name"
+            "the last update left weights that are not finite, and no checkpoint was written of them; set "
+            "another experiment.name and a lower algorithm.lr or algorithm.max_grad_norm, and start with the "
+            "weights of the last checkpoint by checkpoint.from=FOLDER, the folder of this run"
         )

@@ -98,7 +98,7 @@ class OnPolicy(Algorithm[Settings]):
 
     def parts(self) -> dict[str, Part]:
         parts = super().parts() | {
-            "critic": Part(self.critic),
+            "critic": Part(self.critic, is_learned=True),
             "noise": Part(self.noise, per_rank=True),
         }
         if self.model.state_width:

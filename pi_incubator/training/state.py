@@ -16,7 +16,7 @@ class NamedTensors:
         self._tensors = tensors
 
     def state_dict(self) -> dict[str, Tensor]:
-        return {name: tensor.clone() for name, tensor in self._tensors.items()}
+        return dict(self._tensors)
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self._tensors.items():

@@ -145,7 +145,7 @@ def test_the_export_acts_like_the_policy(train, algorithm):
     assert json.loads(folder.evaluation.read_text())["return"]["mean"] > 0
     onnxruntime.InferenceSession(folder.onnx, providers=["CPUExecutionProvider"])
     cfg, opened = open_run(str(folder.path))
-    env, policy = load_trained(cfg, opened, 8)
+    env, policy, _ = load_trained(cfg, opened, 8)
     exported = load_exported(folder.onnx, env.interface())
     ours, theirs = policy.initial_state(8), exported.initial_state(8)
     random = torch.Generator().manual_seed(0)

@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from pi_incubator import checkpoint
 from pi_incubator.algorithms import make_policy
 from pi_incubator.checkpoint import Part
+from pi_incubator.checkpoint_files import manifest_text
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy import record
 from pi_incubator.envs import evaluation_env
 from pi_incubator.errors import UserError
 from pi_incubator.finish import finish_run
@@ -136,6 +138,33 @@ def test_export_writes_a_bundle_and_its_check(finished, tmp_path, capsys):
     assert "max_action_error" in capsys.readouterr().out
 
 
+def test_an_export_beside_training_is_of_one_checkpoint(finished, cfg, tmp_path, monkeypatch):
+    """Weights, hash and return belong together, also when training saves while the policy is exported."""
+    run = tmp_path / "balance"
+    shutil.copytree(finished[0].path, run)
+    folder = RunFolder(run)
+    exported = checkpoint.latest(folder)
+    plain = record.record
+
+    def recording(env, policy, *arguments):
+        trained = make_policy(cfg, env.spec)
+        checkpoint.save(folder, 1, 2 * cfg.steps_per_iteration, {"policy": Part(trained)}, cfg, keep=1)
+        return plain(env, policy, *arguments)
+
+    monkeypatch.setattr(record, "record", recording)
+    export_command.main([str(run), "--episodes", "1"])
+    assert folder.saved()[-1].name == "iter_00000001"
+    contract = read_bundle(folder.export("onnx")).contract.raw
+    assert contract["policy_sha256"] == exported.files["policy.safetensors"]
+    assert contract["training_return"] == pytest.approx(
+        json.loads(folder.evaluation.read_text())["return"]["mean"], rel=1e-2
+    )
+    export_command.main([str(run), "--episodes", "1"])
+    again = read_bundle(folder.export("onnx")).contract.raw
+    assert again["policy_sha256"] != contract["policy_sha256"]
+    assert again["training_return"] is None  # that of the checkpoint before is not its own
+
+
 def test_eval_judges_the_file_it_is_given(finished, tmp_path):
     folder, _ = finished
     arguments = ["--precision", "int8", "--episodes", "1", "--out", str(tmp_path / "out")]
@@ -162,8 +191,9 @@ def test_a_checkpoint_without_a_normalizer_is_refused(finished, tmp_path):
     save_file(state, file)
     manifest = file.parent / checkpoint.MANIFEST
     written = json.loads(manifest.read_text())
+    del written["sha256"]
     written["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    manifest.write_text(json.dumps(written))
+    manifest.write_text(manifest_text(written))
     with pytest.raises(UserError, match=r"has nothing for 'normalizer\.policy\.mean'"):
         export_command.main([str(other)])
 

@@ -20,7 +20,7 @@ def test_every_section_and_field_has_a_one_line_docstring(name: str) -> None:
     infos = [ExperimentConfig.model_fields[section]]
     if key:
         kinds = UNIONS[section].members.values() if section in UNIONS else [type(infos[0].default)]
-        infos = [kind.model_fields[key] for kind in kinds if key in kind.model_fields]
+        infos = [kind.fields_by_key()[key] for kind in kinds if key in kind.fields_by_key()]
     assert infos
     for info in infos:
         assert info.description, f"{name} has no docstring"

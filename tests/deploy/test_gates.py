@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
+from pi_incubator.checkpoint_files import manifest_text
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.cli._trained import load_trained
@@ -40,7 +41,7 @@ def copy(bundle, tmp_path):
 @pytest.fixture(scope="module")
 def trained(standing):
     cfg, folder = open_run(str(standing.path), "cpu")
-    env, policy = load_trained(cfg, folder, 2)
+    env, policy, _ = load_trained(cfg, folder, 2)
     return cfg, folder, env, policy
 
 
@@ -148,7 +149,8 @@ def test_a_bundle_of_an_older_checkpoint_is_refused(bundle, standing, tmp_path):
     save_file({name: value + 1e-3 for name, value in load_file(file).items()}, file)
     manifest = json.loads((file.parent / "manifest.json").read_text())
     manifest["files"][file.name] = hashlib.sha256(file.read_bytes()).hexdigest()
-    (file.parent / "manifest.json").write_text(json.dumps(manifest))
+    del manifest["sha256"]
+    (file.parent / "manifest.json").write_text(manifest_text(manifest))
     with pytest.raises(UserError, match="policy_sha256 is not that of the newest checkpoint"):
         eval_command.main([str(run), "--gates", str(bundle), "--device", "cpu"])
 

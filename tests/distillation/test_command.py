@@ -106,7 +106,7 @@ def test_an_int8_student_is_judged_rounded_and_saved_plain(balance, tmp_path, ca
     assert result["teachers"][0]["return_kept"] >= 0.95
     assert "rounded to int8: teacher on cartpole_balance: student keeps" in capsys.readouterr().out
     cfg, run = open_run(str(folder.path))
-    env, policy = load_trained(cfg, run, 1)
+    env, policy, _ = load_trained(cfg, run, 1)
     env.close()
     saved = {key.removeprefix("policy.") for key in last_tensors(folder) if key.startswith("policy.")}
     assert saved == policy.state_dict().keys()
@@ -132,7 +132,7 @@ def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
     seer = save_run(tmp_path, None, "go1_velocity", "seer", network="mlp_privileged")
     folder = distill(tmp_path, seer, *blind, "env.observation_history=2", name="blind")
     cfg, run = open_run(str(folder.path))
-    env, policy = load_trained(cfg, run, 1)
+    env, policy, _ = load_trained(cfg, run, 1)
     assert policy.group == "policy"
     assert policy.normalizer["policy"].moments[0].eq(512).all()
     assert env.spec.obs_dims["policy"] == 2 * 45  # the last two observations; the teacher saw one of 61

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -134,6 +135,7 @@ def test_console_says_what_runs_and_how_far_it_is(tmp_path: Path, capsys: pytest
 def test_none_records_nothing_elsewhere(tmp_path: Path) -> None:
     tracker, folder = start(make_config(tmp_path))
     with tracker:
+        tracker.log(0, 1, {})
         tracker.log_artifact(folder.metrics)
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     assert [path.name for path in folder.path.iterdir()] == ["metrics.jsonl"]
@@ -227,6 +229,55 @@ def test_mlflow_run_is_continued(tmp_path: Path) -> None:
     assert [metric.value for metric in client.get_metric_history(run.info.run_id, "x")] == [1.0, 2.0]
     assert run.data.params["training.total_steps"] == "3000000"
     assert run.data.tags["continued.training.total_steps"] == "5000000"
+
+
+def test_mlflow_follows_a_moved_folder(tmp_path: Path) -> None:
+    """Its artifacts lie beside its file wherever both were moved; the run has the folder's present name."""
+    from mlflow.tracking._tracking_service import utils
+
+    tracker, folder = start(make_config(tmp_path / "runs", backend="mlflow"))
+    folder.config.write_text("before")
+    with tracker:
+        tracker.log_artifact(folder.config)
+    (tmp_path / "runs").rename(tmp_path / "archive")
+    (tmp_path / "archive" / "run").rename(tmp_path / "archive" / "gait")
+    utils._artifact_repos_cache.clear()  # as in a new process
+    experiment = {"name": "gait", "output_dir": str(tmp_path / "archive")}
+    moved = ExperimentConfig.model_validate({"experiment": experiment})
+    tracker, folder = start(moved, start_iteration=1)
+    folder.curve.write_text("after")
+    with tracker:
+        tracker.log_artifact(folder.curve)
+    client = open_store(tmp_path / "archive")
+    (run,) = runs_of(client)
+    assert run.info.run_name == "gait"
+    assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["config.yaml", "curve.png"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_copied_folder_has_an_mlflow_run_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two runs that both go on do not mix their metrics."""
+    tracker, folder = start(make_config(tmp_path, backend="mlflow"))
+    tracker.close()
+    shutil.copytree(folder.path, tmp_path / "copy")
+    experiment = {"name": "copy", "output_dir": str(tmp_path)}
+    tracker, copy = start(ExperimentConfig.model_validate({"experiment": experiment}), start_iteration=1)
+    tracker.close()
+    assert "the copy starts a new one" in caplog.text
+    assert copy.mlflow_run_id.read_text() != folder.mlflow_run_id.read_text()
+    assert sorted(run.info.run_name for run in runs_of(open_store(tmp_path))) == ["copy", "run"]
+
+
+def test_metrics_stay_where_a_continued_run_logs_nothing(tmp_path: Path) -> None:
+    """It failed before its first iteration: what was logged after the checkpoint is not dropped yet."""
+    tracker, folder = start(make_config(tmp_path))
+    for iteration in range(4):
+        tracker.log(iteration, iteration + 1, {})
+    before = folder.metrics.read_text()
+    start(make_config(tmp_path), start_iteration=2)[0].close("failed")
+    assert folder.metrics.read_text() == before
 
 
 def test_training_survives_a_store_that_is_away(

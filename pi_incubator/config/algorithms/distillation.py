@@ -29,6 +29,9 @@ class DistillationSettings(RolloutSettings):
 
     storage_field: ClassVar[str] = "algorithm.buffer_size"
     unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast", "compute.shards")
+    runs_read: ClassVar[tuple[str, ...]] = ("teachers",)
+    files_read: ClassVar[tuple[str, ...]] = ("dataset",)
+    files_written: ClassVar[tuple[str, ...]] = ("record",)
 
     name: Literal["distillation"] = "distillation"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
