@@ -298,7 +298,7 @@ def find_run(run: str) -> RunFolder:
         UserError: it is no run folder, or has no checkpoint.
     """
     folder = RunFolder(run)
-    if not folder.config.is_file():
+    if not os.path.isfile(folder.config):  # false where pathlib would raise, at a name too long for a file
         known = [path.parent.name for path in folder.path.parent.glob(f"*/{folder.config.name}")]
         guess = nearest(folder.path.name, known)
         hint = f"did you mean {folder.path.with_name(guess)}?" if guess else "name the folder of a run"

@@ -74,7 +74,7 @@ def finished(cfg):
 
 def test_finish_leaves_every_file_and_logs_it(finished):
     folder, tracker = finished
-    assert tracker.artifacts == ["config.yaml", "evaluation.json", "curve.png", "policy.onnx"]
+    assert tracker.artifacts == ["config.yaml", "evaluation.json", "policy.onnx", "curve.png"]
     summary = json.loads(folder.evaluation.read_text())
     assert summary["return"].keys() == {"mean", "std", "min", "max"}
     assert summary["length"]["mean"] == 1000

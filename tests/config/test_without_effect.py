@@ -106,7 +106,7 @@ TABLE = [
 ]
 
 ALWAYS = {
-    "experiment.name experiment.output_dir experiment.seed",
+    "experiment.name experiment.output_dir experiment.seed checkpoint.from",
     "env.name env.backend env.num_envs env.model",  # check_names refuses what does not fit
     "guards.max_broken_share guards.max_skipped_updates",
     "training.total_steps training.log_every",

@@ -423,8 +423,9 @@ def test_a_tracker_that_fails_disturbs_nobody(caplog: pytest.LogCaptureFixture) 
 def test_a_metrics_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     cfg = make_config(tmp_path)
     (tmp_path / "run" / "metrics.partial").mkdir(parents=True)
+    tracker, _ = start(cfg)
     with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be written \(Is a directory\)"):
-        start(cfg)
+        tracker.log(0, 1, {"x": 1.0})
 
 
 def test_a_store_without_room_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
