@@ -17,7 +17,7 @@ WARM_UP_ITERATIONS = 3
 
 def main(settings: str, num_iterations: str) -> None:
     """Time `num_iterations` of the config that `settings` holds as JSON."""
-    distributed = join()
+    distributed = join(on_cuda=False)
     loop = make(json.loads(settings), distributed)
     for _ in range(WARM_UP_ITERATIONS):
         loop.iterate()

@@ -125,6 +125,8 @@ def make_env(
         RandomizationError: the task's model cannot have what `randomization` describes.
         SettingError: the task has no such parameter as in `task_parameters`, or it cannot have this value.
     """
+    if device.type == "cuda" and device.index is None:  # Warp and JAX ask for the index
+        device = torch.device("cuda", torch.cuda.current_device())
     if is_zoo_name(name):
         if model is not None:
             check_model_choice(name, model)

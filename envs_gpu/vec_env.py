@@ -19,9 +19,9 @@ on `env.device`.
 the device: no host sync on CUDA, no Python loop over worlds. Actions are in task units and are clipped to
 `spec.action_low/high`. One world's trajectory depends on neither N, nor its index, nor its neighbours.
 
-A world is `broken` by a step if its state, reward, observation or the action that it was given is not finite.
-It ends there (`terminated`, never `truncated`) and starts anew like any other; its reward and `final_obs` are
-zero, and a learner leaves the step out: the episode until there was sound, what followed is unknown.
+A world is `broken` by a step if its action, reward or observation is not finite, or its state is impossible
+for the robot. Its episode ends there (`terminated`, never `truncated`), and the world is reset. Reward and
+`final_obs` of that step are zero, and a learner leaves the step out; the earlier steps of the episode count.
 
 Tensors that `reset` and `step` return are the env's own buffers: valid until the next call, clone to keep.
 """

@@ -43,7 +43,8 @@ from pi_incubator.run_folder import RunFolder
 RANDOM = "random"
 POLICY = "policy"
 OTHER_RUN = (
-    "continue with the task, backend, algorithm and network of that run, or set another experiment.name"
+    "continue with the device, task, backend, algorithm and network of that run, or set another "
+    "experiment.name"
 )
 ALONE = Distributed()
 LIBRARIES = ("torch", "tensordict", "torchrl", "safetensors", "mujoco", "mujoco-warp", "warp-lang", "jax")
@@ -73,22 +74,21 @@ class Part:
     is_learned: bool = False
     """Whether it is what training is for, such as a critic, and not the state of a training, such as its
     worlds: a run that starts from another one (`checkpoint.from`) takes it where it fits."""
+    may_be_missing: bool = False
+    """Whether a checkpoint without it can be continued, because it starts anew, such as a caller's hook."""
 
 
 class TorchRandom:
-    """torch's default generators, on the CPU and on every CUDA device in use."""
+    """torch's default generators, on the CPU and on this process's CUDA device, if it uses one."""
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"cpu": torch.get_rng_state()}
-        if torch.cuda.is_initialized():
-            state |= {f"cuda.{i}": value for i, value in enumerate(torch.cuda.get_rng_state_all())}
-        return state
+        return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         torch.set_rng_state(state["cpu"])
-        for index in range(torch.cuda.device_count()):
-            if f"cuda.{index}" in state:
-                torch.cuda.set_rng_state(state[f"cuda.{index}"], index)
+        if "cuda" in state and torch.cuda.is_initialized():
+            torch.cuda.set_rng_state(state["cuda"])
 
 
 @dataclass(frozen=True)
@@ -436,6 +436,9 @@ def _read_state(file: Path, part: Part) -> State | None:
         return load_file(file)
     if part.saved == "last":
         log.warning("%s was kept in a newer checkpoint only; continuing with an empty one", file)
+        return None
+    if part.may_be_missing:
+        log.warning("%s is not in this checkpoint; it starts anew", file)
         return None
     raise UserError(f"{file}: is not in this checkpoint; {OTHER_RUN}")
 

@@ -79,16 +79,24 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     return ComputePlan(device, backend, num_threads, physics_threads, compiled, tuple(reasons))
 
 
+def uses_cuda(cfg: ExperimentConfig) -> bool:
+    """Whether the run's tensors will be on a GPU."""
+    return _choose_device(cfg)[0].type == "cuda"
+
+
 def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
     asked = cfg.compute.device
     if cfg.env.backend == "mujoco":
         return torch.device("cpu"), "device cpu: backend mujoco runs there"
     if is_zoo_name(cfg.env.name) and not find(cfg.env.name)[0].on_cuda:
         return torch.device("cpu"), f"device cpu: {cfg.env.name} runs there"
-    if asked != "auto":
-        return torch.device(asked), f"device {asked}: as asked for"
-    if torch.cuda.is_available():
-        return torch.device("cuda"), f"device cuda: found {torch.cuda.get_device_name()}"
+    if asked == "cpu":
+        return torch.device("cpu"), "device cpu: as asked for"
+    if asked == "cuda" or torch.cuda.is_available():
+        # With its index: Warp and JAX ask for it, and under torchrun it differs between ranks.
+        device = torch.device("cuda", torch.cuda.current_device())
+        why = "as asked for" if asked == "cuda" else f"found {torch.cuda.get_device_name(device)}"
+        return device, f"device {device}: {why}"
     return torch.device("cpu"), "device cpu: torch finds no CUDA device"
 
 
@@ -113,7 +121,7 @@ def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, 
         return False, f"torch.compile off: there is no {missing} (with it updates are about 3 times faster)"
     if device.type == "cpu" and cfg.training.total_steps < MIN_STEPS_TO_COMPILE:
         return False, f"torch.compile off: fewer than {MIN_STEPS_TO_COMPILE:,} steps do not repay it"
-    return True, "torch.compile on: act, judgement and loss run as compiled functions"
+    return True, "torch.compile on: what is computed at every step is compiled"
 
 
 def _missing_for_compile() -> str | None:

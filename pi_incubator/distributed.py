@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from envs_gpu.errors import SettingError
 from kernels.normalize.running import merge_all
 from pi_incubator.launcher import launch_of_environment
 
@@ -27,7 +28,7 @@ TIMEOUT = timedelta(hours=2)
 JOIN_TIMEOUT_S = 600.0
 """How long rank 0 waits at the start for the others."""
 
-PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL")
+PEER_IS_GONE = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited")
 """In the messages of gloo and NCCL when another process has ended."""
 
 
@@ -102,17 +103,25 @@ class Distributed:
         return received[0]
 
 
-def join() -> Distributed:
+def join(on_cuda: bool) -> Distributed:
     """Join the processes that torchrun started with this one; alone, there is nothing to join.
 
-    On a CPU each rank keeps to its share of this machine's cores; on CUDA it takes the GPU of its local rank.
+    Args:
+        on_cuda: each rank takes the GPU of its local rank. Otherwise it keeps to its share of this machine's
+            cores.
+
+    Raises:
+        SettingError: there are more ranks than GPUs on this machine.
     """
     launch = launch_of_environment()
     if launch.world_size == 1:
         return Distributed()
     local_rank, local_size = launch.local_rank, launch.local_world_size
-    on_cuda = torch.cuda.is_available()
     if on_cuda:
+        num_gpus = torch.cuda.device_count()
+        if local_size > num_gpus:
+            problem = f"{local_size} processes on this machine share {num_gpus} GPUs"
+            raise SettingError("compute.device", "cuda", problem, "start one for each GPU, or set it to cpu")
         torch.cuda.set_device(local_rank)
     elif local_size > 1:
         _keep_to_share_of_cores(local_rank, local_size)
@@ -163,9 +172,9 @@ def lost_another_rank(error: BaseException, distributed: Distributed) -> bool:
     """Whether an exchange failed because another rank has ended."""
     if distributed.world_size == 1:
         return False
-    if isinstance(error, dist.DistError):
+    if isinstance(error, dist.DistNetworkError):  # the store is gone, and with it rank 0 or the launcher
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in PEER_IS_GONE)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in PEER_IS_GONE)
 
 
 def _keep_to_share_of_cores(local_rank: int, local_size: int) -> None:

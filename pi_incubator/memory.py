@@ -32,7 +32,7 @@ OUT_OF_MEMORY = (
 )
 """In the messages of torch on a CPU (three), of Warp and of XLA."""
 _OTHER_FIELDS = ("env.num_envs", "algorithm.minibatch_size", "algorithm.batch_size")
-"""What to lower beside what is stored, where an algorithm has it."""
+"""What a user can lower beside the size of the rollout or buffer; not every algorithm has all of them."""
 # Arrays as wide as the state that the env keeps of a world: of this step, of the last, and in flight.
 WORLD_COPIES = 8
 # Constraints make most of a world in Warp and MJX: each row of the Jacobian is nv wide, and kept twice.

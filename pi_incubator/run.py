@@ -106,9 +106,10 @@ def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFol
 
 def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook], resumes: bool) -> RunResult:
     """Everything after the checks that do not need torch, whose import takes seconds."""
-    from pi_incubator.distributed import join, leave
+    from pi_incubator.compute import uses_cuda
+    from pi_incubator.distributed import join, leave, lost_another_rank
 
-    distributed = join()
+    distributed = join(uses_cuda(cfg))
     try:
         cfg, resumes = distributed.broadcast((cfg, resumes))
         cfg, algorithm = _prepare(cfg, folder, distributed)
@@ -116,6 +117,12 @@ def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook], resume
             evaluation = _train_and_finish(cfg, folder, algorithm, hooks, resumes)
         finally:
             algorithm.close()
+    except Exception as error:
+        if lost_another_rank(error, distributed):
+            problem = "another process of this training ended; its own message says why"
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"rank {distributed.rank}: {problem} ({reason})") from None
+        raise
     finally:
         leave(distributed)
     return RunResult(cfg, folder.path, evaluation)
@@ -215,17 +222,15 @@ def _train(
 ) -> None:
     """Train with the built-in hooks around the caller's; `restored` is called once nothing can fail any more
     before the first iteration."""
-    from pi_incubator.checkpoint import Part
-    from pi_incubator.distributed import lost_another_rank
     from pi_incubator.hooks.checkpoint import Checkpoints
     from pi_incubator.hooks.evaluation import EvaluationHook
     from pi_incubator.hooks.guards import Guards
+    from pi_incubator.hooks.hook import parts_of_hooks
     from pi_incubator.hooks.logging import Logging
     from pi_incubator.loop import train
     from pi_incubator.memory import is_out_of_memory, out_of_memory
 
-    stateful = {f"hook_{index}": Part(hook) for index, hook in enumerate(hooks) if hook.state_dict()}
-    parts = algorithm.parts() | stateful
+    parts = algorithm.parts() | parts_of_hooks(hooks)
     log_every, save_every = cfg.training.log_every, cfg.checkpoint.save_every
     checkpoints = Checkpoints(cfg, folder, parts, algorithm.distributed)
     everything = [
@@ -240,9 +245,6 @@ def _train(
     except Exception as error:
         if is_out_of_memory(error):
             raise out_of_memory(cfg, algorithm.compute.device) from None
-        if lost_another_rank(error, algorithm.distributed):
-            problem = "another process of this training ended; its own message says why"
-            raise UserError(f"rank {algorithm.distributed.rank}: {problem}") from None
         raise
     finally:
         checkpoints.close()

@@ -71,3 +71,16 @@ def test_without_a_folder_for_compiled_code_nothing_is_compiled(monkeypatch):
         SettingError, match=r"compute\.compile = 'on': torch\.compile needs folder for compiled"
     ):
         plan_compute(config(training=long, compute={"device": "cpu", "compile": "on"}))
+
+
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_a_gpu_is_named_with_its_index(monkeypatch, asked):
+    """Warp and JAX look a GPU up by its index, and every rank has another one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+    cfg = ExperimentConfig.model_validate({"compute": {"device": asked}})
+    device, reason = compute._choose_device(cfg)
+    assert device == torch.device("cuda", 3)
+    assert "cuda:3" in reason
+    assert compute.uses_cuda(cfg)

@@ -91,16 +91,25 @@ def test_hooks_come_after_logging_and_before_the_checkpoint(finished):
 
 
 def test_a_hook_with_state_is_saved_and_continues(finished):
-    """The name of its part is its place among the hooks; one without state has no file."""
+    """The name of its part is that of its class; one without state has no file."""
     result, counter, _ = finished
     newest = max(result.folder.glob("checkpoints/iter_*"))
-    assert load_file(newest / "hook_1.safetensors")["count"] == counter.count == 2
-    assert not (newest / "hook_0.safetensors").exists()
+    assert load_file(newest / "hook_Counter.safetensors")["count"] == counter.count == 2
+    assert not (newest / "hook_Silent.safetensors").exists()
     again, calls = Counter(result.folder), []
     train(result.folder, 6 * 32, Silent(calls), again)
     assert again.count == 3
     assert [iteration for iteration, *_ in again.seen] == [5]
     assert calls == [False, True]
+
+
+def test_a_hook_that_the_checkpoint_does_not_know_starts_anew(tmp_path, caplog):
+    """A run may be continued with more hooks than it had."""
+    train(tmp_path / "run", 2 * 32, Silent([]))
+    counter = Counter(tmp_path / "run")
+    train(tmp_path / "run", 4 * 32, counter)
+    assert counter.count == 1
+    assert "hook_Counter.safetensors is not in this checkpoint; it starts anew" in caplog.text
 
 
 class Harder(Hook):

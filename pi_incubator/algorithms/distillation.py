@@ -103,7 +103,7 @@ class Distillation(Algorithm[DistillationSettings]):
         metrics = dict(zip(METRICS, (totals / settings.num_updates).unbind(), strict=True))
         metrics["policy/lr"] = self.lr.clone()
         metrics["policy/std"] = self.policy.log_std.detach().exp().mean()
-        metrics["teacher_share"] = torch.tensor(share)
+        metrics["teacher_share"] = torch.full_like(self.lr, share)
         self._finish_iteration()
         return metrics
 

@@ -135,7 +135,14 @@ class ReplaySettings(RolloutSettings):
                 field="network.name",
                 value=network.name,
                 problem=f"algorithm {self.name} learns from single steps, not from networks with {kind}",
-                fix="name a network of vectors without a state",
+                fix="name mlp or another network of vectors without a state",
+            )
+        if self.learning_starts >= cfg.training.total_steps:
+            raise cross_field_error(
+                field="algorithm.learning_starts",
+                value=self.learning_starts,
+                problem=f"nothing is learned in training.total_steps = {cfg.training.total_steps}",
+                fix="set it below, or train for longer",
             )
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:

@@ -138,7 +138,8 @@ def from_validation(error: ValidationError, sources: Mapping[str, str], file: st
     key, *index = path
     field = f"{section}.{key}"
     source = _source(".".join((section, *path)), sources) or file
-    problem, fix = _explain(first, default=settings.fields_by_key()[key].default)
+    default = settings.fields_by_key()[key].get_default(call_default_factory=True)
+    problem, fix = _explain(first, default=None if isinstance(default, dict) else default)
     where = "".join(f"[{i}]" if i.isdigit() else f".{i}" for i in index)
     value = NO_VALUE if first["type"] == "missing" else first["input"]
     return ConfigError(source, field + where, value, problem=problem, fix=fix + more)

@@ -60,7 +60,7 @@ class Rollout:
         # The state of policy and critic now, and before the first step: [N, S].
         self.state, self.first_state = torch.zeros(2, spec.num_envs, state_width, device=spec.device)
         if state_width:
-            # Beside the samples, and so as long as they are: every step shows the one row that is stored.
+            # A TensorDict's entries are all [T, N, ...]. This one is stored once, and expanded over T.
             self.data["state"] = self.first_state.expand(horizon, -1, -1)
         # Indexing a TensorDict costs more than the write: the rows' views are made once, of scalars `[N]`.
         self._rows = [dict(row.items(True, True)) for row in self.data.unbind(0)]

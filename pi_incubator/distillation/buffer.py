@@ -64,10 +64,8 @@ class LabelBuffer:
         return {name: tensor[: len(self)] for name, tensor in self.tensors.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows that are held, and how many were ever added."""
-        return {name: tensor.clone() for name, tensor in self.held().items()} | {
-            COUNT: torch.tensor(self._count)
-        }
+        """Views of the rows that are held, and how many were ever added."""
+        return self.held() | {COUNT: torch.tensor(self._count)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from pi_incubator.checkpoint import Part
 from pi_incubator.training.algorithm import Algorithm
 
 
@@ -46,6 +48,21 @@ class Hook(ABC):
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""
+
+
+def parts_of_hooks(hooks: Sequence[Hook]) -> dict[str, Part]:
+    """The parts of a checkpoint that keep the state of hooks, for those that define `state_dict`.
+
+    A part has the name of the hook's class, with a number from the second of a class on. A continued run may
+    have hooks that the checkpoint does not know: they start anew.
+    """
+    parts: dict[str, Part] = {}
+    for hook in hooks:
+        if type(hook).state_dict is not Hook.state_dict:
+            name = f"hook_{type(hook).__name__}"
+            number = sum(known.partition("-")[0] == name for known in parts)
+            parts[f"{name}-{number + 1}" if number else name] = Part(hook, may_be_missing=True)
+    return parts
 
 
 def is_due(progress: Progress, every: int) -> bool:

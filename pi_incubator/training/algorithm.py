@@ -189,6 +189,6 @@ def check_finite(module: torch.nn.Module) -> None:
     if not torch.stack([weight.isfinite().all() for weight in module.parameters()]).all():
         raise DivergedError(
             "the last update left weights that are not finite, and no checkpoint was written of them; set "
-            "another experiment.name and a lower algorithm.lr or algorithm.max_grad_norm, and start with the "
-            "weights of the last checkpoint by checkpoint.from=FOLDER, the folder of this run"
+            "another experiment.name and a lower learning rate, and start with the weights of the last "
+            "checkpoint by checkpoint.from=FOLDER, the folder of this run"
         )

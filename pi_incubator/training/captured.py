@@ -9,13 +9,14 @@ from tensordict import TensorDict
 from torch import Tensor
 
 Step = Callable[[TensorDict], Tensor]
-Replay = Callable[[], Tensor]
+"""Minibatch -> report."""
+Recorded = Callable[[], Tensor]
 
 # Real steps before the capture: they compile and allocate workspaces, which a graph may not.
 NUM_WARM_UP = 3
 
 
-def capture_on_cuda(function: Replay) -> Replay:
+def capture_on_cuda(function: Recorded) -> Recorded:
     """`function` recorded, not run; the result replays it and returns the same tensor every time."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
@@ -39,11 +40,11 @@ class CapturedStep:
         capture: what records; another one in tests.
     """
 
-    def __init__(self, step: Step, capture: Callable[[Replay], Replay] = capture_on_cuda) -> None:
+    def __init__(self, step: Step, capture: Callable[[Recorded], Recorded] = capture_on_cuda) -> None:
         self._step, self._capture = step, capture
         self._num_calls = 0
         self._minibatch: TensorDict | None = None
-        self._replay: Replay | None = None
+        self._replay: Recorded | None = None
 
     def __call__(self, minibatch: TensorDict) -> Tensor:
         self._num_calls += 1

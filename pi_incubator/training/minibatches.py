@@ -47,7 +47,7 @@ class Samples(Minibatches):
         for shard, order in enumerate(random.permutations(self._horizon * width)):
             if num_shards > 1:  # index within the shard -> index within all worlds
                 order = order // width * self._num_worlds + shard * width + order % width
-            orders.append(only(self._valid, order))
+            orders.append(compact_valid(self._valid, order))
         if num_shards == 1:
             yield from self._flat[orders[0]].split(self._size)
             return
@@ -88,12 +88,12 @@ class Sequences(Minibatches):
                 "samples": self._samples[:, chosen],
                 "state": self._state[chosen],
                 "starts": self._starts[:, chosen],
-                "order": only(valid, torch.arange(len(valid), device=valid.device)),
+                "order": compact_valid(valid, torch.arange(len(valid), device=valid.device)),
             }
             yield TensorDict(parts, batch_size=[])
 
 
-def only(valid: Tensor, order: Tensor) -> Tensor:
+def compact_valid(valid: Tensor, order: Tensor) -> Tensor:
     """`order` `[B]` without the samples that are not `valid`; the first of those left fill up the end.
 
     Broken samples are few, so this costs nothing: every minibatch keeps its size, no loss needs a mask, and

@@ -55,7 +55,7 @@ class SkippedUpdates:
         if in_a_row >= limit:
             raise DivergedError(
                 f"the last {in_a_row} updates were skipped, because their loss or gradient was not finite "
-                f"(guards.max_skipped_updates = {limit}): lower algorithm.reward_scale or the learning rate, "
+                f"(guards.max_skipped_updates = {limit}); lower algorithm.reward_scale or the learning rate, "
                 "and start anew with another experiment.name"
             )
 

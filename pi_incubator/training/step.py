@@ -12,11 +12,9 @@ from torch import Tensor
 from pi_incubator import faults
 from pi_incubator.compute import ComputePlan
 from pi_incubator.distributed import Distributed
-from pi_incubator.training.captured import CapturedStep
+from pi_incubator.training.captured import CapturedStep, Step
 from pi_incubator.training.compiled import compiled_step
 from pi_incubator.training.skipped import SkippedUpdates, is_sound
-
-Step = Callable[[TensorDict], Tensor]
 
 
 class Phase(NamedTuple):

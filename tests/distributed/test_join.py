@@ -33,3 +33,18 @@ def test_a_missing_rank_is_named(monkeypatch):
     monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.05)
     with pytest.raises(TimeoutError, match=r"ranks \[1\] did not start"):
         agree_on_name(dist.HashStore(), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[...]/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1"), True),
+        (RuntimeError("[...]/pair.cc:553] Read error: Connection reset by peer"), True),
+        (RuntimeError("NCCL error: invalid usage, Duplicate GPU detected"), False),
+        (ValueError("Connection closed by peer"), False),
+    ],
+)
+def test_only_a_lost_connection_counts_as_another_rank_that_ended(error, lost):
+    """What is wrong with this rank keeps its own message."""
+    assert distributed.lost_another_rank(error, distributed.Distributed(0, 2)) == lost
+    assert not distributed.lost_another_rank(error, distributed.Distributed())

@@ -16,7 +16,7 @@ from pi_incubator.distributed import join, leave
 
 def main(out, num_iterations, config, *settings):
     torch.set_default_dtype(torch.float64)
-    distributed = join()
+    distributed = join(on_cuda=False)
     cfg = load_config(config, settings)
     plan = plan_compute(cfg)
     torch.manual_seed(cfg.experiment.seed)

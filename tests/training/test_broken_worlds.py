@@ -16,7 +16,7 @@ from pi_incubator.errors import DivergedError
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.training import algorithm as algorithm_module
 from pi_incubator.training import on_policy
-from pi_incubator.training.minibatches import only
+from pi_incubator.training.minibatches import compact_valid
 from tests.learning import make_algorithm, state_of
 
 ROOT = Path(__file__).parents[2]
@@ -124,7 +124,7 @@ def test_only_valid_samples_stay_in_their_order(num_broken, on_device, monkeypat
     valid[torch.randperm(16, generator=generator)[:num_broken]] = False
     if on_device:  # the path without a look
         monkeypatch.setattr(torch.Tensor, "all", lambda self: torch.zeros((), dtype=torch.bool))
-    chosen = only(valid, order)
+    chosen = compact_valid(valid, order)
     kept = [index for index in order.tolist() if valid[index]]
     if kept:
         assert chosen.tolist() == (kept * 16)[:16]

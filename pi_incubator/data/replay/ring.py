@@ -66,9 +66,9 @@ class Ring(Replay):
         return min(self._count, self._length) * self._num_worlds
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The rows in use, and how many were ever added; the generators are saved by their owner."""
+        """Views of the rows in use, and how many were ever added; the generators are saved by their owner."""
         filled = min(self._count, self._length)
-        state = {name: tensor[:filled].clone() for name, tensor in self._tensors.items()}
+        state = {name: tensor[:filled] for name, tensor in self._tensors.items()}
         return state | {"count": torch.tensor(self._count)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
