@@ -23,6 +23,7 @@ from pi_incubator.algorithms import make_policy
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.envs import make_training_env
+from pi_incubator.launcher import launch_of_environment
 
 BYTES = 4
 """Of a float32."""
@@ -98,10 +99,10 @@ def _one_world(cfg: ExperimentConfig) -> VecEnv:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that `device` can still give."""
+    """Memory that `device` can still give to this process; ranks on a machine share its memory equally."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
+    return psutil.virtual_memory().available // launch_of_environment().local_world_size
 
 
 def check_memory(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate | None:
