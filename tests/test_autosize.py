@@ -57,7 +57,7 @@ def test_memory_is_asked_of_the_estimate(monkeypatch):
     settled, plan = autosize.choose_num_envs(cfg, plan_of(cfg))
     assert settled.env.num_envs == 64
     assert plan.reasons[-1].endswith("16: 16, 32: 32, 64: 64; 128 do not fit in memory")
-    monkeypatch.setattr(memory, "free_bytes", lambda device: free // 1000)
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free // 20)
     with pytest.raises(SettingError, match="needs about"):
         autosize.choose_num_envs(cfg, plan_of(cfg))
 

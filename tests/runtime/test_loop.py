@@ -201,7 +201,8 @@ def test_a_clock_that_is_set_does_not_disturb_the_loop(bundle, monkeypatch, foll
         seconds = time.monotonic() - start_s
     assert report.steps == 10
     assert (report.missing, report.stopped) == (0, 0)
-    assert seconds < 8 / HZ if follow_link else 8 / HZ < seconds < 30 / HZ
+    assert seconds < 5.0  # a day is not waited for
+    assert follow_link or seconds > 8 / HZ
 
 
 def test_only_the_dates_of_the_log_are_of_the_wall_clock():
