@@ -37,7 +37,8 @@ ALGORITHMS = {
             "algorithm.batch_size=32",
             "algorithm.buffer_size=512",
         ),
-        *("algorithm.learning_starts=64", "algorithm.updates_per_step=0.25", "training.total_steps=1280"),
+        *("algorithm.buffer_size=512", "algorithm.learning_starts=64", "algorithm.updates_per_step=0.25"),
+        "training.total_steps=1280",
     ],
 }
 
