@@ -336,9 +336,15 @@ def nan_in_one_world(lab: Lab) -> str:
     return f"{ended.verdict}, {'counted' if any(row['physics/broken'] for row in rows) else 'not counted'}"
 
 
+@fault("NaN in a gradient", "exit 0, 1 update skipped")
+def nan_in_a_gradient(lab: Lab) -> str:
+    ended = lab.train(fault="nan@grad:9")
+    rows = [json.loads(line) for line in (lab.run / "metrics.jsonl").read_text().splitlines()]
+    return f"{ended.verdict}, {sum(row['updates/skipped'] for row in rows):.0f} update skipped"
+
+
 NOT_FINITE = {
     "NaN in all worlds": "nan@worlds:40",
-    "NaN in a gradient": "nan@grad:9",
     "NaN in a reward": "nan@reward:40",
     "infinity in a reward": "inf@reward:40",
 }
