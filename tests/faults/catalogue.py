@@ -336,24 +336,27 @@ def nan_in_one_world(lab: Lab) -> str:
     return f"{ended.verdict}, {'counted' if any(row['physics/broken'] for row in rows) else 'not counted'}"
 
 
-@fault("NaN in a gradient", "exit 0, 1 update skipped")
+@fault("NaN in a gradient", "exit 0, 1 updates skipped")
 def nan_in_a_gradient(lab: Lab) -> str:
-    ended = lab.train(fault="nan@grad:9")
+    return skipped_after(lab, "nan@grad:9")
+
+
+@fault("{case} in a reward", "exit 0, 8 updates skipped", {"NaN": "nan", "infinity": "inf"})
+def reward_not_finite(lab: Lab, case: str) -> str:
+    """Advantages are normalized over a rollout, so all updates of one iteration are skipped."""
+    return skipped_after(lab, f"{'nan' if case == 'NaN' else 'inf'}@reward:40")
+
+
+def skipped_after(lab: Lab, fault: str) -> str:
+    ended = lab.train(fault=fault)
     rows = [json.loads(line) for line in (lab.run / "metrics.jsonl").read_text().splitlines()]
-    return f"{ended.verdict}, {sum(row['updates/skipped'] for row in rows):.0f} update skipped"
+    return f"{ended.verdict}, {sum(row['updates/skipped'] for row in rows):.0f} updates skipped"
 
 
-NOT_FINITE = {
-    "NaN in all worlds": "nan@worlds:40",
-    "NaN in a reward": "nan@reward:40",
-    "infinity in a reward": "inf@reward:40",
-}
-
-
-@fault("{case}", f"{ONE_LINE}; {SAME_HASH}", NOT_FINITE)
-def not_finite(lab: Lab, case: str) -> str:
+@fault("NaN in all worlds", f"{ONE_LINE}; {SAME_HASH}")
+def nan_in_all_worlds(lab: Lab) -> str:
     save = "checkpoint.save_every=1"
-    return f"{lab.train(save, fault=NOT_FINITE[case]).verdict}; {lab.continued(save)}"
+    return f"{lab.train(save, fault='nan@worlds:40').verdict}; {lab.continued(save)}"
 
 
 # A tracking server
