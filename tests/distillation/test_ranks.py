@@ -16,5 +16,5 @@ compute: {device: cpu, compile: "off"}
 @pytest.mark.slow
 def test_two_ranks_teach_one_student(balance, tmp_path):
     """Both ranks hold the same weights (the worker compares them), and the student's error is finite."""
-    student = weights_after(tmp_path, STUDENT, 2, f"algorithm.teachers=['{balance}']")
+    student = weights_after(tmp_path, STUDENT, 2, f"algorithm.teachers=['{balance}']", dtype="float32")
     assert 0.0 < student["metrics.loss/distillation"] < 1e3

@@ -45,10 +45,10 @@ def torchrun(num_ranks, *arguments, **options):
     )
 
 
-def weights_after(tmp_path, text, num_ranks, *settings):
+def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
     config, out = tmp_path / "config.yaml", tmp_path / f"{num_ranks}.safetensors"
     config.write_text(text)
-    done = torchrun(num_ranks, WORKER, out, 5, config, *settings)
+    done = torchrun(num_ranks, WORKER, out, 5, dtype, config, *settings)
     assert done.returncode == 0, done.stderr[-3000:]
     return load_file(out)
 
@@ -157,14 +157,14 @@ def test_a_killed_rank_is_started_again_and_the_result_is_the_same(start):
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_ends_the_others_within_half_a_minute(start):
+def test_a_rank_that_dies_ends_the_others_within_five_seconds(start):
     """Nobody waits for a dead rank, and the summary names its end."""
     process, folder = start("dies")
     wait_for_checkpoint(folder)
     kill_rank(process, 1)
     began_s = time.monotonic()
     output, _ = process.communicate(timeout=120)
-    assert time.monotonic() - began_s < 30.0
+    assert time.monotonic() - began_s < 5.0
     assert process.returncode != 0
     assert "Signal 9 (SIGKILL)" in output or "exitcode: -9" in output.replace(" ", "")
 

@@ -1,6 +1,6 @@
-"""Run by torchrun in the tests: trains some iterations in float64, and rank 0 saves the weights.
+"""Run by torchrun in the tests: trains some iterations, and rank 0 saves the weights.
 
-python -m torch.distributed.run --nproc-per-node=2 train_ranks.py OUT ITERATIONS SETTINGS...
+python -m torch.distributed.run --nproc-per-node=2 train_ranks.py OUT ITERATIONS DTYPE CONFIG SETTINGS...
 """
 
 import sys
@@ -14,8 +14,8 @@ from pi_incubator.config import load_config
 from pi_incubator.distributed import join, leave
 
 
-def main(out, num_iterations, config, *settings):
-    torch.set_default_dtype(torch.float64)
+def main(out, num_iterations, dtype, config, *settings):
+    torch.set_default_dtype(getattr(torch, dtype))
     distributed = join(on_cuda=False)
     cfg = load_config(config, settings)
     plan = plan_compute(cfg)
