@@ -1,8 +1,8 @@
 """How far an engine's physics is from that of the referee, C MuJoCo, over one control step.
 
-At every control step of the referee's trajectory under random actions, the engine starts from the referee's
-state, so errors cannot accumulate. The precision of float32 does not tell how small the error must be: a
-beginning contact or a stiff joint amplifies a small difference. So there is a control group: the referee
+C MuJoCo steps a trajectory under random actions. At every control step the engine starts from C MuJoCo's
+state, so errors cannot accumulate. Float32 precision alone does not say how large an error may be: a contact
+that begins or a stiff joint amplifies a small difference. Therefore a control group is measured: C MuJoCo
 itself, started from the same state with an error of one float32 bit. At each of `QUANTILES` over the states,
 the engine's error may be at most `FACTOR` times the control group's, plus `FLOOR`.
 

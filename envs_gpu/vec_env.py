@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.errors import EnvError
 from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
 from envs_gpu.parameters import unknown_parameter
 
@@ -159,17 +160,17 @@ class VecEnv(ABC):
 
     @property
     def draws_itself(self) -> bool:
-        """Whether `pictures` draws worlds that have no `drawn_model`."""
+        """Whether the env has a renderer of its own, which `pictures` uses; needed without `drawn_model`."""
         return False
 
     def pictures(self, num_worlds: int) -> list[NDArray[np.uint8]]:
-        """What the first worlds draw of themselves, each `[H, W, 3]` red, green, blue.
+        """Pictures of the first worlds, each `[H, W, 3]` red, green, blue; for envs with `draws_itself`.
 
         Raises:
-            RenderError: they cannot draw here.
-            NotImplementedError: they do not draw themselves, as `draws_itself` says.
+            EnvError: this env has no renderer of its own.
+            RenderError: the renderer does not work on this machine.
         """
-        raise NotImplementedError(f"{self.spec.name} does not draw itself")
+        raise EnvError(f"{self.spec.name} has no renderer of its own; check draws_itself before")
 
     def interface(self) -> PolicyInterface:
         """What a robot that runs a policy of this env measures, and how it is told what to do.
