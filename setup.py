@@ -69,6 +69,7 @@ setup(
             "pytest-xdist==3.8.0",  # `make test` runs two workers
             "pytest-timeout>=2.4",  # a hang is a failure, not a stuck run
             "hypothesis>=6.150",
+            "coverage==7.13.0",  # `make mutants` asks which test runs which line
             "ruff==0.17.6",
             "mypy==2.4.1",
             "dm_control==1.0.50",  # the cartpole that ours is checked against

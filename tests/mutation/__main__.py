@@ -1,0 +1,147 @@
+"""`make mutants`: put one small mistake at a time into the code, and see whether a test notices.
+
+python -m tests.mutation                                  a tenth of the mutants of all files
+python -m tests.mutation pi_incubator/checkpoint.py --share 1
+python -m tests.mutation --report                         what is in the results file so far
+
+Each mutant is tested by the tests that run its line, the quickest first. A process that has imported torch
+and the other libraries is forked for each mutant, which saves about ten seconds each time. Existing tools
+either start a process for each mutant, or patch functions in a way that torch.compile does not follow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.mutation.candidate import Candidate, candidates_of
+from tests.mutation.report import outcomes, print_report
+from tests.mutation.worker import Worker, coverage_of, warm_up
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "mutation"
+AREAS = {
+    "pi_incubator/evaluation": ["tests/evaluation", "tests/cli/test_eval.py"],
+    "pi_incubator/runtime": ["tests/runtime", "tests/deploy"],
+    "pi_incubator/deploy/promotion.py": ["tests/deploy/test_promotion.py", "tests/cli"],
+    "pi_incubator/algorithms": [
+        "tests/algorithms",
+        "tests/training",
+        "tests/distillation",
+        "tests/test_toy_algorithm.py",
+    ],
+    "pi_incubator/data": ["tests/data", "tests/algorithms", "tests/training/test_rollout.py"],
+    "pi_incubator/checkpoint.py": [
+        "tests/test_checkpoint.py",
+        "tests/test_start_from.py",
+        "tests/test_masking.py",
+    ],
+    "pi_incubator/checkpoint_files.py": ["tests/test_checkpoint.py", "tests/test_start_from.py"],
+}
+"""What is mutated, and the tests that must notice."""
+
+
+def main() -> int:
+    """Test the mutants that have no result yet; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation", description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="*", help="source files or folders; without any, all of them")
+    parser.add_argument("--share", type=float, default=0.1, help="how many of the mutants, drawn at random")
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--report", action="store_true", help="only print the results so far")
+    parser.add_argument("--again", action="store_true", help="test survivors again")
+    options = parser.parse_args()
+    BUILD.mkdir(parents=True, exist_ok=True)
+    results = BUILD / "results.jsonl"
+    if not options.report:
+        _test_all(options, results)
+    return print_report(results, options.files)
+
+
+def _test_all(options: argparse.Namespace, results: Path) -> None:
+    warm_up()
+    done = outcomes(results)
+    todo = [
+        candidate
+        for candidate in _chosen(options.files, options.share)
+        if candidate.key not in done or (options.again and done[candidate.key]["outcome"] == "survived")
+    ]
+    areas = {_area(candidate.file) for candidate in todo}
+    reached = {area: coverage_of(ROOT, BUILD, area, AREAS[area]) for area in sorted(areas)}
+    workers = [Worker(_copy(number)) for number in range(options.workers)]
+    began_s, num_done = time.monotonic(), 0
+    with results.open("a", buffering=1) as log:
+        while todo or any(worker.busy for worker in workers):
+            for worker in workers:
+                if not worker.busy and todo:
+                    candidate = todo.pop(0)
+                    worker.start(candidate, *reached[_area(candidate.file)].tests_of(candidate))
+                elif ended := worker.poll():
+                    log.write(json.dumps(ended) + "\n")
+                    num_done += 1
+                    left_min = len(todo) * (time.monotonic() - began_s) / num_done / 60
+                    print(
+                        f"{ended['outcome']:8s} {ended['file']}:{ended['line']} {ended['mutant']}", end="   "
+                    )
+                    print(f"[{len(todo)} left, {left_min:.0f} min]", flush=True)
+            time.sleep(0.02)
+
+
+def _chosen(files: list[str], share: float) -> list[Candidate]:
+    """The mutants to test; the same ones are drawn again after a file has changed elsewhere."""
+    chosen = []
+    for path in _files():
+        name = str(path.relative_to(ROOT))
+        if not files or any(name.startswith(wanted.rstrip("/")) for wanted in files):
+            of_file = candidates_of(name, path.read_text())
+            chosen += [one for one in of_file if random.Random(str(one.key)).random() < share]
+    random.Random(0).shuffle(chosen)
+    return chosen
+
+
+def _files() -> list[Path]:
+    places = [ROOT / area for area in AREAS]
+    return [file for place in places for file in (sorted(place.rglob("*.py")) if place.is_dir() else [place])]
+
+
+def _area(file: str) -> str:
+    return next(area for area in AREAS if file == area or file.startswith(area + "/"))
+
+
+def _copy(number: int) -> Path:
+    """A copy of the tree, which a worker may damage."""
+    copy = BUILD / f"copy_{number}" / ROOT.name
+    subprocess.run(["rm", "-rf", str(copy.parent)], check=True)
+    copy.mkdir(parents=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        check=True,
+    )
+    subprocess.run(
+        [
+            "cp",
+            "--parents",
+            "-p",
+            "-t",
+            str(copy),
+            *[name for name in listed.stdout.decode().split("\0") if name and (ROOT / name).exists()],
+        ],
+        cwd=ROOT,
+        check=True,
+    )
+    shared = ROOT.parent / "shared"
+    if shared.is_dir():
+        (copy.parent / "shared").symlink_to(shared)
+    return copy
+
+
+if __name__ == "__main__":
+    os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1")
+    sys.exit(main())

@@ -1,0 +1,38 @@
+"""A mutant of a certain file, with a name that outlives changes elsewhere in the file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+
+from tests.mutation.mutants import Mutant, mutants_of
+
+Key = tuple[str, str, str, int]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A mutant that may be tested."""
+
+    file: str
+    """Relative to the root."""
+    source_line: str
+    """The line with the mistake, without the mistake and without indentation."""
+    nth: int
+    """Which of several such mistakes in such lines of the file."""
+    mutant: Mutant
+
+    @property
+    def key(self) -> Key:
+        """What identifies it."""
+        return self.file, self.source_line, self.mutant.label, self.nth
+
+
+def candidates_of(file: str, source: str) -> list[Candidate]:
+    """All mutants of a file."""
+    lines, seen, candidates = source.splitlines(), Counter[tuple[str, str]](), []
+    for mutant in mutants_of(source):
+        source_line = lines[mutant.line - 1].strip()
+        candidates.append(Candidate(file, source_line, seen[source_line, mutant.label], mutant))
+        seen[source_line, mutant.label] += 1
+    return candidates

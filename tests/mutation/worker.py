@@ -1,0 +1,177 @@
+"""Runs tests in forks of a process that has already imported the libraries."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.mutation.candidate import Candidate
+
+LIBRARIES = (
+    "torch",
+    "tensordict",
+    "torchrl",
+    "numpy",
+    "mujoco",
+    "onnx",
+    "onnxruntime",
+    "pydantic",
+    "yaml",
+    "mlflow",
+)
+QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not gpu"]
+MAX_TESTS_S = 60.0
+"""At most this long are the tests of one mutant, by the time they took unchanged."""
+
+
+def warm_up() -> None:
+    """Import what takes long, but nothing of ours: that is what changes."""
+    for library in LIBRARIES:
+        importlib.import_module(library)
+
+
+@dataclass
+class Reached:
+    """Which test runs which line."""
+
+    lines: dict[str, dict[str, list[str]]]
+    took_s: dict[str, float]
+
+    def tests_of(self, candidate: Candidate) -> tuple[list[str], float]:
+        """The tests that run a line (any of the file, where none does in this process), and their seconds."""
+        of_file = self.lines.get(candidate.file, {})
+        tests = of_file.get(str(candidate.mutant.line)) or sorted(
+            {test for tests in of_file.values() for test in tests}
+        )
+        chosen, total_s = [], 0.0
+        for test in sorted(tests, key=lambda test: self.took_s.get(test, 0.0)):
+            total_s += self.took_s.get(test, 0.0)
+            if chosen and total_s > MAX_TESTS_S:
+                break
+            chosen.append(test)
+        return chosen, min(total_s, MAX_TESTS_S + self.took_s.get(chosen[0], 0.0)) if chosen else 0.0
+
+
+def coverage_of(root: Path, build: Path, area: str, tests: list[str]) -> Reached:
+    """Run the tests of an area once and note which lines each runs; kept until code or tests change."""
+    newest_s = max(file.stat().st_mtime for place in [area, *tests] for file in _python_files(root / place))
+    kept = build / f"coverage_{area.replace('/', '_')}.json"
+    if not kept.exists() or kept.stat().st_mtime < newest_s:
+        print(f"which tests run which lines of {area}", flush=True)
+        child = os.fork()
+        if child == 0:
+            _leave(_record(root, area, tests, kept))
+        os.waitpid(child, 0)
+    return Reached(**json.loads(kept.read_text()))
+
+
+def _python_files(place: Path) -> list[Path]:
+    return sorted(place.rglob("*.py")) if place.is_dir() else [place]
+
+
+def _record(root: Path, area: str, tests: list[str], out: Path) -> int:
+    import coverage
+
+    _enter(root)
+    recorder = coverage.Coverage(data_file=None, source=None, include=[f"{root}/{area}*"])
+    took_s: dict[str, float] = {}
+
+    class Plugin:
+        @pytest.hookimpl(hookwrapper=True)
+        def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+            recorder.switch_context(item.nodeid)
+            began_s = time.monotonic()
+            yield
+            took_s[item.nodeid] = time.monotonic() - began_s
+            recorder.switch_context("")
+
+    recorder.start()
+    pytest.main([*QUIET[1:], *tests], plugins=[Plugin()])
+    recorder.stop()
+    data = recorder.get_data()
+    lines = {
+        str(Path(file).relative_to(root)): {
+            str(line): [context for context in contexts if context]
+            for line, contexts in data.contexts_by_lineno(file).items()
+        }
+        for file in data.measured_files()
+    }
+    out.write_text(json.dumps({"lines": lines, "took_s": took_s}))
+    return 0
+
+
+class Worker:
+    """Tests one mutant at a time in its own copy of the tree."""
+
+    def __init__(self, copy: Path) -> None:
+        self.copy = copy
+        self._child = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether a mutant is being tested."""
+        return self._child != 0
+
+    def start(self, candidate: Candidate, tests: list[str], expected_s: float) -> None:
+        """Put the mutant into the copy and begin to test it."""
+        self._candidate, self._began_s = candidate, time.monotonic()
+        self._limit_s = 30.0 + 4.0 * expected_s
+        self._file = self.copy / candidate.file
+        self._original, self._times = self._file.read_bytes(), self._file.stat()
+        self._file.write_text(candidate.mutant.source)
+        sys.stdout.flush()
+        self._child = os.fork()
+        if self._child == 0:
+            os.setsid()
+            _enter(self.copy)
+            silent = os.open(self.copy.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(silent, 1)
+            os.dup2(silent, 2)
+            _leave(int(pytest.main([*QUIET, *tests])) if tests else 0)
+
+    def poll(self) -> dict[str, Any] | None:
+        """The result, once the tests have ended."""
+        ended, status = os.waitpid(self._child, os.WNOHANG) if self._child else (0, 0)
+        took_s = time.monotonic() - self._began_s if self._child else 0.0
+        late = self._child and not ended and took_s > self._limit_s
+        if late:
+            os.killpg(self._child, signal.SIGKILL)
+            os.waitpid(self._child, 0)
+        if not ended and not late:
+            return None
+        subprocess.run(["pkill", "-KILL", "-s", str(self._child)], check=False)  # what its tests left behind
+        self._child = 0
+        self._file.write_bytes(self._original)
+        os.utime(self._file, ns=(self._times.st_atime_ns, self._times.st_mtime_ns))
+        outcome = "timeout" if late else "survived" if status == 0 else "killed"
+        file, source_line, label, nth = self._candidate.key
+        place = {"file": file, "line": self._candidate.mutant.line, "source_line": source_line}
+        return place | {"mutant": label, "nth": nth, "outcome": outcome, "took_s": round(took_s, 1)}
+
+
+def _enter(root: Path) -> None:
+    """Make `root` the tree that this process and its children run."""
+    os.chdir(root)
+    sys.dont_write_bytecode = True
+    os.environ.update(PYTHONPATH=str(root), PYTHONDONTWRITEBYTECODE="1")
+    sys.path.insert(0, str(root))
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
+    import pi_incubator
+
+    assert Path(pi_incubator.__file__).is_relative_to(root), pi_incubator.__file__
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    os._exit(code)
