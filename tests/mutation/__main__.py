@@ -17,6 +17,7 @@ import os
 import random
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "mutation"
 AREAS = {
     "pi_incubator/evaluation": ["tests/evaluation", "tests/cli/test_eval.py"],
-    "pi_incubator/runtime": ["tests/runtime", "tests/deploy"],
+    "pi_incubator/runtime": ["tests/runtime"],
     "pi_incubator/deploy/promotion.py": ["tests/deploy/test_promotion.py", "tests/cli"],
     "pi_incubator/algorithms": [
         "tests/algorithms",
@@ -73,9 +74,12 @@ def _test_all(options: argparse.Namespace, results: Path) -> None:
     ]
     areas = {_area(candidate.file) for candidate in todo}
     reached = {area: coverage_of(ROOT, BUILD, area, AREAS[area]) for area in sorted(areas)}
-    workers = [Worker(_copy(number)) for number in range(options.workers)]
     began_s, num_done = time.monotonic(), 0
-    with results.open("a", buffering=1) as log:
+    with (
+        tempfile.TemporaryDirectory(dir=BUILD, ignore_cleanup_errors=True) as copies,
+        results.open("a", buffering=1) as log,
+    ):
+        workers = [Worker(_copy(Path(copies, str(number)))) for number in range(options.workers)]
         while todo or any(worker.busy for worker in workers):
             for worker in workers:
                 if not worker.busy and todo:
@@ -113,10 +117,9 @@ def _area(file: str) -> str:
     return next(area for area in AREAS if file == area or file.startswith(area + "/"))
 
 
-def _copy(number: int) -> Path:
-    """A copy of the tree, which a worker may damage."""
-    copy = BUILD / f"copy_{number}" / ROOT.name
-    subprocess.run(["rm", "-rf", str(copy.parent)], check=True)
+def _copy(folder: Path) -> Path:
+    """A copy of the tree in `folder`, which a worker may damage."""
+    copy = folder / ROOT.name
     copy.mkdir(parents=True)
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from collections import Counter
 from dataclasses import dataclass
 
@@ -21,6 +22,8 @@ class Candidate:
     nth: int
     """Which of several such mistakes in such lines of the file."""
     mutant: Mutant
+    is_in_function: bool
+    """Otherwise it is run once, when its module is imported."""
 
     @property
     def key(self) -> Key:
@@ -31,8 +34,20 @@ class Candidate:
 def candidates_of(file: str, source: str) -> list[Candidate]:
     """All mutants of a file."""
     lines, seen, candidates = source.splitlines(), Counter[tuple[str, str]](), []
+    in_functions = _lines_in_functions(source)
     for mutant in mutants_of(source):
         source_line = lines[mutant.line - 1].strip()
-        candidates.append(Candidate(file, source_line, seen[source_line, mutant.label], mutant))
+        nth = seen[source_line, mutant.label]
+        candidates.append(Candidate(file, source_line, nth, mutant, mutant.line in in_functions))
         seen[source_line, mutant.label] += 1
     return candidates
+
+
+def _lines_in_functions(source: str) -> set[int]:
+    """The lines of the bodies of functions, counted from 1."""
+    return {
+        line
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for line in range(node.body[0].lineno, (node.end_lineno or 0) + 1)
+    }

@@ -85,7 +85,7 @@ def _changes(tree: ast.AST, text: bytes, starts: list[int]) -> Iterator[tuple[as
             case ast.Constant(value=bool() as value):
                 yield node, *place(node), str(not value)
             case ast.Constant(value=int() | float() as value):
-                yield node, *place(node), repr(value + 1)
+                yield node, *place(node), repr(value + 1 if value + 1 != value else 2 * value)
             case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
                 if not isinstance(test, ast.Compare | ast.BoolOp | ast.UnaryOp | ast.Constant):
                     start, end = place(test)

@@ -8,11 +8,14 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import coverage
 import pytest
 
 from tests.mutation.candidate import Candidate
@@ -30,6 +33,8 @@ LIBRARIES = (
     "mlflow",
 )
 QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not gpu"]
+CONTEXT = "PI_MUTATION_CONTEXT"
+"""The environment variable that tells a process which test started it."""
 MAX_TESTS_S = 60.0
 """At most this long are the tests of one mutant, by the time they took unchanged."""
 
@@ -48,18 +53,20 @@ class Reached:
     took_s: dict[str, float]
 
     def tests_of(self, candidate: Candidate) -> tuple[list[str], float]:
-        """The tests that run a line (any of the file, where none does in this process), and their seconds."""
+        """The tests that run a line, and their seconds; any of the file where that is not known.
+
+        That is so for what runs at import, and for lines that only processes run which are then killed.
+        """
         of_file = self.lines.get(candidate.file, {})
-        tests = of_file.get(str(candidate.mutant.line)) or sorted(
-            {test for tests in of_file.values() for test in tests}
-        )
+        tests = of_file.get(str(candidate.mutant.line), []) if candidate.is_in_function else []
+        tests = tests or list({test for tests in of_file.values() for test in tests})
         chosen, total_s = [], 0.0
-        for test in sorted(tests, key=lambda test: self.took_s.get(test, 0.0)):
-            total_s += self.took_s.get(test, 0.0)
+        for test in sorted(tests, key=lambda test: (self.took_s[test], test)):
+            total_s += self.took_s[test]
             if chosen and total_s > MAX_TESTS_S:
                 break
             chosen.append(test)
-        return chosen, min(total_s, MAX_TESTS_S + self.took_s.get(chosen[0], 0.0)) if chosen else 0.0
+        return chosen, min(total_s, MAX_TESTS_S + self.took_s[chosen[0]]) if chosen else 0.0
 
 
 def coverage_of(root: Path, build: Path, area: str, tests: list[str]) -> Reached:
@@ -68,10 +75,17 @@ def coverage_of(root: Path, build: Path, area: str, tests: list[str]) -> Reached
     kept = build / f"coverage_{area.replace('/', '_')}.json"
     if not kept.exists() or kept.stat().st_mtime < newest_s:
         print(f"which tests run which lines of {area}", flush=True)
-        child = os.fork()
-        if child == 0:
-            _leave(_record(root, area, tests, kept))
-        os.waitpid(child, 0)
+        with tempfile.TemporaryDirectory() as folder:
+            child = os.fork()
+            if child == 0:
+                try:
+                    _record(root, area, tests, kept, Path(folder))
+                except BaseException:
+                    traceback.print_exc()
+                    _leave(1)
+                _leave(0)
+            if os.waitpid(child, 0)[1]:
+                sys.exit(f"the tests of {area} could not be run")
     return Reached(**json.loads(kept.read_text()))
 
 
@@ -79,35 +93,78 @@ def _python_files(place: Path) -> list[Path]:
     return sorted(place.rglob("*.py")) if place.is_dir() else [place]
 
 
-def _record(root: Path, area: str, tests: list[str], out: Path) -> int:
-    import coverage
+class _Recorder:
+    """A pytest plugin: a context of coverage for each test, its seconds, and whether it passes as it is."""
 
+    def __init__(self, recorder: coverage.Coverage) -> None:
+        self.took_s: dict[str, float] = {}
+        self.failed: set[str] = set()
+        self._recorder = recorder
+
+    @pytest.hookimpl(hookwrapper=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
+        self._recorder.switch_context(item.nodeid)
+        os.environ[CONTEXT] = item.nodeid
+        began_s = time.monotonic()
+        yield
+        self.took_s[item.nodeid] = time.monotonic() - began_s
+        self._recorder.switch_context("")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
+
+
+def _record(root: Path, area: str, tests: list[str], out: Path, folder: Path) -> None:
     _enter(root)
-    recorder = coverage.Coverage(data_file=None, source=None, include=[f"{root}/{area}*"])
-    took_s: dict[str, float] = {}
-
-    class Plugin:
-        @pytest.hookimpl(hookwrapper=True)
-        def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-            recorder.switch_context(item.nodeid)
-            began_s = time.monotonic()
-            yield
-            took_s[item.nodeid] = time.monotonic() - began_s
-            recorder.switch_context("")
-
+    included = [f"{root}/{area}" if area.endswith(".py") else f"{root}/{area}/**"]
+    recorder = coverage.Coverage(data_file=str(folder / "all"), include=included)
+    plugin = _Recorder(recorder)
+    _record_children(folder, included)
     recorder.start()
-    pytest.main([*QUIET[1:], *tests], plugins=[Plugin()])
+    pytest.main([*QUIET[1:], *tests], plugins=[plugin])
     recorder.stop()
+    recorder.save()
+    recorder.combine([str(folder)], keep=True)
+    if plugin.failed:
+        print(f"not used, for they fail without any mistake: {', '.join(sorted(plugin.failed))}", flush=True)
     data = recorder.get_data()
     lines = {
         str(Path(file).relative_to(root)): {
-            str(line): [context for context in contexts if context]
+            str(line): [test for test in contexts if test in plugin.took_s and test not in plugin.failed]
             for line, contexts in data.contexts_by_lineno(file).items()
         }
         for file in data.measured_files()
     }
-    out.write_text(json.dumps({"lines": lines, "took_s": took_s}))
-    return 0
+    assert lines, f"no test ran a line of {area}"
+    out.write_text(json.dumps({"lines": lines, "took_s": plugin.took_s}))
+
+
+def _record_children(folder: Path, included: list[str]) -> None:
+    """Let the Python processes that tests start record what they run, as part of the test."""
+    site = folder / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(
+        "import atexit, coverage, os, uuid\n"
+        f"name = {str(folder)!r} + '/all.' + uuid.uuid4().hex\n"
+        f"recorder = coverage.Coverage(name, include={included!r}, context=os.environ.get({CONTEXT!r}))\n"
+        "recorder.set_option('run:disable_warnings', ['no-data-collected'])\n"
+        "recorder.start()\n"
+        "atexit.register(lambda: (recorder.stop(), recorder.save()))\n"
+    )
+    os.environ["PYTHONPATH"] = f"{site}{os.pathsep}{os.environ['PYTHONPATH']}"
+
+
+class _Killer:
+    """A pytest plugin that writes the name of the test that noticed."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        file.write_text("")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._file.write_text(report.nodeid)
 
 
 class Worker:
@@ -137,7 +194,8 @@ class Worker:
             silent = os.open(self.copy.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             os.dup2(silent, 1)
             os.dup2(silent, 2)
-            _leave(int(pytest.main([*QUIET, *tests])) if tests else 0)
+            killer = _Killer(self.copy.parent / "killer.txt")
+            _leave(int(pytest.main([*QUIET, *tests], plugins=[killer])) if tests else 0)
 
     def poll(self) -> dict[str, Any] | None:
         """The result, once the tests have ended."""
@@ -156,7 +214,9 @@ class Worker:
         outcome = "timeout" if late else "survived" if status == 0 else "killed"
         file, source_line, label, nth = self._candidate.key
         place = {"file": file, "line": self._candidate.mutant.line, "source_line": source_line}
-        return place | {"mutant": label, "nth": nth, "outcome": outcome, "took_s": round(took_s, 1)}
+        killer = (self.copy.parent / "killer.txt").read_text() if outcome == "killed" else ""
+        ended = {"outcome": outcome, "by": killer, "took_s": round(took_s, 1)}
+        return place | {"mutant": label, "nth": nth} | ended
 
 
 def _enter(root: Path) -> None:
