@@ -17,8 +17,8 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.actuators import controls, driven_joints
 from envs_gpu.errors import EnvError
-from envs_gpu.models import driven_joints
 
 TermKind: TypeAlias = Literal["sensor", "command", "last_action"]
 
@@ -108,13 +108,14 @@ def identity_targets(low: Tensor, high: Tensor) -> Targets:
 
 
 def servos_of(model: mujoco.MjModel) -> tuple[Servo, ...]:
-    """The servo of every actuator of `model`; an actuator that is not a spring and a damper has no gains."""
+    """`[nu]` the servo of every control of `model`; one that is not a spring and a damper has no gains."""
     affine = (model.actuator_biastype == mujoco.mjtBias.mjBIAS_AFFINE) & (model.actuator_biasprm[:, 1] != 0)
     gains = [
         (float(gain[0]), float(-bias[2])) if spring else (None, None)
         for spring, gain, bias in zip(affine, model.actuator_gainprm, model.actuator_biasprm, strict=True)
     ]
-    return tuple(Servo(joint, *pair) for joint, pair in zip(driven_joints(model), gains, strict=True))
+    of_controls = [gains[control.actuator] for control in controls(model)]
+    return tuple(Servo(joint, *pair) for joint, pair in zip(driven_joints(model), of_controls, strict=True))
 
 
 class Controlled(Protocol):

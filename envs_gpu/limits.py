@@ -19,6 +19,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from envs_gpu.actuators import actuator_of_output
+
 _HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 _NUM_DOFS = {
     _HINGE: 1,
@@ -105,12 +107,13 @@ def _joint_forces(model: mujoco.MjModel) -> Array:
     """`[nv]` the largest generalized force of the actuators on each degree of freedom; inf where unknown."""
     data = mujoco.MjData(model)
     mujoco.mj_forward(model, data)
-    moment = np.zeros((model.nu, model.nv))
-    if model.nu:
+    owner = actuator_of_output(model)
+    moment = np.zeros((len(owner), model.nv))
+    if len(owner):
         mujoco.mju_sparse2dense(
             moment, data.actuator_moment, data.moment_rownnz, data.moment_rowadr, data.moment_colind
         )
-    largest = np.array([_largest_force(model, index) for index in range(model.nu)])
+    largest = np.array([_largest_force(model, index) for index in range(model.nactuator)])[owner]
     with np.errstate(invalid="ignore"):
         force = np.nan_to_num(np.abs(moment) * largest[:, None], nan=0.0, posinf=np.inf).sum(0)
     limited = np.repeat(model.jnt_actfrclimited, _dofs_of_joints(model)).astype(bool)
@@ -122,9 +125,11 @@ def _largest_force(model: mujoco.MjModel, index: int) -> float:
     """The largest force of an actuator; inf where it cannot be told from the model."""
     if model.actuator_forcelimited[index]:
         return float(np.abs(model.actuator_forcerange[index]).max())
-    if not model.actuator_ctrllimited[index]:
+    first = model.actuator_ctrladr[index]
+    own = slice(first, first + model.actuator_ctrlnum[index])
+    if not model.actuator_ctrllimited[own].all():
         return np.inf
-    control = np.abs(model.actuator_ctrlrange[index]).max()
+    control = np.abs(model.actuator_ctrlrange[own]).max(initial=0.0)
     gain_kind, bias_kind = model.actuator_gaintype[index], model.actuator_biastype[index]
     if gain_kind != mujoco.mjtGain.mjGAIN_FIXED:
         return np.inf
@@ -133,7 +138,7 @@ def _largest_force(model: mujoco.MjModel, index: int) -> float:
         return float(force)
     if bias_kind == mujoco.mjtBias.mjBIAS_AFFINE:
         # A servo's spring pulls at most from one end of its range to the other.
-        low, high = model.actuator_lengthrange[index]
+        low, high = model.actuator_lengthrange[model.actuator_outadr[index]]
         reach = max(high - low, 2 * control)
         return float(
             force + abs(model.actuator_biasprm[index, 0]) + abs(model.actuator_biasprm[index, 1]) * reach

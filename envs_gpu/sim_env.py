@@ -19,7 +19,8 @@ from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.limits import reachable
-from envs_gpu.models import compile_model, driven_joints, naming
+from envs_gpu.actuators import driven_joints
+from envs_gpu.models import compile_model, naming
 from envs_gpu.observation import check_reads, noise_scale
 from envs_gpu.parameters import ParameterTable
 from envs_gpu.perception import Perception

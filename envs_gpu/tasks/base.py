@@ -80,9 +80,11 @@ class Task(ABC):
     """Factor on how far engines may be from the referee, see `envs_gpu.parity`; above one only with a
     measured reason."""
     takes_model: ClassVar[bool] = False
-    """Whether the task is for any robot: its class is then called with `model`, the path of an MJCF file."""
+    """Whether the task is for any robot: its class is then called with `model`, a `UserModel` or its name."""
     source: str = ""
     """The MJCF file that the scene was read from, for errors in it; empty where the task builds the scene."""
+    notes: tuple[str, ...] = ()
+    """What the scene has that its file does not, such as inferred limits: lines for the start of a run."""
 
     @abstractmethod
     def scene(self) -> mujoco.MjSpec:

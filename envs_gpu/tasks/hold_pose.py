@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import Targets
-from envs_gpu.models import load_model
 from envs_gpu.observation import ObservationTerm, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.tasks import task
 from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.terms.pose import Pose, up_axis
+from envs_gpu.user_model import UserModel, drop_sensors
 
 EXAMPLE = Path(__file__).parents[1] / "assets" / "arm.xml"
 CONTROL_DT_S = 0.02
@@ -39,7 +39,7 @@ class HoldPose(Task):
     An action of zero is the keyframe's control, ±1 are the actuator's limits.
 
     Args:
-        model: an MJCF file, relative to the working directory; None is an example, `envs_gpu/assets/arm.xml`.
+        model: the robot, or its name as in `env.model`; None is an example, `envs_gpu/assets/arm.xml`.
     """
 
     parameters = (
@@ -55,13 +55,15 @@ class HoldPose(Task):
     takes_model = True
     max_episode_steps = 500
 
-    def __init__(self, model: str | None = None) -> None:
-        self.source = str(EXAMPLE if model is None else model)
+    def __init__(self, model: str | UserModel | None = None) -> None:
+        self.robot = UserModel.of(str(EXAMPLE) if model is None else model)
+        self.source = self.robot.path
 
     def scene(self) -> mujoco.MjSpec:
-        spec = load_model(self.source)
-        for sensor in spec.sensors:  # nothing reads them, and they take time
-            spec.delete(sensor)
+        loaded = self.robot.load()
+        self.notes = loaded.report()
+        spec = loaded.spec
+        drop_sensors(spec)  # nothing reads them, and they take time
         floats = any(joint.type == mujoco.mjtJoint.mjJNT_FREE for joint in spec.joints)
         ground = (mujoco.mjtGeom.mjGEOM_PLANE, mujoco.mjtGeom.mjGEOM_HFIELD)
         if floats and not any(geom.type in ground for geom in spec.worldbody.geoms):

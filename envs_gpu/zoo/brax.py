@@ -34,7 +34,7 @@ class Brax(Family):
     def make(self, name: str, num_envs: int, device: torch.device, seed: int, first_world: int) -> ZooEnv:
         from brax import envs
 
-        from envs_gpu.models import driven_joints
+        from envs_gpu.actuators import driven_joints
         from envs_gpu.zoo._jax_env import JaxEnv
 
         with warnings.catch_warnings():

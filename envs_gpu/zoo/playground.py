@@ -34,7 +34,7 @@ class Playground(Family):
         # isort: split
         from mujoco_playground import dm_control_suite
 
-        from envs_gpu.models import driven_joints
+        from envs_gpu.actuators import driven_joints
         from envs_gpu.zoo._jax_env import JaxEnv
 
         config = dm_control_suite.get_default_config(name)

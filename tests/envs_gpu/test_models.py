@@ -78,7 +78,7 @@ MISTAKES = {
     "infinite limits": ("-1 1", "-inf inf", "actuator 'pull' has ctrlrange=\"-inf inf\""),
     "not well-formed": ("</worldbody>", "", r"line 12: not well-formed XML \(mismatched tag\)"),
     "entity": ("<mujoco>", '<!DOCTYPE m [<!ENTITY a "1">]><mujoco>', "line 1: declares an XML entity"),
-    "not MJCF": ("mujoco>", "robot>", "line 1, <robot> is not MJCF"),
+    "not MJCF": ("mujoco>", "sdf>", "line 1, <sdf> is not MJCF, .* nor URDF"),
 }
 
 
