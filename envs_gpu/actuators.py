@@ -34,9 +34,9 @@ class Control:
     actuator: int
     """The number of its actuator."""
     name: str
-    """The actuator's, or `actuator_3`, with a suffix for all but the first input of an actuator with several."""
+    """The actuator's, or `actuator_3`; all but the first input of an actuator with several have a suffix."""
     input: str
-    """`position`, `velocity`, `force`, ...; `rotation` for each of the three of an orientation; else empty."""
+    """`position`, `velocity`, `force`, ...; `rotation` for each of an orientation's; empty where unknown."""
     suffix: str
     """Tells the controls of one actuator apart: `_x`, `_velocity`; empty for an actuator with one."""
 
@@ -90,4 +90,8 @@ def _inputs(model: mujoco.MjModel, actuator: int, count: int) -> list[str]:
         return ["rotation"] * count
     asked = int(model.actuator_ctrlspec[actuator])
     inputs = [name for bit, name in _INPUTS.items() if asked & bit]
-    return inputs if len(inputs) == count else [f"control_{number}" if count > 1 else "" for number in range(count)]
+    return (
+        inputs
+        if len(inputs) == count
+        else [f"control_{number}" if count > 1 else "" for number in range(count)]
+    )

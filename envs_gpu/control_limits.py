@@ -1,7 +1,7 @@
 """Limits of controls that a robot's file leaves open: set by the user, or inferred from what bounds them.
 
-An action needs a scale. Where an actuator has no `ctrlrange`, its scale follows from what it drives: the range
-of the joint for a position servo, the largest force for a motor.
+An action needs a scale. Where an actuator has no `ctrlrange`, it follows from what the actuator drives: the
+range of the joint for a position servo, the largest force for a motor.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _JOINTS = (int(_TRN.mjTRN_JOINT), int(_TRN.mjTRN_JOINTINPARENT))
 _NUMBERS = (int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE))
 _FIELDS = {"velocity": "velrange", "force": "ffrange"}
 """Where MJCF has the range of a control of an actuator with several; `ctrlrange` for the others."""
+_PLAIN_BIASES = (int(_BIAS.mjBIAS_NONE), int(_BIAS.mjBIAS_AFFINE))
 _PID = "mujoco.pid"
 
 
@@ -94,7 +95,9 @@ def _check_given(given: Mapping[str, tuple[float, float]], model: mujoco.MjModel
         if name not in names:
             guess = nearest(name, names)
             hint = f"did you mean {guess!r}? " if guess else ""
-            raise SettingError(field, value, "the robot has no such control", f"{hint}known: {', '.join(names)}")
+            raise SettingError(
+                field, value, "the robot has no such control", f"{hint}known: {', '.join(names)}"
+            )
         if not (math.isfinite(limit[0]) and math.isfinite(limit[1]) and limit[0] < limit[1]):
             raise SettingError(field, value, "is no range", "write [low, high] with low below high")
 
@@ -113,7 +116,7 @@ def _inferred(model: mujoco.MjModel, control: Control, spec: mujoco.MjsActuator)
     if low < high:
         return _Bound(float(low), float(high), "its ctrlrange, which ctrllimited turns off")
     gain, dynamics = model.actuator_gaintype[index], model.actuator_dyntype[index]
-    if _DYN.mjDYN_MUSCLE in (dynamics,) or gain == _GAIN.mjGAIN_MUSCLE:
+    if _DYN.mjDYN_MUSCLE == dynamics or gain == _GAIN.mjGAIN_MUSCLE:
         return _Bound(0.0, 1.0, "a muscle's activation")
     if gain == _GAIN.mjGAIN_SO3:
         return _rotation(model, index)
@@ -125,7 +128,10 @@ def _inferred(model: mujoco.MjModel, control: Control, spec: mujoco.MjsActuator)
         resistance, constant = model.actuator_gainprm[index, :2]
         force = _force(model, index)
         return force.mapped(constant / resistance, 0.0, " at standstill") if force and resistance else None
-    if gain != _GAIN.mjGAIN_FIXED or model.actuator_biastype[index] not in (_BIAS.mjBIAS_NONE, _BIAS.mjBIAS_AFFINE):
+    if gain != _GAIN.mjGAIN_FIXED or model.actuator_biastype[index] not in (
+        _BIAS.mjBIAS_NONE,
+        _BIAS.mjBIAS_AFFINE,
+    ):
         return None
     if dynamics == _DYN.mjDYN_INTEGRATOR:
         return _rate(model, index)
@@ -200,7 +206,11 @@ def _force(model: mujoco.MjModel, index: int) -> _Bound | None:
     if model.actuator_forcelimited[index]:
         low, high = model.actuator_forcerange[index]
         bounds.append(_Bound(float(low), float(high), "its forcerange"))
-    kind, target, gear = model.actuator_trntype[index], int(model.actuator_trnid[index, 0]), _gear(model, index)
+    kind, target, gear = (
+        model.actuator_trntype[index],
+        int(model.actuator_trnid[index, 0]),
+        _gear(model, index),
+    )
     if kind in _JOINTS and model.jnt_type[target] in _NUMBERS and model.jnt_actfrclimited[target] and gear:
         why = f"actuatorfrcrange of joint {model.joint(target).name!r}"
         bounds.append(_scaled(model.jnt_actfrcrange[target], 1 / gear, why))

@@ -22,6 +22,7 @@ from envs_gpu.randomize import Randomization
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 from envs_gpu.tasks.base import Task
+from envs_gpu.user_model import UserModel
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError, find, is_zoo_name
 
@@ -50,13 +51,14 @@ def lacks_device(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def check_model_choice(name: str, model: str | None) -> None:
+def check_model_choice(name: str, model: str | UserModel | None) -> None:
     """Check that a config names a robot if, and only if, its task takes one.
 
     Raises:
         UnknownNameError: no such task; the message suggests the nearest.
         ModelChoiceError: it does not.
     """
+    model = model.name if isinstance(model, UserModel) else model
     takes_model = not is_zoo_name(name) and TASKS.get(name).takes_model
     if takes_model and model is None:
         raise ModelChoiceError(model, f"{name} needs a robot", "set it to the path of an MJCF file")
@@ -65,7 +67,7 @@ def check_model_choice(name: str, model: str | None) -> None:
         raise ModelChoiceError(model, f"{name} brings its own robot", fix)
 
 
-def make_task(name: str, model: str | None = None) -> Task:
+def make_task(name: str, model: str | UserModel | None = None) -> Task:
     """The task called `name`; `model` is the robot of a task that takes any, None its example.
 
     Raises:
@@ -101,7 +103,7 @@ def make_env(
     options: PhysicsOptions = PhysicsOptions(),  # noqa: B008 - frozen
     compiled: bool = False,
     guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
-    model: str | None = None,
+    model: str | UserModel | None = None,
     pixels: PixelOptions | None = None,
     episode_length_s: float | None = None,
     randomization: Randomization = Randomization(),  # noqa: B008 - frozen
@@ -111,7 +113,8 @@ def make_env(
 ) -> VecEnv:
     """`num_envs` worlds of the task `name`, or of the env `family/name`; see `SimEnv` for the arguments.
 
-    `model` is the MJCF file of a robot, for the tasks that take any; without it they take an example.
+    `model` is a robot, or its name as in `env.model`, for the tasks that take any; without it they take an
+    example.
     `pixels` adds a group of that name to the observations; `episode_length_s` replaces the task's own.
     `disturbance` is what is wrong with each world, for our own tasks on the backend `mujoco`.
 
@@ -123,7 +126,8 @@ def make_env(
         ZooError: the family's package is not installed, or a policy cannot handle the env.
         PixelError: the worlds cannot be drawn as asked for.
         RandomizationError: the task's model cannot have what `randomization` describes.
-        SettingError: the task has no such parameter as in `task_parameters`, or it cannot have this value.
+        SettingError: the task has no such parameter as in `task_parameters`, or it cannot have this value; or
+            the name or the limits of `model` fit nothing.
     """
     if device.type == "cuda" and device.index is None:  # Warp and JAX ask for the index
         device = torch.device("cuda", torch.cuda.current_device())

@@ -118,7 +118,7 @@ class _Reader:
                 children.append(child)
                 continue
             if not (value := child.attributes.get("file")):
-                raise ModelError(f"{child}: names no file; write file=\"...\", or remove it")
+                raise ModelError(f'{child}: names no file; write file="...", or remove it')
             file = self._found(child, "file", [value])
             if real(file) in self._included:  # which also ends a circle
                 raise ModelError(f'{child} file="{value}": is already included; include it once')
@@ -206,7 +206,7 @@ class _Search:
                 if value := compiler.attributes.get(attribute):
                     said = (value.replace("\\", "/"), f'{compiler} {attribute}="{value}"')
                     kinds = ("meshdir", "texturedir") if attribute == "assetdir" else (attribute,)
-                    self._says |= {kind: said for kind in kinds}
+                    self._says |= dict.fromkeys(kinds, said)
 
     def names(self, element: Element, value: str) -> list[str]:
         """The names by which a file may be found from the document's folder, likeliest first."""
@@ -220,7 +220,7 @@ class _Search:
         return names
 
     def blame(self, element: Element, value: str) -> str:
-        """The compiler element that leads out of the trusted folder, if it is that one, and not the file's."""
+        """The compiler element, where that leads out of the trusted folder; else empty."""
         below, who = self._of(element)
         return who if below and not is_inside(self._folder / below, self._root) else ""
 
@@ -249,7 +249,7 @@ class _Search:
 
 
 def _drop_visuals(robot: Element) -> None:
-    """Take out of a URDF what is only looked at, as MuJoCo does: its files often are in formats that it lacks."""
+    """Take out of a URDF what is only looked at, as MuJoCo does: it often cannot read those files."""
     compilers = [element.attributes for element in robot.walk() if element.tag == "compiler"]
     if any(attributes.get("discardvisual") == "false" for attributes in compilers):
         return

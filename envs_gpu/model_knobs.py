@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from envs_gpu.draw import Draw, RandomizationError
 from envs_gpu.actuators import drives_joint
+from envs_gpu.draw import Draw, RandomizationError
 from envs_gpu.physics.base import nominal
 from envs_gpu.random import standard_normal
 
@@ -205,7 +205,9 @@ def element_names(model: mujoco.MjModel, element: str) -> list[str]:
     """The names of a kind of elements, in the model's order."""
     if element == "world":
         return [""]
-    number = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nactuator}[element]
+    number = {"body": model.nbody, "geom": model.ngeom, "joint": model.njnt, "actuator": model.nactuator}[
+        element
+    ]
     return [getattr(model, element)(index).name for index in range(number)]
 
 

@@ -1,7 +1,7 @@
 """Where a robot's file is: a path, or a name in a collection of robots.
 
-`menagerie:unitree_go1/scene.xml` is a file of MuJoCo Menagerie, `menagerie:unitree_go1` its default scene, and
-`robot_descriptions:panda_mj_description` a robot of the package of that name. Both are downloaded at first use.
+`menagerie:unitree_go1/scene.xml` is a file of MuJoCo Menagerie, `menagerie:unitree_go1` its default scene,
+and `robot_descriptions:panda_mj_description` a robot of the package of that name. Both download at first use.
 """
 
 from __future__ import annotations
@@ -77,7 +77,10 @@ def _in_descriptions(name: str) -> ModelPlace:
     try:
         package = importlib.import_module("robot_descriptions")
     except ImportError:
-        problem, fix = "needs the package robot_descriptions, not installed here", "pip install robot_descriptions"
+        problem, fix = (
+            "needs the package robot_descriptions, not installed here",
+            "pip install robot_descriptions",
+        )
         raise SettingError("env.model", name, problem, fix) from None
     known = sorted(path.stem for path in Path(package.__path__[0]).glob("*_description.py"))
     if wanted not in known:

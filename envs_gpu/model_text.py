@@ -1,8 +1,8 @@
 """The XML of a robot: read once, with the file and line of every element, and written in a plain form.
 
-MuJoCo reads the plain form alone: one element on each line, its attributes quoted, nothing else. No other
-parser sees anything else in it, so what is checked here is what MuJoCo is given. The line in MuJoCo's messages
-is the number of the element, which knows its own file and line.
+MuJoCo reads the plain form alone: one element on each line, its attributes quoted, nothing else. All parsers
+see the same in it, so what is checked here is what MuJoCo reads. The line in MuJoCo's messages is the number
+of the element, which knows its own file and line.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from xml.sax.saxutils import quoteattr
 
 from envs_gpu.errors import ModelError
 
-_COMMENT_OR_TAG = re.compile(rb"""<!--.*?-->|<(?:[^"'<>]|"[^"]*"|'[^']*')*+>""", re.DOTALL)
+_COMMENT, _CDATA = b"<!--", b"<![CDATA["
+_MARK = re.compile(rb"""["'<>]""")
+_NOT_NEW_LINE = re.compile(rb"[^\n]")
 _INDENT = {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}
 MAX_DEPTH = 400
 """Of elements; MuJoCo's own parser gives up at 500."""
@@ -88,7 +90,9 @@ def plain_text(root: Element) -> tuple[str, list[Element]]:
 
     def write(element: Element) -> None:
         elements.append(element)
-        attributes = "".join(f" {name}={quoteattr(value, _INDENT)}" for name, value in element.attributes.items())
+        attributes = "".join(
+            f" {name}={quoteattr(value, _INDENT)}" for name, value in element.attributes.items()
+        )
         start = "\n" if len(elements) > 1 else ""
         parts.append(f"{start}<{element.tag}{attributes}{'>' if element.children else '/>'}")
         for child in element.children:
@@ -101,10 +105,36 @@ def plain_text(root: Element) -> tuple[str, list[Element]]:
 
 
 def _without_comments(content: bytes) -> bytes:
-    """`content` with comments blanked out: MuJoCo takes those that XML does not allow, as `<!-- a -- b -->`."""
+    """`content` with comments blanked out: MuJoCo takes some that XML forbids, such as `<!-- a -- b -->`."""
+    parts, kept, at = [], 0, content.find(b"<")
+    while at >= 0:
+        if content.startswith(_COMMENT, at):
+            end = _after(content, b"-->", at + len(_COMMENT))
+            if end > 0:
+                parts += [content[kept:at], _NOT_NEW_LINE.sub(b" ", content[at:end])]
+                kept = end
+        elif content.startswith(_CDATA, at):
+            end = _after(content, b"]]>", at + len(_CDATA))
+        else:
+            end = _end_of_tag(content, at + 1)
+        at = content.find(b"<", end) if end > 0 else -1
+    return b"".join((*parts, content[kept:]))
 
-    def blank(found: re.Match[bytes]) -> bytes:
-        text = found[0]
-        return re.sub(rb"[^\n]", b" ", text) if text.startswith(b"<!--") else text
 
-    return _COMMENT_OR_TAG.sub(blank, content)
+def _end_of_tag(content: bytes, at: int) -> int:
+    """Where the tag that `at` is in ends, or the next one begins; -1 where a quotation has no end."""
+    while found := _MARK.search(content, at):
+        if found[0] == b"<":
+            return found.start()
+        if found[0] == b">":
+            return found.end()
+        at = _after(content, found[0], found.end())
+        if at < 0:
+            return -1
+    return -1
+
+
+def _after(content: bytes, what: bytes, at: int) -> int:
+    """The place behind the next `what`; -1 where there is none."""
+    found = content.find(what, at)
+    return -1 if found < 0 else found + len(what)

@@ -1,18 +1,19 @@
 """The one place where robots' files are read and compiled, and what MuJoCo would take in silence is refused.
 
-A user's model may read files from its own folder and the folders below it, or from those of a wider folder that
-the user trusts, and from nowhere else (`model_files`). Models that come with installed packages may read what
-they like.
+A user's model may read files from its own folder and the folders below it, or from a wider folder that the
+user trusts, and from nowhere else (`model_files`). Models of installed packages may read what they like.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -30,6 +31,8 @@ _FINITE = (
     *("dof_damping", "dof_armature", "qpos0", "key_qpos", "key_ctrl"),
 )
 """Fields of a compiled model in which a number that is not finite can never be meant."""
+_ZERO = 1e-12
+_PATHS = ("paths", "npaths", "nbuffer", "narena", "signature", "text_data")
 _NAMED = {"body": "body", "geom": "geom", "jnt": "joint", "site": "site"}
 _REFERENCE = "see https://mujoco.readthedocs.io/en/stable/XMLreference.html"
 
@@ -44,9 +47,7 @@ class Sensors(dict[str, slice]):
         raise ModelError(f"{problem}; {hint}add it in scene()")
 
 
-def load_model(
-    path: str | Path, *, trusted: bool = False, root: str | Path | None = None
-) -> mujoco.MjSpec:
+def load_model(path: str | Path, *, trusted: bool = False, root: str | Path | None = None) -> mujoco.MjSpec:
     """Read an MJCF or URDF file and everything that it names.
 
     Args:
@@ -132,6 +133,28 @@ def compiled(spec: mujoco.MjSpec, source: str) -> mujoco.MjModel:
         path = Path(os.path.expanduser(source))
         text = read_model(path, None) if os.path.isfile(path) else ModelText()
         raise _from_mujoco(error, source, text) from None
+
+
+def model_hashes(model: mujoco.MjModel) -> dict[str, str]:
+    """Every field that a compiled model is made of -> SHA-256 of its values, in hexadecimal.
+
+    Texts are left out, as they hold the paths of files.
+    """
+    fields: dict[str, Any] = {}
+    for owner, prefix in ((model, ""), (model.opt, "opt."), (model.stat, "stat.")):
+        for name in dir(owner):
+            if not (name.startswith("_") or name in _PATHS or name.endswith(("_pathadr", "_nameadr"))):
+                fields[prefix + name] = getattr(owner, name)
+    kept = {k: v for k, v in fields.items() if isinstance(v, (int, float, np.ndarray, np.generic))}
+    return {name: _hash(np.asarray(value)) for name, value in kept.items()}
+
+
+def _hash(values: np.ndarray) -> str:
+    """SHA-256 of an array; of numbers to six digits, as machines differ in the last ones of an inertia."""
+    if values.dtype.kind == "f":
+        mantissa, exponent = np.frexp(np.where(np.abs(values) < _ZERO, 0.0, values))
+        values = np.ldexp(np.round(mantissa * 2.0**20), exponent)
+    return hashlib.sha256(str(values.shape).encode() + np.ascontiguousarray(values).tobytes()).hexdigest()
 
 
 @contextmanager

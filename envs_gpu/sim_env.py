@@ -13,14 +13,14 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.actuators import driven_joints
 from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.limits import reachable
-from envs_gpu.actuators import driven_joints
-from envs_gpu.models import compile_model, naming
+from envs_gpu.models import compile_model, model_hashes, naming
 from envs_gpu.observation import check_reads, noise_scale
 from envs_gpu.parameters import ParameterTable
 from envs_gpu.perception import Perception
@@ -108,7 +108,9 @@ class SimEnv(VecEnv):
     ) -> None:
         self.task = task
         scene = task.scene()
+        self.notes = task.notes
         model = compile_model(scene, task.source or f"task {name}")
+        self._model = model
         with naming(f"task {name}"):
             task.attach(model, device)
         if episode_length_s:
@@ -139,6 +141,9 @@ class SimEnv(VecEnv):
         self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
         if compiled:
             self._compile()
+
+    def scene_hashes(self) -> dict[str, str]:
+        return model_hashes(self._model)
 
     def _compile(self) -> None:
         """Compile the task's functions, after each has run once uncompiled, where errors are easy to read."""

@@ -102,6 +102,12 @@ class VecEnv(ABC):
 
     spec: EnvSpec
     obs: TensorDict
+    notes: tuple[str, ...] = ()
+    """How the worlds differ from the robot's file, such as inferred limits: lines for the start of a run."""
+
+    def scene_hashes(self) -> dict[str, str]:
+        """Field of the compiled MuJoCo model -> hash of its values; empty where the env has no such model."""
+        return {}
 
     @abstractmethod
     def reset(self, seed: int) -> TensorDict:

@@ -15,6 +15,7 @@ from envs_gpu.make import check_model_choice, make_env
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.pixels import PixelOptions
 from envs_gpu.randomize import Delay, Randomization
+from envs_gpu.user_model import UserModel
 from envs_gpu.vec_env import VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import faults
@@ -62,7 +63,7 @@ def make_training_env(
             options=physics_options(cfg.env, plan.physics_threads),
             compiled=plan.compiled,
             guards=guards,
-            model=cfg.env.model,
+            model=user_model(cfg.env),
             pixels=pixel_options(cfg),
             episode_length_s=cfg.env.episode_length_s,
             randomization=randomization_of(cfg.randomization),
@@ -101,7 +102,7 @@ def evaluation_env(
             guards=GuardOptions(
                 max_broken_share=cfg.guards.max_broken_share, energy_margin=cfg.guards.energy_margin
             ),
-            model=cfg.env.model,
+            model=user_model(cfg.env),
             pixels=pixel_options(cfg),
             observation_history=cfg.env.observation_history,
             task_parameters=cfg.env.task,
@@ -128,6 +129,11 @@ def check_policy_reads(cfg: ExperimentConfig, group: str) -> None:
 def evaluation_seed(cfg: ExperimentConfig) -> int:
     """A seed of worlds that training with a seed near `experiment.seed` has not seen."""
     return cfg.experiment.seed + EVALUATION_SEED_OFFSET
+
+
+def user_model(cfg: EnvSection) -> UserModel | None:
+    """The robot of a task that takes any; None where the settings name none."""
+    return None if cfg.model is None else UserModel(cfg.model, cfg.model_root, cfg.limits)
 
 
 def physics_options(cfg: EnvSection, num_threads: int) -> PhysicsOptions:

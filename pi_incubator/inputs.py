@@ -9,14 +9,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from envs_gpu.errors import ModelError
+from envs_gpu.model_names import find_model, is_collected
 from pi_incubator.checkpoint_files import Checkpoint, read_newest, sha256_of
 from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.config.models import EnvSection
 from pi_incubator.errors import UserError
 from pi_incubator.run_paths import RunFolder
 
@@ -49,12 +51,46 @@ def with_absolute_paths(cfg: ExperimentConfig) -> ExperimentConfig:
     """`cfg` with absolute paths of all that a training reads, or writes elsewhere than in its own folder."""
     fields = (*cfg.algorithm.runs_read, *cfg.algorithm.files_read, *cfg.algorithm.files_written)
     algorithm = {name: _absolute(getattr(cfg.algorithm, name)) for name in fields}
+    named = cfg.env.model
+    model = named if named is not None and is_collected(named) else _absolute(named)
     changes: dict[str, Any] = {
-        "env": cfg.env.model_copy(update={"model": _absolute(cfg.env.model)}),
+        "env": cfg.env.model_copy(update={"model": model, "model_root": _absolute(cfg.env.model_root)}),
         "checkpoint": cfg.checkpoint.model_copy(update={"from_run": _absolute(cfg.checkpoint.from_run)}),
         "algorithm": cfg.algorithm.model_copy(update=algorithm),
     }
     return cfg.model_copy(update=changes)
+
+
+def with_found_model(cfg: ExperimentConfig) -> ExperimentConfig:
+    """`cfg` with the file of a robot that is named in a collection, which is downloaded if need be.
+
+    Raises:
+        SettingError: there is no such robot, or it cannot be had.
+    """
+    if cfg.env.model is None or not is_collected(cfg.env.model):
+        return cfg
+    place = find_model(cfg.env.model, cfg.env.model_root)
+    root = place.root or place.path.parent
+    found = {"model": str(place.path.absolute()), "model_root": str(root.absolute())}
+    return cfg.model_copy(update={"env": cfg.env.model_copy(update=found)})
+
+
+def check_model(cfg: ExperimentConfig) -> None:
+    """Check that the robot of `cfg` can be simulated, before torch is imported.
+
+    Raises:
+        UserError: it cannot.
+        SettingError: a limit that fits nothing.
+    """
+    if cfg.env.model is None:
+        return
+    from envs_gpu.user_model import UserModel  # imports mujoco, which takes time
+
+    _model(cfg.env)
+    try:
+        UserModel(cfg.env.model, cfg.env.model_root, cfg.env.limits).check()
+    except ModelError as error:
+        raise UserError(str(error)) from None
 
 
 def inputs_of(cfg: ExperimentConfig, resumes: bool = False) -> Inputs:
@@ -66,7 +102,7 @@ def inputs_of(cfg: ExperimentConfig, resumes: bool = False) -> Inputs:
     """
     inputs: Inputs = {}
     if cfg.env.model is not None:
-        inputs[MODEL] = [_model(cfg.env.model)]
+        inputs[MODEL] = [_model(cfg.env)]
     for name in cfg.algorithm.runs_read:
         inputs[f"algorithm.{name}"] = [_run(run) for run in _listed(getattr(cfg.algorithm, name))]
     for name in cfg.algorithm.files_read:
@@ -130,7 +166,7 @@ def check_model_unchanged(cfg: ExperimentConfig, folder: RunFolder) -> None:
     """Check that the robot of `cfg` is that of the run in `folder`; errors as of `check_unchanged`."""
     before = read_inputs(folder).get(MODEL)
     if before and cfg.env.model is not None:
-        _compare({MODEL: before}, {MODEL: [_model(cfg.env.model)]}, folder)
+        _compare({MODEL: before}, {MODEL: [_model(cfg.env)]}, folder)
 
 
 def copy_model(inputs: Inputs, to: Path) -> Path | None:
@@ -147,20 +183,27 @@ def copy_model(inputs: Inputs, to: Path) -> Path | None:
         return None
     (model,) = inputs[MODEL]
     source = Path(model.path)
+    place = _place_in_copy(source, model.files)
     for name, sha256 in model.files.items():
         relative = source.name if name == ITSELF else name
-        target = to / relative
+        target = Path(os.path.normpath(to / place.parent / relative))
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source.parent / relative, target)
         if sha256_of(target) != sha256:
             problem, fix = f"{source.parent / relative} changed while the run was starting", "start again"
             raise ConfigError(str(source), MODEL, model.path, problem=problem, fix=fix)
-    return to / source.name
+    return to / place
 
 
 def same_content(field: str, folder: RunFolder) -> bool:
     """Whether the setting `field` may name another path on a resume, because its content was recorded."""
     return field in read_inputs(folder) and field not in NOT_COMPARED
+
+
+def _place_in_copy(model: Path, files: Iterable[str]) -> Path:
+    """Where the model's own file is in a copy: as far below it as its files lead up."""
+    ups = max((sum(part == os.pardir for part in Path(name).parts) for name in files), default=0)
+    return Path(*model.absolute().parent.parts[1:][-ups:] if ups else (), model.name)
 
 
 def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
@@ -182,8 +225,8 @@ def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
 
 
 def _fix(field: str, now: Input, folder: RunFolder) -> str:
-    kept = sorted(folder.model.glob("*.xml")) if field == MODEL else []
-    own = folder.model.absolute() / Path(now.path).name
+    kept = sorted(folder.model.rglob(f"*{Path(now.path).suffix}")) if field == MODEL else []
+    own = folder.model.absolute() / _place_in_copy(Path(now.path), now.files)
     if kept and own != Path(now.path):
         copy = own if own in kept else kept[0]
         return f"restore it, set this to the run's own copy {copy}, or set another experiment.name"
@@ -200,11 +243,13 @@ def _differences(before: Mapping[str, str], now: Mapping[str, str]) -> Iterator[
     yield from (name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
 
 
-def _model(path: str) -> Input:
+def _model(cfg: EnvSection) -> Input:
     from envs_gpu.models import model_files  # imports mujoco, which takes time
 
+    assert cfg.model is not None
+    path = cfg.model
     try:
-        files = model_files(path)
+        files = model_files(path, cfg.model_root)
         return Input(path, {name: sha256_of(file) for name, file in files.items()})
     except (ModelError, OSError) as error:
         raise UserError(f"{MODEL} = {path!r}: {error}") from None

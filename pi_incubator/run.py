@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from pi_incubator import faults, interruption
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
 from pi_incubator.errors import UserError
-from pi_incubator.inputs import with_absolute_paths
+from pi_incubator.inputs import check_model, with_absolute_paths, with_found_model
 from pi_incubator.interruption import Interrupted
 from pi_incubator.launcher import rank_of_environment
 from pi_incubator.run_folder import (
     RunFolder,
+    Start,
     check_origin,
     check_resume,
     keep_num_envs,
@@ -90,12 +91,13 @@ def _run_alone(config: str | Path, overrides: Sequence[str], hooks: Sequence[Hoo
     with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg), rank) as folder:
         if rank == 0:  # the other ranks get the settings from this one
             recover(folder)
-            cfg = keep_num_envs(cfg, folder)
+            cfg = keep_num_envs(with_found_model(cfg), folder)
             resumes = check_resume(cfg, folder)
             if resumes:
                 cfg = with_own_model(cfg, folder)
             else:
                 check_origin(cfg)
+                check_model(cfg)
         return _run(cfg, folder, hooks, resumes)
 
 
@@ -169,10 +171,12 @@ def _train_and_finish(
     """Train, and on rank 0 judge, film and export the policy."""
     from pi_incubator import checkpoint
     from pi_incubator.finish import finish_run
+    from pi_incubator.scene import compare_scene
     from pi_incubator.start_from import start_from
     from pi_incubator.tracking import Tracker, make_tracker
 
-    distributed, origin, lines = algorithm.distributed, None, list(algorithm.compute.reasons)
+    distributed, origin = algorithm.distributed, None
+    lines = [*algorithm.compute.reasons, *algorithm.env.notes]
     if cfg.checkpoint.from_run and not resumes:
         run, group = cfg.checkpoint.from_run, algorithm.policy.group
         origin, taken = start_from(run, algorithm.parts(), group, distributed)
@@ -184,16 +188,26 @@ def _train_and_finish(
         stack.enter_context(_explain_interruption(cfg, folder, algorithm.num_iterations))
         start = stack.enter_context(starting(cfg, folder, origin))
         cfg = start.cfg
+        lines += compare_scene(folder, algorithm.env) if start.resumes else []
         print("\n".join(lines))
         next_iteration = checkpoint.next_iteration(folder)
         with interruption.deferred():  # a tracker that is being made cannot be closed yet
             made = make_tracker(cfg, folder, next_iteration, distributed.world_size)
             tracker = stack.enter_context(made)
         tracker.log_params(algorithm.compute.resolved() | {"resolved.world_size": distributed.world_size})
-        _train(cfg, folder, algorithm, hooks, tracker, start.commit)
+        _train(cfg, folder, algorithm, hooks, tracker, lambda: _commit(start, folder, algorithm))
         for path in algorithm.conclude(folder):
             tracker.log_artifact(path)
         return finish_run(cfg, folder, algorithm.env, algorithm.policy, tracker)
+
+
+def _commit(start: Start, folder: RunFolder, algorithm: Algorithm[Any]) -> None:
+    """Write what a run begins with."""
+    from pi_incubator.scene import write_scene
+
+    start.commit()
+    if not start.resumes:
+        write_scene(folder, algorithm.env)
 
 
 @contextmanager

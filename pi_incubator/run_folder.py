@@ -30,6 +30,7 @@ from pi_incubator.config.models import OPEN
 from pi_incubator.errors import UserError
 from pi_incubator.inputs import (
     FROM,
+    MODEL,
     Inputs,
     check_model_unchanged,
     check_unchanged,
@@ -75,6 +76,9 @@ MAY_CHANGE = (
     "checkpoint.",
     "deployment.",
 )
+
+ROOT = "env.model_root"
+"""Compared as `env.model` is: by the content of the files."""
 
 DO_NOT_MATTER = ("init_log_std",)
 """Settings of a network that say nothing about its weights."""
@@ -125,7 +129,9 @@ class Start:
                 raise UserError(f"{self._folder.model}: {problem}; {fix}")
             self._partial_model.rename(self._folder.model)
             self._has_copied_model = True
-            self.cfg = _with_model(self.cfg, self._folder.model.absolute() / copied.name)
+            own = self._folder.model.absolute()
+            root = None if self.cfg.env.model_root is None else own
+            self.cfg = _with_model(self.cfg, own / copied.relative_to(self._partial_model), root)
 
     def undo(self) -> None:
         """Put back what was there, unless the run has really begun."""
@@ -237,7 +243,7 @@ def check_resume(cfg: ExperimentConfig, folder: RunFolder) -> bool:
     # The names first: another algorithm or network has other keys too.
     for key in sorted(old.keys() | new.keys(), key=lambda key: not key.endswith(".name")):
         was, value = old.get(key), new.get(key)
-        if not (_continues(key, was, value) or same_content(key, folder)):
+        if not (_continues(key, was, value) or same_content(MODEL if key == ROOT else key, folder)):
             problem = f"the run to be continued has {was!r}"
             fix = (
                 "set another experiment.name, with checkpoint.from to start with the weights of that run, "
@@ -286,9 +292,9 @@ def check_origin(cfg: ExperimentConfig) -> None:
 
 def with_own_model(cfg: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
     """`cfg`, which continues the run in `folder`, with that run's own copy of the robot where it has one."""
-    model = load_saved(folder.config)[0].env.model
-    is_own = model is not None and Path(model).is_relative_to(folder.model.absolute())
-    return _with_model(cfg, model) if model is not None and is_own else cfg
+    saved = load_saved(folder.config)[0].env
+    is_own = saved.model is not None and Path(saved.model).is_relative_to(folder.model.absolute())
+    return _with_model(cfg, saved.model, saved.model_root) if saved.model is not None and is_own else cfg
 
 
 def find_run(run: str) -> RunFolder:
@@ -325,8 +331,9 @@ def open_run(
     return cfg, folder
 
 
-def _with_model(cfg: ExperimentConfig, model: str | Path) -> ExperimentConfig:
-    return cfg.model_copy(update={"env": cfg.env.model_copy(update={"model": str(model)})})
+def _with_model(cfg: ExperimentConfig, model: str | Path, root: str | Path | None) -> ExperimentConfig:
+    places = {"model": str(model), "model_root": None if root is None else str(root)}
+    return cfg.model_copy(update={"env": cfg.env.model_copy(update=places)})
 
 
 def _with_relative_model(cfg: ExperimentConfig, folder: RunFolder) -> ExperimentConfig:
@@ -334,7 +341,8 @@ def _with_relative_model(cfg: ExperimentConfig, folder: RunFolder) -> Experiment
     root = folder.path.absolute()
     if cfg.env.model is None or not Path(cfg.env.model).is_relative_to(folder.model.absolute()):
         return cfg
-    return _with_model(cfg, Path(cfg.env.model).relative_to(root))
+    of_model = None if cfg.env.model_root is None else Path(cfg.env.model_root).relative_to(root)
+    return _with_model(cfg, Path(cfg.env.model).relative_to(root), of_model)
 
 
 def _bytes_of(path: Path) -> bytes | None:

@@ -37,6 +37,7 @@ class RunFolder:
         self.distillation = self.path / "distillation.json"
         self.mlflow_run_id = self.path / "mlflow_run_id"
         self.inputs = self.path / "inputs.json"
+        self.scene = self.path / "scene.json"
         self.model = self.path / "model"
         self.exports = self.path / "export"
         self.previous = self.path / "previous"
@@ -53,7 +54,7 @@ class RunFolder:
         results = (self.curve, self.video, self.onnx, self.evaluation, self.distillation)
         # A folder `model` without `inputs.json` is somebody else's.
         model = (self.model,) if self.inputs.exists() else ()
-        notes = (self.metrics, self.mlflow_run_id, self.config, self.inputs)
+        notes = (self.metrics, self.mlflow_run_id, self.config, self.inputs, self.scene)
         return (self.checkpoints, self.broken, self.exports, *model, *results, *notes)
 
     def __enter__(self) -> RunFolder:

@@ -19,7 +19,9 @@ from envs_gpu.models import compile_model
 from envs_gpu.physics.mujoco import available_cores
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode
+from envs_gpu.user_model import UserModel
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.envs import user_model
 
 FULLPHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS
 
@@ -31,7 +33,9 @@ class PhysicsLoop(Loop):
     contacts than random actions do, so this speed is a guide, not an upper limit for a training loop.
     """
 
-    def __init__(self, task: str, num_envs: int, horizon: int, seed: int, robot: str | None = None) -> None:
+    def __init__(
+        self, task: str, num_envs: int, horizon: int, seed: int, robot: UserModel | None = None
+    ) -> None:
         rules = make_task(task, robot)
         model = compile_model(rules.scene(), rules.source or f"task {task}")
         rules.attach(model, torch.device("cpu"))
@@ -65,7 +69,7 @@ def make(settings: dict[str, Any]) -> PhysicsLoop:
     cfg = ExperimentConfig.model_validate(settings)
     num_steps = max(1, cfg.steps_per_iteration // cfg.env.num_envs)
     sizes = (cfg.env.num_envs, num_steps, cfg.experiment.seed)
-    return PhysicsLoop(cfg.env.name, *sizes, cfg.env.model)
+    return PhysicsLoop(cfg.env.name, *sizes, user_model(cfg.env))
 
 
 def _initial_states(rules: Any, model: mujoco.MjModel, num_envs: int, seed: int) -> np.ndarray:

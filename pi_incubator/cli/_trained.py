@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, NamedTuple
 
 from pi_incubator.checkpoint_files import Checkpoint
@@ -35,8 +36,11 @@ def load_trained(cfg: ExperimentConfig, folder: RunFolder, num_envs: int) -> Tra
     from pi_incubator.checkpoint import load_policy
     from pi_incubator.compute import plan_compute
     from pi_incubator.envs import evaluation_env
+    from pi_incubator.scene import compare_scene
 
     with explain_settings({}, str(folder.config)):
         env = evaluation_env(cfg, num_envs, plan_compute(cfg).device)
+    for line in compare_scene(folder, env):
+        print(line, file=sys.stderr)
     policy = make_policy(cfg, env.spec)
     return Trained(env, policy, load_policy(folder, policy))

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from envs_gpu.model_names import is_collected
 from envs_gpu.physics import BACKENDS
 from envs_gpu.registry import Registry, UnknownNameError
 from envs_gpu.tasks import TASKS
@@ -63,9 +64,7 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
         elif name not in known and (field, name) != ("env.backend", "auto"):
             unknown = UnknownNameError(registry.kind, name, known)
             raise _error(cfg, sources, field, f"unknown {registry.kind}", unknown.fix)
-    if cfg.env.model is not None and not os.path.isfile(os.path.expanduser(cfg.env.model)):
-        fix = "name an MJCF file, relative to the working directory"
-        raise _error(cfg, sources, "env.model", "no such file", fix)
+    _check_model(cfg, sources)
     for backend, field in _backends(cfg):
         if lack := lacking(backend):
             fix = f"{lack[1]}, or set env.backend to auto"
@@ -79,6 +78,17 @@ def check_names(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
         if not torch.cuda.is_available():
             fix = "set it to auto or cpu, or check the driver"
             raise _error(cfg, sources, "compute.device", "torch finds no CUDA device", fix)
+
+
+def _check_model(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:
+    """Check that the files of the robot are there; one of a collection is looked for when it is needed."""
+    model, root = cfg.env.model, cfg.env.model_root
+    if model is not None and not is_collected(model) and not os.path.isfile(os.path.expanduser(model)):
+        fix = "name an MJCF file, relative to the working directory"
+        raise _error(cfg, sources, "env.model", "no such file", fix)
+    if root is not None and not os.path.isdir(os.path.expanduser(root)):
+        fix = "name a folder, relative to the working directory"
+        raise _error(cfg, sources, "env.model_root", "no such folder", fix)
 
 
 def _check_zoo(cfg: ExperimentConfig, sources: Mapping[str, str]) -> None:

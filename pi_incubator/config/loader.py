@@ -42,7 +42,7 @@ MAX_KEYS = 10_000  # repeated ones of aliases count each time; an experiment has
 # What ruamel's parser and the constructors behind YAML tags raise on malformed text.
 YAML_ERRORS = (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
-TABLES = ("env.task",)
+TABLES = ("env.task", "env.limits")
 """Fields that map any names to values; null empties them."""
 
 Sources = dict[str, str]  # "section.key" -> "file:line" or "command line"
@@ -210,12 +210,15 @@ def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Sett
 
 
 def _model_beside(path: Path, settings: Settings) -> Settings:
-    """The robot of saved settings, which is named relative to their folder; nothing where it is elsewhere."""
-    model = settings.get("env.model")
-    if model is None or not isinstance(model.value, str):
-        return {}
-    beside = path.parent.absolute() / model.value
-    return {"env.model": Setting(str(beside), model.source)} if beside.is_file() else {}
+    """The robot of saved settings and its folder, named relative to theirs; nothing where it is elsewhere."""
+    found = {}
+    for field in ("env.model", "env.model_root"):
+        named = settings.get(field)
+        if named is not None and isinstance(named.value, str):
+            beside = path.parent.absolute() / named.value
+            if beside.exists():
+                found[field] = Setting(str(beside), named.source)
+    return found
 
 
 def _read_text(path: Path, asked_by: Setting | None) -> str:

@@ -24,6 +24,7 @@ from pi_incubator.config.section import (
     Name,
     Number,
     Positive,
+    Range,
     Seconds,
     Section,
     SmallCount,
@@ -105,7 +106,11 @@ class EnvSection(Section):
     num_envs: NumEnvs = 64
     """Worlds stepped together as one batch; auto takes as many as still raise steps/s and fit in memory."""
     model: Name | None = None
-    """Robot of a task that takes any, such as hold_pose: an MJCF file, relative to the working directory."""
+    """Robot of a task that takes any: MJCF or URDF file, menagerie:ROBOT/FILE or robot_descriptions:NAME."""
+    model_root: Name | None = None
+    """Folder below which the robot's meshes, textures, includes may be; null is the folder of its file."""
+    limits: dict[str, Range] = Field(default_factory=dict)
+    """Limits [low, high] of controls by name, in place of the robot's own or of those that it lacks."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
     max_contacts: Count | None = None

@@ -29,6 +29,8 @@ Sizes = Annotated[
 ]
 Threads = Annotated[int, Field(ge=0, le=1024)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
+# A file gives a list, which is not a tuple.
+Range = Annotated[tuple[Number, Number], Field(strict=False)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]

@@ -48,6 +48,10 @@ def _mjx_impl(cfg: ExperimentConfig) -> str | None:
     return None if cfg.env.backend == "mjx" else f"has no effect with env.backend = {cfg.env.backend}"
 
 
+def _has_model(cfg: ExperimentConfig) -> str | None:
+    return None if cfg.env.model is not None else "has no effect with env.model = null"
+
+
 def _policy_group(cfg: ExperimentConfig) -> str | None:
     if cfg.network.sees_pixels:
         return f"has no effect with network.name = {cfg.network.name}, which sees pixels alone"
@@ -100,6 +104,8 @@ RULES = (
     Rule("env.episode_length_s", _own_task),
     Rule("env.observation_history", _policy_group),
     Rule("env.task", _own_task),
+    Rule("env.model_root", _has_model),
+    Rule("env.limits", _has_model),
     Rule("env.pixels", _own_task),
     Rule("env.pixels.frame_gap", _frame_gap),
     Rule("guards.history_steps", _history_steps),

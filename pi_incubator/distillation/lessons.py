@@ -46,7 +46,8 @@ def lesson_configs(cfg: ExperimentConfig, settings: DistillationSettings) -> lis
     shares = split_worlds(cfg.env.num_envs, settings.weights or (1.0,) * len(settings.teachers))
     for index, (run, num_envs) in enumerate(zip(settings.teachers, shares, strict=True)):
         env = open_run(run)[0].env
-        task = {"name": env.name, "model": env.model, "task": env.task, "num_envs": num_envs}
+        kept = ("name", "model", "model_root", "limits", "task")
+        task = {name: getattr(env, name) for name in kept} | {"num_envs": num_envs}
         # Other lessons have other random numbers.
         experiment = cfg.experiment.model_copy(update={"seed": cfg.experiment.seed + index})
         changes = {"env": cfg.env.model_copy(update=task), "experiment": experiment}
