@@ -116,7 +116,7 @@ def _inferred(model: mujoco.MjModel, control: Control, spec: mujoco.MjsActuator)
     if low < high:
         return _Bound(float(low), float(high), "its ctrlrange, which ctrllimited turns off")
     gain, dynamics = model.actuator_gaintype[index], model.actuator_dyntype[index]
-    if _DYN.mjDYN_MUSCLE == dynamics or gain == _GAIN.mjGAIN_MUSCLE:
+    if dynamics == _DYN.mjDYN_MUSCLE or gain == _GAIN.mjGAIN_MUSCLE:
         return _Bound(0.0, 1.0, "a muscle's activation")
     if gain == _GAIN.mjGAIN_SO3:
         return _rotation(model, index)
@@ -128,10 +128,7 @@ def _inferred(model: mujoco.MjModel, control: Control, spec: mujoco.MjsActuator)
         resistance, constant = model.actuator_gainprm[index, :2]
         force = _force(model, index)
         return force.mapped(constant / resistance, 0.0, " at standstill") if force and resistance else None
-    if gain != _GAIN.mjGAIN_FIXED or model.actuator_biastype[index] not in (
-        _BIAS.mjBIAS_NONE,
-        _BIAS.mjBIAS_AFFINE,
-    ):
+    if gain != _GAIN.mjGAIN_FIXED or model.actuator_biastype[index] not in _PLAIN_BIASES:
         return None
     if dynamics == _DYN.mjDYN_INTEGRATOR:
         return _rate(model, index)

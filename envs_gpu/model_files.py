@@ -171,9 +171,9 @@ class _Reader:
                 raise self._leads_out(place, blame or f'{element} {attribute}="{value}"')
         if found is None:
             raise ModelError(f"{element}: no file {value!r}; put it there, or correct the path")
-        place = os.path.relpath(os.path.normpath(found), self._top)
-        if place != os.path.relpath(self._out.files[ITSELF], self._top):
-            self._out.files.setdefault(place, found)
+        name = os.path.relpath(os.path.normpath(found), self._top)
+        if name != os.path.relpath(self._out.files[ITSELF], self._top):
+            self._out.files.setdefault(name, found)
         return found
 
     def _leads_out(self, place: Path, blame: str) -> ModelError:

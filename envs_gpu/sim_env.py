@@ -110,7 +110,7 @@ class SimEnv(VecEnv):
         scene = task.scene()
         self.notes = task.notes
         model = compile_model(scene, task.source or f"task {name}")
-        self._model = model
+        self.compiled_model = model
         with naming(f"task {name}"):
             task.attach(model, device)
         if episode_length_s:
@@ -143,7 +143,7 @@ class SimEnv(VecEnv):
             self._compile()
 
     def scene_hashes(self) -> dict[str, str]:
-        return model_hashes(self._model)
+        return model_hashes(self.compiled_model)
 
     def _compile(self) -> None:
         """Compile the task's functions, after each has run once uncompiled, where errors are easy to read."""

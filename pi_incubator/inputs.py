@@ -169,6 +169,24 @@ def check_model_unchanged(cfg: ExperimentConfig, folder: RunFolder) -> None:
         _compare({MODEL: before}, {MODEL: [_model(cfg.env)]}, folder)
 
 
+def original_model(cfg: ExperimentConfig, folder: RunFolder) -> list[str]:
+    """A line that says which file that the run in `folder` began with has changed since; none if none has.
+
+    The run uses its own copy, so this is no error. A file that is gone is not a change.
+    """
+    for model in read_inputs(folder).get(MODEL, []):
+        if cfg.env.model is None or model.path == cfg.env.model:
+            continue
+        folder_of = Path(model.path).parent
+        for name, sha256 in model.files.items():
+            file = Path(model.path) if name == ITSELF else Path(os.path.normpath(folder_of / name))
+            if os.path.isfile(file) and sha256_of(file) != sha256:
+                return [
+                    f"note: {file} has changed since the run began; the run's own copy {cfg.env.model} is used"
+                ]
+    return []
+
+
 def copy_model(inputs: Inputs, to: Path) -> Path | None:
     """Copy the robot, with the files that it reads, into the new folder `to`.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,6 +38,7 @@ from pi_incubator.inputs import (
     copy_model,
     input_of,
     inputs_of,
+    original_model,
     read_inputs,
     same_content,
     write_inputs,
@@ -328,6 +330,8 @@ def open_run(
     cfg, sources = load_saved(folder.config, [f"compute.device={device}", *overrides])
     check_names(cfg, sources)
     check_model_unchanged(cfg, folder)
+    for line in original_model(cfg, folder):
+        print(line, file=sys.stderr)
     return cfg, folder
 
 

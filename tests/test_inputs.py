@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from envs_gpu.make import make_env
 from envs_gpu.models import model_files
 from pi_incubator import checkpoint
 from pi_incubator.checkpoint import Part
@@ -17,6 +18,7 @@ from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.errors import UserError
 from pi_incubator.inputs import read_inputs, with_absolute_paths
 from pi_incubator.run_folder import RunFolder, begin, check_resume, open_run, place_of, with_own_model
+from pi_incubator.scene import compare_scene, write_scene
 
 ROBOT = """<mujoco>
   <compiler meshdir="parts"/>
@@ -200,3 +202,68 @@ def test_the_list_of_inputs_is_checked(tmp_path: Path, robot: Path) -> None:
     assert json.loads(folder.inputs.read_text()) == {"format": 9}
     folder.inputs.unlink()
     assert check_resume(make_config(tmp_path / "runs", folder.model / "arm.xml"), folder) is True
+
+
+def beside(robot: Path) -> Path:
+    """The robot with its mesh in a folder beside its own: `../meshes/link.obj`."""
+    (robot.parents[1] / "meshes").mkdir()
+    (robot.parent / "parts" / "link.obj").rename(robot.parents[1] / "meshes" / "link.obj")
+    robot.write_text(ROBOT.replace('meshdir="parts"', 'meshdir="../meshes"'))
+    return robot
+
+
+def test_a_robot_that_reads_beside_its_folder_is_copied_whole(tmp_path: Path, robot: Path) -> None:
+    """The copy has the layout of the original, is trusted as a whole, and is moved with the run."""
+    root = beside(robot).parents[1]
+    settings = {"name": "hold_pose", "model": str(robot), "model_root": str(root)}
+    cfg = make_config(tmp_path / "runs", robot, env=settings)
+    folder = leave_run(cfg)
+    assert check_resume(cfg, folder) is True
+    shutil.rmtree(robot.parent)
+    shutil.rmtree(root / "meshes")
+    moved = RunFolder(folder.path.rename(tmp_path / "moved"))
+    opened, _ = open_run(str(moved.path))
+    assert opened.env.model == str(moved.model.absolute() / "robot" / "arm.xml")
+    assert opened.env.model_root == str(moved.model.absolute())
+    assert (moved.model / "meshes" / "link.obj").read_text() == TETRAHEDRON
+    assert model_files(opened.env.model, opened.env.model_root).keys() == {
+        ".",
+        "servo.xml",
+        "../meshes/link.obj",
+    }
+
+
+def test_a_changed_original_is_told_and_the_copy_is_used(
+    tmp_path: Path, robot: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = leave_run(make_config(tmp_path / "runs", robot))
+    open_run(str(folder.path))
+    assert capsys.readouterr().err == ""
+    robot.with_name("servo.xml").write_text(SERVO.replace("-1 1", "-9 9"))
+    cfg, _ = open_run(str(folder.path))
+    assert cfg.env.model == str(folder.model / "arm.xml")
+    told = capsys.readouterr().err
+    assert f"{robot.with_name('servo.xml')} has changed since the run began; the run's own copy" in told
+    assert told.count("\n") == 1
+
+
+def test_a_scene_that_differs_is_told_by_its_fields(tmp_path: Path, robot: Path) -> None:
+    """Also where no file of the run has changed: a robot of a package, a task's code."""
+    folder = RunFolder(tmp_path)
+    first, heavier = (
+        make_env("hold_pose", num_envs=1, device=torch.device("cpu"), model=str(robot)) for _ in range(2)
+    )
+    assert compare_scene(folder, first) == []  # nothing is written down yet
+    write_scene(folder, first)
+    assert compare_scene(folder, first) == []
+    assert compare_scene(folder, heavier) == []
+    heavier.compiled_model.body_mass[1] *= 1 + 1e-13
+    assert compare_scene(folder, heavier) == []
+    heavier.compiled_model.body_mass[1] *= 1.01
+    heavier.compiled_model.opt.timestep = 0.001
+    assert compare_scene(folder, heavier) == [
+        "warning: the scene is not what the run began with: body_mass, opt.timestep differ"
+    ]
+    folder.scene.write_text("{")
+    with pytest.raises(UserError, match=r"scene\.json: is damaged .*; restore it from a copy, or remove it"):
+        compare_scene(folder, first)

