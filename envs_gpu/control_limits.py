@@ -51,8 +51,8 @@ class _Bound:
         """`(bound - offset) / scale`; None for a scale of zero."""
         if scale == 0:
             return None
-        ends = sorted(((self.low - offset) / scale, (self.high - offset) / scale))
-        return _Bound(*ends, self.why + why)
+        low, high = sorted(((self.low - offset) / scale, (self.high - offset) / scale))
+        return _Bound(low, high, self.why + why)
 
 
 def limit_controls(
@@ -144,9 +144,8 @@ def _steady(model: mujoco.MjModel, index: int) -> _Bound | None:
         length = _length(model, index)
         if length is None:
             return None
-        return _Bound(*sorted(-stiffness * end for end in (length.low, length.high)), length.why).mapped(
-            gain, constant
-        )
+        reach = length.mapped(-1 / stiffness)
+        return reach.mapped(gain, constant) if reach else None
     force = _force(model, index)
     return force.mapped(gain, constant, ", at standstill" if damping else "") if force else None
 

@@ -257,14 +257,15 @@ def _from_mujoco(error: Exception, source: str, text: ModelText) -> ModelError:
     message = re.sub(r"^(XML Error: |Error: )+", "", message)
     fix = "correct it; " + _REFERENCE
     if file := re.search(r"Error opening file '(.*?)'", message):
-        fitting = [str(element) for element in text.every_element() if _names_file(element, file[1])]
-        where = (fitting or [source])[0]
+        naming_it = [str(element) for element in text.every_element() if _names_file(element, file[1])]
+        where = (naming_it or [source])[0]
         return ModelError(f"{where}: no file {file[1]!r}; put it there, or correct the path")
     if at := re.search(r" ?Element (?:name )?'(.*?)'.*?line (\d+)", message):
         name, line, problem = at[1], int(at[2]), message[: at.start()]
         found = text.at_line(line)
         called = [e for e in found if name in (e.tag, e.attributes.get("name", ""))]
-        where = str((called or found or [f"{source}, element {name!r}"])[0])
+        fitting = called or found
+        where = str(fitting[0]) if fitting else f"{source}, element {name!r}"
         return ModelError(f"{where}: {problem}; {fix}")
     return ModelError(f"{source}: {message}; {fix}")
 

@@ -181,9 +181,8 @@ def original_model(cfg: ExperimentConfig, folder: RunFolder) -> list[str]:
         for name, sha256 in model.files.items():
             file = Path(model.path) if name == ITSELF else Path(os.path.normpath(folder_of / name))
             if os.path.isfile(file) and sha256_of(file) != sha256:
-                return [
-                    f"note: {file} has changed since the run began; the run's own copy {cfg.env.model} is used"
-                ]
+                own = f"the run's own copy {cfg.env.model} is used"
+                return [f"note: {file} has changed since the run began; {own}"]
     return []
 
 

@@ -38,7 +38,7 @@ LAYERS = [
     ["pi_incubator.interruption"],
     ["pi_incubator.distributed"],
     ["pi_incubator.run_folder"],
-    ["pi_incubator.inputs", "pi_incubator.previous"],
+    ["pi_incubator.inputs", "pi_incubator.previous", "pi_incubator.scene"],
     ["pi_incubator.checkpoint_files"],
     ["pi_incubator.run_paths", "pi_incubator.provenance"],
     ["pi_incubator.config"],
