@@ -50,7 +50,7 @@ TABLE = [
     Case("env.observation_history=5", CNN),
     Case("env.task.speed=3", [ZOO]),
     Case("env.model_root=/tmp", [], ["env.name=hold_pose", "env.model=a.xml"]),
-    Case("env.limits.pull=[-1, 1]", [], ["env.name=hold_pose", "env.model=a.xml"]),
+    Case("env.limits.speed=[-1, 1]", [], ["env.name=hold_pose", "env.model=a.xml"]),
     Case("env.pixels={}", [ZOO], ["network.name=cnn"]),
     Case("env.pixels.frame_gap=4", [*CNN, "env.pixels.frames=1"], CNN),
     Case("guards.history_steps=5", [ZOO]),
