@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 
-from bench import bridge, compare, everything, kernels, memory, ranks, report, scaling, sim, startup, train
+from bench import (
+    bridge,
+    compare,
+    everything,
+    kernels,
+    memory,
+    ranks,
+    report,
+    saves,
+    scaling,
+    sim,
+    startup,
+    train,
+)
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser
 
 COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "bridge": bridge}
-COMMANDS |= {"startup": startup, "memory": memory, "scaling": scaling, "ranks": ranks, "all": everything}
+COMMANDS |= {"startup": startup, "memory": memory, "scaling": scaling, "ranks": ranks}
+COMMANDS |= {"saves": saves, "all": everything}
 COMMANDS |= {"compare": compare, "report": report}  # of what the others wrote
 
 

@@ -329,3 +329,13 @@ def test_all_runs_every_bench_and_names_what_failed(tmp_path, monkeypatch, capsy
     assert {command[0] for _, command in on_gpu} == {"sim", "train", "kernels", "memory"}
     assert len({name for name, _ in on_gpu}) == len(on_gpu)
     assert not any("--json" in command for _, command in on_gpu)
+
+
+def test_saves_measures_a_checkpoint_beside_training(tmp_path: Path) -> None:
+    file = tmp_path / "saves.json"
+    config = str(ROOT / "configs" / "cartpole_balance.yaml")
+    command = ["saves", "--config", config, "--rounds", "2", "--json", str(file)]
+    assert main([*command, "env.num_envs=4", "checkpoint.save_every=2", *TINY]) is None
+    metrics = json.loads(file.read_text())["metrics"]
+    assert metrics["saves: stall"]["median"] > 0
+    assert metrics["saves: cost"]["min"] <= metrics["saves: cost"]["max"]
