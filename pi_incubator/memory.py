@@ -40,6 +40,8 @@ WORLD_COPIES = 8
 MATRIX_COPIES = 2
 # Weights, gradients and Adam's two moments.
 PARAMETER_COPIES = 4
+# Weights and the two moments again, copied on the host while a checkpoint is written beside training.
+SAVED_COPIES = 3
 # Outputs of each layer, kept for the gradient, and the gradient of them.
 ACTIVATION_COPIES = 3
 
@@ -52,7 +54,7 @@ class MemoryEstimate:
     """The rollout, or the replay buffer."""
     worlds: int
     learning: int
-    """Weights, optimizer, and the activations of a minibatch."""
+    """Weights, optimizer, their copy for a checkpoint, and the activations of a minibatch."""
 
     @property
     def total(self) -> int:
@@ -84,11 +86,12 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     # Acting keeps no gradients, but sees all worlds at once.
     batch = max(algorithm.samples_per_update(cfg.env.num_envs), cfg.env.num_envs // ACTIVATION_COPIES)
     num_parameters = sum(parameter.numel() for parameter in policy.parameters())
+    copies = PARAMETER_COPIES + (SAVED_COPIES if device.type == "cpu" else 0)
     env.close()
     return MemoryEstimate(
         storage=algorithm.stored_steps(cfg) * step,
         worlds=cfg.env.num_envs * world,
-        learning=algorithm.num_networks * (PARAMETER_COPIES * BYTES * num_parameters + batch * sample),
+        learning=algorithm.num_networks * (copies * BYTES * num_parameters + batch * sample),
     )
 
 
