@@ -29,6 +29,7 @@ from envs_gpu.tasks import TASKS
 from envs_gpu.zoo import FAMILIES
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, known_names, output_file
+from pi_incubator.cli._robots import check_many, check_one
 from pi_incubator.config.check import lacking
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import print_table, write_json
@@ -144,6 +145,16 @@ def show_robots(arguments: argparse.Namespace) -> int:
 
 
 def show_check(arguments: argparse.Namespace) -> int:
+    """Check whether tasks keep their promises on a backend, or what becomes of a robot."""
+    _refuse_unknown(arguments)
+    if arguments.model:
+        return check_one(arguments)
+    if arguments.models:
+        return check_many(arguments)
+    return _check_tasks(arguments)
+
+
+def _check_tasks(arguments: argparse.Namespace) -> int:
     """Check every pair that was asked for; 1 where a check fails."""
     outcomes = _plan(arguments)
     waiting = [outcome for outcome in outcomes if not outcome.reason]
@@ -166,16 +177,30 @@ def show_replay(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _refuse_unknown(arguments: argparse.Namespace) -> None:
+    """Refuse contradictions, and backends that are unknown or not installed.
+
+    Raises:
+        UserError: there is one.
+    """
+    asked = [bool(arguments.tasks or arguments.all), bool(arguments.model), bool(arguments.models)]
+    if not any(asked):
+        raise UserError("pi-envs check: nothing is named; name tasks, or give --all, --model or --models")
+    if sum(asked) > 1:
+        raise UserError("pi-envs check: tasks, --model and --models exclude each other; give one of them")
+    for option, needed in (("out", "model"), ("train", "models")):
+        if getattr(arguments, option) and not getattr(arguments, needed):
+            raise UserError(f"--{option}: goes with --{needed} only; leave it out")
+    for backend in known_names(BACKENDS, arguments.backend or []):
+        if lack := lacking(backend):
+            raise UserError(f"backend {backend}: needs {lack[0]}, not installed here; {lack[1]}")
+
+
 def _plan(arguments: argparse.Namespace) -> list[Outcome]:
     """The pairs that were asked for, those that cannot be checked with their reason."""
     from envs_gpu.check import unsupported
 
-    if not arguments.tasks and not arguments.all:
-        raise UserError("pi-envs check: no task is named; name tasks, or give --all")
     tasks = known_names(TASKS, TASKS.names() if arguments.all else arguments.tasks)
-    for backend in known_names(BACKENDS, arguments.backend or []):
-        if lack := lacking(backend):
-            raise UserError(f"backend {backend}: needs {lack[0]}, not installed here; {lack[1]}")
     outcomes = []
     for task in tasks:
         for backend in dict.fromkeys(arguments.backend or BACKENDS.names()):
@@ -300,6 +325,14 @@ class _Display:
         self._progress.stop()
 
 
+def page(text: str) -> Path:
+    """An .html or .png file in an existing folder, for `type=`."""
+    path = output_file(text)
+    if path.suffix not in (".html", ".png"):
+        raise argparse.ArgumentTypeError(f"{text!r} ends neither in .html nor in .png")
+    return path
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
     parser = Parser(prog="pi-envs", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -315,7 +348,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     check = add("check", show_check)
     check.add_argument("tasks", nargs="*", metavar="NAME", help="tasks to check")
     check.add_argument("--all", action="store_true", help="every task")
-    check.add_argument("--backend", nargs="+", metavar="NAME", help="default: all that are installed")
+    check.add_argument(
+        "--model", metavar="FILE", help="a robot, as in env.model: what training would see of it"
+    )
+    check.add_argument("--models", metavar="GLOB", help="many robots: what becomes of each; ** is any folder")
+    check.add_argument("--train", type=count, metavar="STEPS", help="also train and export each of --models")
+    check.add_argument(
+        "--out", type=page, metavar="FILE", help="report on --model as .html, or its picture as .png"
+    )
+    check.add_argument(
+        "--backend", nargs="+", metavar="NAME", help="default: all that are installed; with --model: mujoco"
+    )
     jobs = min(2, os.cpu_count() or 1)
     check.add_argument("--jobs", type=count, default=jobs, help="pairs at a time (default: %(default)s)")
     check.add_argument("--json", type=output_file, metavar="FILE", help="also write everything there")

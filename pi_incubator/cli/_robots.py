@@ -1,0 +1,174 @@
+"""`pi-envs check --model FILE` and `--models GLOB`: what becomes of robots, before anybody trains them."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import glob
+import io
+import multiprocessing
+import os
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from envs_gpu.errors import EnvError
+from pi_incubator.errors import UserError
+from pi_incubator.evaluation.table import print_table, write_json
+
+TIMEOUT_S = 600.0
+"""For one robot of many."""
+PRELOADED = ["torch", "tensordict", "torchrl", "mujoco", "envs_gpu.robot_report", "pi_incubator.run"]
+"""Imported once, in the process that all others are forked from."""
+TRAIN = (
+    "env.name=hold_pose",
+    "env.num_envs=64",
+    "evaluation.num_episodes=8",
+    "evaluation.video=false",
+    "tracking.backend=none",
+    "compute.compile=off",
+    "compute.device=cpu",
+)
+
+
+def check_one(arguments: argparse.Namespace) -> int:
+    """Print what there is to know about one robot; 2 where it is refused."""
+    from envs_gpu.robot_report import report_on
+    from envs_gpu.robot_report.page import page_of, png_of
+
+    console = Console(stderr=True)
+    with console.status("scene") as status:
+        report = report_on(arguments.model, arguments.backend or ("mujoco",), begins=status.update)
+    print(report.file)
+    for line in report.lines():
+        print(f"  {line}")
+    if arguments.json:
+        write_json(report.as_json(), arguments.json)
+    if arguments.out and arguments.out.suffix == ".png":
+        if (png := png_of(report)) is None:
+            raise UserError(f"{arguments.out}: no OpenGL driver works here; name a .html file")
+        arguments.out.write_bytes(png)
+    elif arguments.out:
+        arguments.out.write_text(page_of(report), encoding="utf-8")
+    return 0
+
+
+def check_many(arguments: argparse.Namespace) -> int:
+    """Look at every robot that a pattern finds, and print what became of them; 1 where one ended in an error
+    that is not explained."""
+    files = sorted(glob.glob(arguments.models, recursive=True))
+    if not files:
+        raise UserError(f"--models {arguments.models}: matches no file; quote the pattern")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    results: list[dict[str, Any]] = []
+    backends = arguments.backend or ["mujoco"]
+    with _progress(len(files)) as advance, ThreadPoolExecutor(arguments.jobs) as pool:
+        for result in pool.map(lambda file: _look(context, file, backends, arguments.train), files):
+            results.append(result)
+            advance(f"{result['outcome']}: {result['file']}")
+    _print_results(results)
+    if arguments.json:
+        write_json({"robots": results}, arguments.json)
+    return int(any(result["outcome"] in ("failed", "crashed", "timeout") for result in results))
+
+
+def _look(context: Any, file: str, backends: list[str], train_steps: int | None) -> dict[str, Any]:
+    """The result for one robot, from a process of its own, which may crash or hang without harm."""
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(file, backends, train_steps, theirs))
+    began_s = time.monotonic()
+    process.start()
+    theirs.close()
+    result: dict[str, Any] = {"file": file, "outcome": "timeout", "reason": f"more than {TIMEOUT_S:g} s"}
+    if ours.poll(TIMEOUT_S):
+        try:
+            result = ours.recv()
+        except EOFError:
+            process.join()
+            result |= {"outcome": "crashed", "reason": f"its process ended with {process.exitcode}"}
+    process.kill()
+    process.join()
+    return result | {"wall_s": round(time.monotonic() - began_s, 1)}
+
+
+def _child(file: str, backends: list[str], train_steps: int | None, answer: Connection) -> None:
+    """Send what became of one robot."""
+    import torch
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _silence():
+        try:
+            result = _report(file, backends) | {"outcome": "checked", "reason": ""}
+            if train_steps:
+                _train(file, train_steps, folder)
+                result |= {"outcome": "trained"}
+        except (UserError, EnvError) as error:
+            result = {"outcome": "refused", "reason": str(error)}
+        except Exception as error:
+            last = traceback.extract_tb(error.__traceback__)[-1]
+            where = f"{Path(last.filename).name}:{last.lineno}"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"
+            result = {"outcome": "failed", "reason": reason}
+    answer.send({"file": file} | result)
+    answer.close()
+
+
+def _report(file: str, backends: list[str]) -> dict[str, Any]:
+    from envs_gpu.robot_report import report_on
+
+    return report_on(file, backends).as_json()
+
+
+def _train(file: str, num_steps: int, folder: str) -> None:
+    """A short training with everything that follows it: evaluation, curve and export."""
+    from pi_incubator.run import run
+
+    own = (f"env.model={file}", f"training.total_steps={num_steps}", f"experiment.output_dir={folder}")
+    run("configs/hold_pose.yaml", [*TRAIN, *own])
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """What engines and training print goes nowhere."""
+    with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(io.StringIO()):
+        os.dup2(nowhere.fileno(), 1)
+        os.dup2(nowhere.fileno(), 2)
+        yield
+
+
+@contextlib.contextmanager
+def _progress(number: int) -> Iterator[Any]:
+    """A bar with the remaining time on a terminal, and one line a robot elsewhere."""
+    console = Console(stderr=True, highlight=False, markup=False)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+        bar = progress.add_task("", total=number)
+
+        def advance(text: str) -> None:
+            progress.update(bar, advance=1, description=text)
+            if not console.is_terminal:
+                console.print(text, soft_wrap=True)
+
+        yield advance
+
+
+def _print_results(results: list[dict[str, Any]]) -> None:
+    outcomes = Counter(result["outcome"] for result in results)
+    rows = {
+        outcome: {"robots": number, "share": f"{number / len(results):.1%}"}
+        for outcome, number in outcomes.most_common()
+    }
+    print_table(rows, title=f"{len(results)} robots", first_column="outcome")
+    for result in results:
+        if result["reason"]:
+            print(f"{result['outcome']} {result['file']}: {result['reason']}")
