@@ -11,7 +11,7 @@ import pytest
 
 from envs_gpu.tasks import TASKS
 from envs_gpu.zoo import FAMILIES
-from pi_incubator.cli import envs
+from pi_incubator.cli import _pairs, envs
 from pi_incubator.cli._main import run
 
 SPEC = {"check": "spec", "status": "ok", "detail": "", "wall_s": 0.1}
@@ -38,7 +38,7 @@ def ends(argv: list[str]) -> int:
 
 def pretend(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Let the checking process run a script instead."""
-    monkeypatch.setattr(envs, "worker_command", lambda outcome: [sys.executable, "-c", SCRIPTS[name]])
+    monkeypatch.setattr(_pairs, "worker_command", lambda outcome: [sys.executable, "-c", SCRIPTS[name]])
 
 
 def test_list_shows_every_task_and_family(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,8 +139,8 @@ def test_what_the_checking_process_says_is_reported(
 def test_a_pair_that_hangs_is_ended(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(envs, "PAIR_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(envs, "worker_command", lambda outcome: ["sleep", "60"])
+    monkeypatch.setattr(_pairs, "PAIR_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(_pairs, "worker_command", lambda outcome: ["sleep", "60"])
     assert ends(["check", "ant", "--backend", "mujoco"]) == 1
     assert "SIGKILL" in capsys.readouterr().out
 
