@@ -139,9 +139,16 @@ def report_on(
         begins(backend)
         engines.append(_try_engine(model, backend))
     took_s = time.perf_counter() - began_s
-    remarks = ()
     return RobotReport(
-        model, contents_of(scene), remarks, hold_error, hold_share, tear, tuple(engines), took_s, picture
+        model,
+        contents_of(scene),
+        tuple(env.notes),
+        hold_error,
+        hold_share,
+        tear,
+        tuple(engines),
+        took_s,
+        picture,
     )
 
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import mujoco
 import numpy as np
 
+from envs_gpu.actuators import Control, controls
+
 _JOINTS = {
     mujoco.mjtJoint.mjJNT_FREE: "free",
     mujoco.mjtJoint.mjJNT_BALL: "ball",
@@ -21,7 +23,7 @@ _EQUALITIES = {
 
 @dataclass(frozen=True)
 class Actuator:
-    """One control of the robot."""
+    """A control of the robot."""
 
     name: str
     drives: str
@@ -57,7 +59,7 @@ def contents_of(model: mujoco.MjModel) -> Contents:
         joints=dict(joints),
         num_dofs=model.nv,
         mass_kg=float(model.body_mass.sum()),
-        actuators=tuple(_actuator(model, index) for index in range(model.nu)),
+        actuators=tuple(_actuator(model, control) for control in controls(model)),
         keyframes=tuple(model.key(index).name or f"number {index}" for index in range(model.nkey)),
         loops=dict(Counter(_EQUALITIES[int(kind)] for kind in active)),
         num_flexes=model.nflex,
@@ -74,16 +76,16 @@ def tear_of(model: mujoco.MjModel, qpos: np.ndarray) -> float:
     return float(np.abs(data.efc_pos[: data.nefc][rows]).max(initial=0.0))
 
 
-def _actuator(model: mujoco.MjModel, index: int) -> Actuator:
-    low, high = model.actuator_ctrlrange[index]
-    return Actuator(model.actuator(index).name or f"number {index}", _driven(model, index), low, high)
+def _actuator(model: mujoco.MjModel, control: Control) -> Actuator:
+    low, high = model.actuator_ctrlrange[control.index]
+    return Actuator(control.name, _driven(model, control.actuator), float(low), float(high))
 
 
 def _driven(model: mujoco.MjModel, index: int) -> str:
     kind = mujoco.mjtTrn(model.actuator_trntype[index])
     target = int(model.actuator_trnid[index, 0])
     for kinds, word in (
-        ((mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT), "joint"),
+        ((mujoco.mjtTrn.mjTRN_JOINT, mujoco.mjtTrn.mjTRN_JOINTINPARENT, mujoco.mjtTrn.mjTRN_SO3), "joint"),
         ((mujoco.mjtTrn.mjTRN_TENDON,), "tendon"),
         ((mujoco.mjtTrn.mjTRN_SITE, mujoco.mjtTrn.mjTRN_SLIDERCRANK), "site"),
         ((mujoco.mjtTrn.mjTRN_BODY,), "body"),
