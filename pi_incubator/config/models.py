@@ -106,6 +106,8 @@ class EnvSection(Section):
     """Worlds stepped together as one batch; auto takes as many as still raise steps/s and fit in memory."""
     model: Name | None = None
     """Robot of a task that takes any, such as hold_pose: an MJCF file, relative to the working directory."""
+    keyframe: Name | Annotated[int, Field(ge=0)] | None = None
+    """Pose of env.model: the name or number of a keyframe, or qpos0; null takes the first, and else qpos0."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
     max_contacts: Count | None = None
@@ -214,7 +216,7 @@ class DeploymentSection(Section):
     num_check_observations: SmallCount = 1000
     """Observations on which the export is compared with the policy."""
     tolerance: Positive = 1e-5
-    """Largest absolute difference of an action that the comparison allows."""
+    """Largest difference of an action that the comparison allows; as a share of its range beyond ±1."""
     max_rate_per_s: Positive | None = None
     """How fast the runtime lets a target change, in its unit per second (rad/s of a joint); null: any."""
 

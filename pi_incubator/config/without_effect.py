@@ -48,6 +48,10 @@ def _mjx_impl(cfg: ExperimentConfig) -> str | None:
     return None if cfg.env.backend == "mjx" else f"has no effect with env.backend = {cfg.env.backend}"
 
 
+def _keyframe(cfg: ExperimentConfig) -> str | None:
+    return "has no effect without env.model" if cfg.env.model is None else None
+
+
 def _policy_group(cfg: ExperimentConfig) -> str | None:
     if cfg.network.sees_pixels:
         return f"has no effect with network.name = {cfg.network.name}, which sees pixels alone"
@@ -95,6 +99,7 @@ def _max_rate(cfg: ExperimentConfig) -> str | None:
 
 RULES = (
     Rule("env.mjx_impl", _mjx_impl, "remove it, or set env.backend to mjx"),
+    Rule("env.keyframe", _keyframe),
     Rule("env.max_contacts", _has_room),
     Rule("env.max_constraints", _has_room),
     Rule("env.episode_length_s", _own_task),

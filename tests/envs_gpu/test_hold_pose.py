@@ -7,8 +7,9 @@ import torch
 
 from envs_gpu.errors import ModelError
 from envs_gpu.make import make_env
-from envs_gpu.tasks.hold_pose import EXAMPLE, NOISE
-from envs_gpu.terms.pose import Pose, up_axis
+from envs_gpu.scene.start_noise import NOISE
+from envs_gpu.tasks.hold_pose import EXAMPLE
+from envs_gpu.terms.pose import Pose, rotation_matrix
 
 CPU = torch.device("cpu")
 # A floating base with every kind of joint and actuator, a keyframe, and a cube that is none of the robot's.
@@ -88,7 +89,7 @@ def test_poses_are_mujocos(zoo):
     for turn in origin[:5, 3:7]:
         matrix = np.zeros(9)
         mujoco.mju_quat2Mat(matrix, turn.numpy())
-        np.testing.assert_allclose(up_axis(turn), matrix.reshape(3, 3)[2], atol=1e-12)
+        np.testing.assert_allclose(rotation_matrix(turn), matrix.reshape(3, 3), atol=1e-12)
 
 
 def test_the_pose_is_the_keyframe_and_zero_is_its_control(zoo):
