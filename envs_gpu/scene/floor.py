@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from envs_gpu.scene.keyframe import unused_name
 
 Array = NDArray[np.float64]
-_GEOM, _EQUALITY = mujoco.mjtGeom, mujoco.mjtEq
+_GEOM = mujoco.mjtGeom
+_TIES = (int(mujoco.mjtEq.mjEQ_CONNECT), int(mujoco.mjtEq.mjEQ_WELD))
 _OWN = (
     *("condim", "priority", "friction", "solmix", "solref", "solimp", "margin", "gap", "surfacevel"),
     *("adhesion", "material", "rgba", "group", "hfieldname", "meshname", "fluid_coefs", "fromto"),
@@ -65,12 +66,13 @@ def ground_below(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> float
 
 
 def lowest_point(model: mujoco.MjModel, data: mujoco.MjData) -> float | None:
-    """Height, m, of the lowest point of all geoms that move and collide; None where there are none."""
+    """Height, m, of the lowest point of all geoms that move and collide, with margin; None without any."""
     up = up_direction(model)
     assert up is not None
     geoms = _colliding(model) or list(range(model.ngeom))
     moving = [geom for geom in geoms if model.body_weldid[model.geom_bodyid[geom]]]
-    return min((_lowest_of(model, data, geom, up) for geom in moving), default=None)
+    heights = (_lowest_of(model, data, geom, up) - model.geom_margin[geom] for geom in moving)
+    return min(heights, default=None)
 
 
 def needs_floor(model: mujoco.MjModel, data: mujoco.MjData) -> bool:
@@ -119,7 +121,7 @@ def _tied_roots(model: mujoco.MjModel, data: mujoco.MjData) -> set[tuple[int, in
     """Pairs of root bodies (0 is the world) that an active `connect` or `weld` ties, both ways round."""
     ties: set[tuple[int, int]] = set()
     for number in np.flatnonzero(data.eq_active):
-        if model.eq_type[number] not in (_EQUALITY.mjEQ_CONNECT, _EQUALITY.mjEQ_WELD):
+        if model.eq_type[number] not in _TIES:
             continue
         ends = (int(model.eq_obj1id[number]), int(model.eq_obj2id[number]))
         if model.eq_objtype[number] == mujoco.mjtObj.mjOBJ_SITE:

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+_HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLIDE)
 NOISE = 0.1
 """Half the width of the uniform noise on the start: rad, m, rad/s and m/s."""
 LIFT_M = 0.02
@@ -116,9 +117,14 @@ class _Loops:
         self.coupled = self._find_coupled()
         """`[nv]`."""
         self._low, self._high = _joint_limits(model, self._start)
+        number = (model.jnt_type == _HINGE) | (model.jnt_type == _SLIDE)
+        self._dof_qpos = np.where(number, model.jnt_qposadr, -1)[model.dof_jntid]
+        """`[nv]` position address of a hinge or slide; -1 for other degrees of freedom."""
+        self._dof_low = np.where(self._dof_qpos < 0, -np.inf, self._low[self._dof_qpos])
+        self._dof_high = np.where(self._dof_qpos < 0, np.inf, self._high[self._dof_qpos])
 
     def _find_coupled(self) -> NDArray[np.bool_]:
-        """Degrees of freedom on which a constraint depends, at the pose or near it, with all of a ball joint's."""
+        """Degrees of freedom on which a constraint depends at the pose or near it; all of a ball joint's."""
         model, rng = self._model, np.random.default_rng(0)
         found = np.zeros(model.nv, bool)
         for size in (0.0, NOISE, NOISE):
@@ -146,13 +152,23 @@ class _Loops:
             violation, jacobian = self._constraints(qpos)
             if np.abs(violation).max(initial=0.0) < _CLOSED:
                 return qpos
-            step = np.zeros(self._model.nv)
-            step[moves] = -np.linalg.lstsq(jacobian[:, moves], violation, rcond=1e-8)[0]
-            if not np.isfinite(step).all() or np.abs(step).max() > 1.0:
+            step = self._newton_step(qpos, violation, jacobian, moves)
+            if not np.isfinite(step).all() or np.abs(step).max(initial=0.0) > 1.0:
                 return None
             mujoco.mj_integratePos(self._model, qpos, step, 1.0)
             np.clip(qpos, self._low, self._high, out=qpos)
         return None
+
+    def _newton_step(self, qpos: Array, violation: Array, jacobian: Array, moves: NDArray[np.bool_]) -> Array:
+        """The smallest change `[nv]` that undoes `violation`, but for joints that it would push into stops."""
+        joint_pos = np.where(self._dof_qpos < 0, 0.0, qpos[self._dof_qpos])
+        while True:
+            step = np.zeros(self._model.nv)
+            step[moves] = -np.linalg.lstsq(jacobian[:, moves], violation, rcond=1e-8)[0]
+            stopped = (joint_pos <= self._dof_low) & (step < 0) | (joint_pos >= self._dof_high) & (step > 0)
+            if not (stopped & moves).any():
+                return step
+            moves = moves & ~stopped
 
     def _draw(
         self, rng: np.random.Generator, low: Array, high: Array, coupled: NDArray[np.bool_]
@@ -203,7 +219,7 @@ def _joint_limits(model: mujoco.MjModel, pose: Array) -> tuple[Array, Array]:
 def position_limits(model: mujoco.MjModel) -> Array:
     """Lowest and highest of every position `[2, nq]`: the ranges of limited hinges and slides."""
     limits = np.tile([[-np.inf], [np.inf]], (1, model.nq))
-    number = (model.jnt_type == mujoco.mjtJoint.mjJNT_HINGE) | (model.jnt_type == mujoco.mjtJoint.mjJNT_SLIDE)
+    number = (model.jnt_type == _HINGE) | (model.jnt_type == _SLIDE)
     limited = number & (model.jnt_limited == 1)
     limits[:, model.jnt_qposadr[limited]] = model.jnt_range[limited].T
     return limits

@@ -51,29 +51,13 @@ class HoldPose(Task):
         Parameter(
             "pose_std", 0.3, "rad or m", "error of a joint that leaves exp(-1) of the reward", low=1e-6
         ),
-        Parameter(
-            "velocity_weight", -0.005, "1", "for the mean squared velocity while it is small", high=0.0
-        ),
+        Parameter("velocity_weight", -0.005, "1", "for the mean squared velocity, if small", high=0.0),
         Parameter("velocity_cost_max", 1.0, "1", "the most that velocity costs in a step", low=1e-6),
         Parameter("control_weight", -0.01, "1", "for the mean squared action", high=0.0),
         Parameter("upright_weight", 0.5, "1", "for the cosine of a floating base's tilt", low=0.0),
         Parameter("upright_cosine_min", 0.5, "1", "a base that is tilted further has fallen", -1.0, 1.0),
-        Parameter(
-            "height_share_min",
-            0.5,
-            "1",
-            "a base below this share of its height over the ground, too",
-            0.0,
-            1.0,
-        ),
-        Parameter(
-            "start_noise_scale",
-            1.0,
-            "1",
-            "factor on the noise of the start, 0.1 rad, m, rad/s and m/s",
-            0.0,
-            10.0,
-        ),
+        Parameter("height_share_min", 0.5, "1", "a base below this share of its height, too", 0.0, 1.0),
+        Parameter("start_noise_scale", 1.0, "1", "factor on the noise of the start", 0.0, 10.0),
     )
     takes_model = True
     max_episode_steps = 500
@@ -135,7 +119,8 @@ class HoldPose(Task):
         self, model: mujoco.MjModel, start: mujoco.MjData, roots: list[int], device: torch.device
     ) -> None:
         """What floats, which way is up, and how high the base is above what is below it."""
-        self._base, self._height_m = _floating_base(model, roots), None
+        self._base: int | None = _floating_base(model, roots)
+        self._height_m: float | None = None
         up = up_direction(model)
         self._falls = up is not None
         self._up = torch.tensor((0.0, 0.0, 1.0) if up is None else up, dtype=torch.float64, device=device)
@@ -158,17 +143,15 @@ class HoldPose(Task):
         self._start_qpos, self._start_qvel = on_device(start.qpos)[None], on_device(start.qvel)[None]
         self._noise = on_device(np.stack((noise.low, noise.high)))  # [2, nv]
         self._speed = on_device(noise.speed)  # [nv]
-        self._tangent, self._bend, self._pool_speed = map(
-            on_device, (noise.tangent, noise.bend, noise.velocity)
-        )
+        self._tangent, self._bend = on_device(noise.tangent), on_device(noise.bend)  # [K, nv]
+        self._pool_speed = on_device(noise.velocity)  # [K, nv]
         limits = position_limits(model)
         coupled = np.isin(model.jnt_dofadr, np.flatnonzero(noise.coupled))  # their pool is within limits
         limits[:, model.jnt_qposadr[coupled]] = [[-np.inf], [np.inf]]
         self._limits = on_device(limits)  # [2, nq]
         balls = (model.jnt_type == mujoco.mjtJoint.mjJNT_BALL) & (model.jnt_limited == 1) & ~coupled
-        self._balls = [
-            (int(model.jnt_qposadr[i]), float(model.jnt_range[i, 1])) for i in np.flatnonzero(balls)
-        ]
+        ends = zip(model.jnt_qposadr[balls].tolist(), model.jnt_range[balls, 1].tolist(), strict=True)
+        self._balls = list(ends)  # position address, and largest angle
 
     def control(self, action: Tensor) -> Tensor:
         reach = torch.where(action > 0, self._high - self._center, self._center - self._low)

@@ -43,7 +43,7 @@ ZOO = """<mujoco>
     <general name="slow" joint="hinge" dyntype="filter" dynprm="0.1" ctrlrange="-1 1"/>
   </actuator>
   <keyframe>
-    <key name="pose" ctrl="0 1.5 0 0 0 0"
+    <key name="pose" ctrl="0 1.5 0 0 0 0" act="0.3"
       qpos="1 2 1.5 0.924 0 0 0.383 0.966 0.259 0 0 0.1 0.7 3 0 0.1 1 0 0 0"/>
   </keyframe>
 </mujoco>

@@ -76,8 +76,8 @@ def simulate(request: dict[str, Any]) -> dict[str, Any]:
     """Run the request's episodes.
 
     Returns:
-        Their mean `return`, None where too many worlds broke for one; `broken_episodes`, which ended because C
-        MuJoCo blew up, None where too many did; and the `latency_ms` that they had.
+        Their mean `return`, None where too many worlds broke for one; `broken_episodes`, which ended because
+        C MuJoCo blew up, None where too many did; and the `latency_ms` that they had.
     """
     cfg = load_config(request["config"], ["env.backend=mujoco", "compute.device=cpu"])
     contract = read_bundle(request["bundle"]).contract

@@ -13,9 +13,9 @@ from pi_incubator.registry import gate
 from pi_incubator.runtime import Policy
 
 REDUCED_LIMITS = {"fp16": 1e-2, "int8": 0.2}
-"""Precision -> largest difference of an action, or of a target in its unit. Ant and the Go1 differ by 0.001 in
-fp16 and by 0.06 in int8 where they differ most; what a few such actions cost is for the return to say. fp32 has
-the experiment's own `deployment.tolerance`."""
+"""Precision -> largest difference of an action, or of a target in its unit. Ant and the Go1 differ by 0.001
+in fp16 and by 0.06 in int8 where they differ most; what a few such actions cost is for the return to say.
+fp32 has the experiment's own `deployment.tolerance`."""
 
 
 @gate("parity")
