@@ -160,7 +160,7 @@ class _Loops:
         return None
 
     def _newton_step(self, qpos: Array, violation: Array, jacobian: Array, moves: NDArray[np.bool_]) -> Array:
-        """The smallest change `[nv]` that undoes `violation`, but for joints that it would push into stops."""
+        """The smallest change `[nv]` that undoes `violation`; it pushes no joint into its stop."""
         joint_pos = np.where(self._dof_qpos < 0, 0.0, qpos[self._dof_qpos])
         while True:
             step = np.zeros(self._model.nv)
