@@ -19,7 +19,7 @@ FILE = "MUJOCO_LOG.TXT"
 log = logging.getLogger(__name__)
 _LONGEST_PATH = 1000
 """Bytes; MuJoCo keeps the path of its log in 1,024."""
-_NUMBER = re.compile(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", re.IGNORECASE)
+_NUMBER = re.compile(r"[-+]?\d+(\.\d+)?(e[-+]?\d+)?", re.IGNORECASE)
 
 
 class EngineLog:

@@ -24,6 +24,7 @@ from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.scene.floor import add_floor, ground_below, needs_floor, up_direction
 from envs_gpu.scene.keyframe import data_at, find_keyframe, move_mocap_bodies
+from envs_gpu.scene.sleep import stay_awake
 from envs_gpu.scene.start_noise import close_loops, position_limits, start_noise
 from envs_gpu.tasks import task
 from envs_gpu.tasks.base import Episode, Outcome, Task
@@ -76,7 +77,7 @@ class HoldPose(Task):
         spec = load_model(self.source)
         for sensor in spec.sensors:  # nothing reads them, and they take time
             spec.delete(sensor)
-        spec.option.enableflags &= ~int(mujoco.mjtEnableBit.mjENBL_SLEEP)  # no engine keeps who is asleep
+        stay_awake(spec)
         model = compile_model(spec, self.source)
         data = self._start(model)
         move_mocap_bodies(spec, model, data)

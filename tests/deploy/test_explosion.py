@@ -8,14 +8,7 @@ import torch
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.gates import _simulator, sim_to_sim
 from pi_incubator.deploy.record import Recording
-
-# A motor that is far too strong for the light body that it turns.
-EXPLODES = """<mujoco><option timestep="0.005"/><worldbody><body pos="0 0 1"><joint name="a" axis="0 1 0"/>
-  <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.02" mass="0.3"/>
-  <body pos="0.3 0 0"><joint name="b" axis="1 0 0"/>
-    <geom type="box" size="0.005 0.03 0.005" mass="0.002"/></body></body></worldbody>
-  <actuator><motor joint="a" gear="80" ctrlrange="-1 1"/>
-    <motor joint="b" gear="4000" ctrlrange="-1 1"/></actuator></mujoco>"""
+from tests.mjcf import EXPLODES
 
 
 @pytest.fixture

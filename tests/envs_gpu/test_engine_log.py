@@ -8,13 +8,7 @@ import pytest
 from mujoco.batch import Batch
 
 from envs_gpu.engine_log import FILE, EngineLog
-
-# A motor that is far too strong for what it turns: full force blows it up within a few steps.
-EXPLODES = """<mujoco><option timestep="0.005"/><worldbody><body pos="0 0 1"><joint axis="0 1 0"/>
-  <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.02" mass="0.3"/>
-  <body pos="0.3 0 0"><joint axis="1 0 0"/>
-    <geom type="box" size="0.005 0.03 0.005" mass="0.002"/></body></body>
-  </worldbody></mujoco>"""
+from tests.mjcf import EXPLODES
 
 
 def explode(num_worlds=64):
@@ -46,6 +40,9 @@ def test_equal_warnings_are_one_line_with_a_count(tmp_path, elsewhere, caplog):
     )
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == len(lines)
+    assert any(
+        warning.endswith("DOF #. The simulation is unstable. Time = #.") for warning in engine_log.counts
+    )
     assert not list(elsewhere.iterdir())
 
 

@@ -8,7 +8,7 @@ import torch
 from envs_gpu.make import make_env
 from envs_gpu.scene.floor import lowest_point, needs_floor
 from envs_gpu.scene.keyframe import data_at
-from tests.envs_gpu.robots_for_scene import tripod
+from tests.mjcf import tripod
 
 CPU = torch.device("cpu")
 NO_CONTACTS = '<geom contype="0" conaffinity="0" margin="0.1" rgba="1 0 0 1"/>'
@@ -154,5 +154,8 @@ def test_sleep_is_switched_off(tmp_path):
     robot = tripod('<geom type="plane" size="0 0 1"/>' + box)
     robot = robot.replace("<option", '<option><flag sleep="enable"/></option><option')
     env = make(tmp_path, robot)
-    assert not env.physics.model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP
+    model, auto = env.physics.model, mujoco.mjtSleepPolicy.mjSLEEP_AUTO
+    assert not model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP
+    written = mujoco.MjSpec.from_string(env.task.scene().to_xml())  # as engines see it that read the scene
+    assert {int(body.sleep) for body in written.bodies} == {int(auto)}
     assert not env.step(torch.zeros(1, 3)).broken.any()

@@ -7,6 +7,7 @@ import torch
 
 from envs_gpu.errors import ModelError, SettingError
 from envs_gpu.make import make_env
+from envs_gpu.physics._capacity import capacity
 from envs_gpu.scene.keyframe import data_at, find_keyframe, move_mocap_bodies
 from envs_gpu.scene.start_noise import NOISE
 
@@ -202,3 +203,17 @@ def test_a_robot_that_cannot_move_is_one_line(make, body):
     message = r"robot\.xml: nothing that its actuators act on can move; add joints"
     with pytest.raises(ModelError, match=message):
         make(f"<mujoco><worldbody>{body}</worldbody><actuator>{motor}</actuator></mujoco>")
+
+
+def test_engines_that_allocate_have_room_for_a_cloth():
+    """For every constraint and contact that C MuJoCo finds while it falls onto the ground and lies there."""
+    model = mujoco.MjModel.from_xml_string(CLOTH)
+    room = capacity(model, np.zeros((0, 2), int))
+    data, most = mujoco.MjData(model), [0, 0]
+    for _ in range(300):
+        mujoco.mj_step(model, data, 2)
+        most = [max(most[0], data.nefc), max(most[1], data.ncon)]
+    assert data.ne > 20
+    assert most[1] >= 16  # it lies on the ground
+    assert room.constraints >= most[0]
+    assert room.contacts >= most[1]
