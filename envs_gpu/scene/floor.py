@@ -55,7 +55,7 @@ def ground_below(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> float
     """
     up = up_direction(model)
     assert up is not None
-    solid = _only_ground(model, data)
+    solid = _only_ground(model, data, root)
     geoms = [g for g in _colliding(model) if model.body_rootid[model.geom_bodyid[g]] == root]
     center = data.subtree_com[root]
     if (height := _height_below(solid, data, center, up)) is not None:
@@ -131,11 +131,11 @@ def _tied_roots(model: mujoco.MjModel, data: mujoco.MjData) -> set[tuple[int, in
     return ties
 
 
-def _only_ground(model: mujoco.MjModel, data: mujoco.MjData) -> mujoco.MjModel:
-    """A copy of `model` in which a ray hits only what can carry something that falls."""
+def _only_ground(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> mujoco.MjModel:
+    """A copy of `model` in which a ray hits only what can carry the body `root`."""
     solid = copy.copy(model)
     roots = model.body_rootid[model.geom_bodyid]
-    carries = ~np.isin(roots, falling_roots(model, data))
+    carries = ~np.isin(roots, [*falling_roots(model, data), root])
     carries &= (model.geom_contype | model.geom_conaffinity) != 0
     solid.geom_group[:] = np.where(carries, _SHOWN, _HIDDEN)
     solid.geom_matid[:], solid.geom_rgba[:, 3] = -1, 1.0  # rays go through what is transparent

@@ -22,7 +22,7 @@ from envs_gpu.models import compile_model, load_model
 from envs_gpu.observation import ObservationTerm, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.scene.floor import add_floor, ground_below, needs_floor, up_direction
+from envs_gpu.scene.floor import add_floor, falling_roots, ground_below, needs_floor, up_direction
 from envs_gpu.scene.keyframe import data_at, find_keyframe, move_mocap_bodies
 from envs_gpu.scene.sleep import stay_awake
 from envs_gpu.scene.start_noise import close_loops, position_limits, start_noise
@@ -123,12 +123,13 @@ class HoldPose(Task):
         self._base: int | None = _floating_base(model, roots)
         self._height_m: float | None = None
         up = up_direction(model)
-        self._falls = up is not None
+        self._falls = False
         self._up = torch.tensor((0.0, 0.0, 1.0) if up is None else up, dtype=torch.float64, device=device)
         if self._base is None or up is None:
             return
         root = model.jnt_bodyid[model.jnt_qposadr == self._base].item()
-        ground_m = ground_below(model, start, root)
+        self._falls = root in falling_roots(model, start)
+        ground_m = ground_below(model, start, root) if self._falls else None
         height_m = None if ground_m is None else float(start.xpos[root] @ up) - ground_m
         if height_m is not None and height_m > _LEAST_HEIGHT_M:
             self._height_m = height_m

@@ -143,9 +143,13 @@ def test_fallen_means_low_over_the_ground_and_not_over_the_origin(tmp_path):
     assert fallen_at(env, 0.2)
 
 
-def test_nothing_falls_without_gravity(tmp_path):
-    env = make(tmp_path, tripod(option='gravity="0 0 0"'))
-    assert not fallen_at(env, 5.0)
+@pytest.mark.parametrize(
+    "robot",
+    [tripod(option='gravity="0 0 0"'), tripod(HAND, extra=HELD)],
+    ids=("no_gravity", "held"),
+)
+def test_what_does_not_fall_has_not_fallen(tmp_path, robot):
+    assert not fallen_at(make(tmp_path, robot), 5.0)
 
 
 def test_sleep_is_switched_off(tmp_path):
