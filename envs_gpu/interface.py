@@ -20,6 +20,9 @@ from torch import Tensor
 from envs_gpu.actuators import controls, driven_joints
 from envs_gpu.errors import EnvError
 
+_FINEST = 42.0
+"""A float32 of this size has steps of 4e-6; two of them are within the tolerance of an export, 1e-5."""
+
 TermKind: TypeAlias = Literal["sensor", "command", "last_action"]
 
 
@@ -59,6 +62,26 @@ class Targets:
     high: Tensor
     scale_below: Tensor | None = None
     """The scale for actions below zero; None is `scale`."""
+
+    @property
+    def are_actions(self) -> bool:
+        """Whether the targets are the actions themselves, within their limits."""
+        return self.scale_below is None and not self.offset.any() and bool((self.scale == 1).all())
+
+    @property
+    def unit(self) -> Tensor:
+        """`[A]` what an error of a target is measured in: 1 for targets of ordinary size.
+
+        For larger ones it is what an action of one moves the target by, or half the range where the target is
+        the action. It is never so small that it asks for more digits than a float32 has.
+        """
+        half_range = 0.5 * (self.high - self.low)
+        below = self.scale if self.scale_below is None else self.scale_below
+        reach = half_range if self.are_actions else torch.maximum(self.scale.abs(), below.abs())
+        ends = torch.stack((self.low, self.high, self.offset)).abs()
+        largest = torch.where(ends.isfinite(), ends, 0.0).amax(0)
+        reach = torch.where(reach.isfinite(), reach, 1.0)
+        return torch.maximum(reach, largest / _FINEST).clamp(min=1.0)
 
     def control(self, action: Tensor) -> Tensor:
         """Clipped action `[N, A]` -> target `[N, A]`, as `Task.control` gives it."""
@@ -145,6 +168,7 @@ def check_interface(name: str, interface: PolicyInterface, width: int, task: Con
     share = torch.linspace(0, 1, 11).unsqueeze(-1)
     action = torch.lerp(task.action_low.cpu(), task.action_high.cpu(), share)  # [11, A]
     control = task.control(action.to(task.action_low.device)).cpu().float()
-    if not torch.allclose(interface.targets.control(action), control, rtol=1e-5, atol=1e-6):
+    unit = interface.targets.unit
+    if not torch.allclose(interface.targets.control(action) / unit, control / unit, rtol=1e-5, atol=1e-6):
         problem = "the targets of its interface are not what its control() gives"
         raise EnvError(f"task {name}: {problem}; override targets() beside control()")

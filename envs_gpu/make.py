@@ -67,8 +67,10 @@ def check_model_choice(name: str, model: str | UserModel | None) -> None:
         raise ModelChoiceError(model, f"{name} brings its own robot", fix)
 
 
-def make_task(name: str, model: str | UserModel | None = None) -> Task:
+def make_task(name: str, model: str | UserModel | None = None, keyframe: str | int | None = None) -> Task:
     """The task called `name`; `model` is the robot of a task that takes any, None its example.
+
+    `keyframe` is the name or number of the robot's pose, None its first.
 
     Raises:
         UnknownNameError: no such task; the message suggests the nearest.
@@ -77,7 +79,7 @@ def make_task(name: str, model: str | UserModel | None = None) -> Task:
     if model is None:
         return TASKS.get(name)()
     check_model_choice(name, model)
-    return TASKS.get(name)(model=model)
+    return TASKS.get(name)(model=model, keyframe=keyframe)
 
 
 def task_parameters(name: str) -> tuple[Parameter, ...]:
@@ -104,6 +106,7 @@ def make_env(
     compiled: bool = False,
     guards: GuardOptions = GuardOptions(),  # noqa: B008 - frozen
     model: str | UserModel | None = None,
+    keyframe: str | int | None = None,
     pixels: PixelOptions | None = None,
     episode_length_s: float | None = None,
     randomization: Randomization = Randomization(),  # noqa: B008 - frozen
@@ -115,6 +118,7 @@ def make_env(
 
     `model` is a robot, or its name as in `env.model`, for the tasks that take any; without it they take an
     example.
+    `keyframe` is the name or number of its pose, `qpos0` the reference configuration, None the first one.
     `pixels` adds a group of that name to the observations; `episode_length_s` replaces the task's own.
     `disturbance` is what is wrong with each world, for our own tasks on the backend `mujoco`.
 
@@ -148,7 +152,7 @@ def make_env(
         return env
     chosen, _ = choose_backend(backend, device)
     physics_class = BACKENDS.get(chosen)
-    task = make_task(name, model)
+    task = make_task(name, model, keyframe)
     runs_warp_in_mjx = chosen == "mjx" and options.mjx_impl == "warp"  # it can what MuJoCo Warp can
     if (reason := task.unsupported.get(chosen)) and not runs_warp_in_mjx:
         raise UnsupportedModelError(f"{name} does not run on backend {chosen}: {reason}")
@@ -162,7 +166,7 @@ def make_env(
     return SimEnv(
         name,
         task,
-        lambda model: physics_class(model, num_envs, device, options),
+        lambda model: physics_class(model, num_envs, device, replace(options, start_act=task.start_act)),
         device,
         seed,
         first_world,

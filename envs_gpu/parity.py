@@ -115,9 +115,8 @@ def drift_of(engine: Physics, task: Task, num_steps: int) -> Drift:
     """
     # The engines have no PGS solver; its 50 iterations stop before the solution that theirs reach.
     model = without_pgs(engine.model)
-    referee, control = (
-        BACKENDS.get("mujoco")(model, engine.num_worlds, _CPU, PhysicsOptions()) for _ in range(2)
-    )
+    options = PhysicsOptions(start_act=engine.options.start_act)
+    referee, control = (BACKENDS.get("mujoco")(model, engine.num_worlds, _CPU, options) for _ in range(2))
     errors = list(_errors(task, engine, referee, control, num_steps))
     for physics in (referee, control):
         physics.close()

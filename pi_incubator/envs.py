@@ -64,6 +64,7 @@ def make_training_env(
             compiled=plan.compiled,
             guards=guards,
             model=user_model(cfg.env),
+            keyframe=cfg.env.keyframe,
             pixels=pixel_options(cfg),
             episode_length_s=cfg.env.episode_length_s,
             randomization=randomization_of(cfg.randomization),
@@ -103,6 +104,7 @@ def evaluation_env(
                 max_broken_share=cfg.guards.max_broken_share, energy_margin=cfg.guards.energy_margin
             ),
             model=user_model(cfg.env),
+            keyframe=cfg.env.keyframe,
             pixels=pixel_options(cfg),
             observation_history=cfg.env.observation_history,
             task_parameters=cfg.env.task,

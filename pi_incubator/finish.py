@@ -43,26 +43,35 @@ def finish_run(
         tracker: takes every file as an artifact.
 
     Raises:
-        UserError: a file cannot be written, or the export does not act like the policy.
+        UserError: a file cannot be written, or the export does not act like the policy; the latter once all
+            other files are there.
     """
     num_worlds = max(cfg.evaluation.num_episodes, cfg.evaluation.video_worlds)
     worlds = evaluation_env(cfg, num_worlds, env.device)
+    failures: list[Exception] = []
     try:
         faults.reach("evaluation")
         evaluation = evaluate(worlds, policy, cfg.evaluation.num_episodes, evaluation_seed(cfg))
         print_table(evaluation.summary(), title=f"{evaluation.num_episodes} episodes, deterministic policy")
-        for path in _write_files(cfg, folder, worlds, policy, evaluation):
+        for path in _write_files(cfg, folder, worlds, policy, evaluation, failures):
             tracker.log_artifact(path)
     finally:
         worlds.close()
     _print_summary(folder, evaluation)
+    if failures:
+        raise failures[0]
     return evaluation
 
 
 def _write_files(
-    cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, evaluation: Evaluation
+    cfg: ExperimentConfig,
+    folder: RunFolder,
+    worlds: VecEnv,
+    policy: Policy,
+    evaluation: Evaluation,
+    failures: list[Exception],
 ) -> Iterator[Path]:
-    """Yield each file of the run's end as soon as it is complete."""
+    """Yield each file of the run's end as soon as it is complete; a failed export goes into `failures`."""
     yield folder.config
     found = checkpoint.latest(folder)
     assert found is not None  # training ends with a checkpoint
@@ -72,10 +81,14 @@ def _write_files(
     if cfg.deployment.export == "onnx" and policy.group not in MEASURED:
         log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group)
     elif cfg.deployment.export == "onnx":
-        difference = _export(cfg, folder, worlds, policy, origin_of(found, folder))
-        where = f"{cfg.deployment.num_check_observations:,} recorded observations"
-        print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
-        yield folder.onnx
+        try:
+            difference = _export(cfg, folder, worlds, policy, origin_of(found, folder))
+        except Exception as error:  # it is raised once everything else is there
+            failures.append(error)
+        else:
+            where = f"{cfg.deployment.num_check_observations:,} recorded observations"
+            print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
+            yield folder.onnx
     with _optional("curve"):
         title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
         draw_curve(folder.metrics, folder.curve, title)

@@ -108,17 +108,15 @@ def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFol
 
 def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook], resumes: bool) -> RunResult:
     """Everything after the checks that do not need torch, whose import takes seconds."""
+    from envs_gpu.engine_log import EngineLog
     from pi_incubator.compute import uses_cuda
     from pi_incubator.distributed import join, leave, lost_another_rank
 
     distributed = join(uses_cuda(cfg))
+    engine_log = EngineLog(folder.path if distributed.is_main else None)
     try:
-        cfg, resumes = distributed.broadcast((cfg, resumes))
-        cfg, algorithm = _prepare(cfg, folder, distributed)
-        try:
-            evaluation = _train_and_finish(cfg, folder, algorithm, hooks, resumes)
-        finally:
-            algorithm.close()
+        with engine_log:
+            return _run_with_log(cfg, folder, hooks, resumes, distributed)
     except Exception as error:
         if lost_another_rank(error, distributed):
             problem = "another process of this training ended; its own message says why"
@@ -127,6 +125,22 @@ def _run(cfg: ExperimentConfig, folder: RunFolder, hooks: Sequence[Hook], resume
         raise
     finally:
         leave(distributed)
+
+
+def _run_with_log(
+    cfg: ExperimentConfig,
+    folder: RunFolder,
+    hooks: Sequence[Hook],
+    resumes: bool,
+    distributed: Distributed,
+) -> RunResult:
+    """The run, with MuJoCo's warnings where they belong."""
+    cfg, resumes = distributed.broadcast((cfg, resumes))
+    cfg, algorithm = _prepare(cfg, folder, distributed)
+    try:
+        evaluation = _train_and_finish(cfg, folder, algorithm, hooks, resumes)
+    finally:
+        algorithm.close()
     return RunResult(cfg, folder.path, evaluation)
 
 

@@ -30,6 +30,7 @@ class RunFolder:
         self.metrics = self.path / "metrics.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.broken = self.path / "broken"
+        self.engine_log = self.path / "MUJOCO_LOG.TXT"
         self.curve = self.path / "curve.png"
         self.video = self.path / "video.mp4"
         self.onnx = self.path / "policy.onnx"
@@ -54,7 +55,7 @@ class RunFolder:
         results = (self.curve, self.video, self.onnx, self.evaluation, self.distillation)
         # A folder `model` without `inputs.json` is somebody else's.
         model = (self.model,) if self.inputs.exists() else ()
-        notes = (self.metrics, self.mlflow_run_id, self.config, self.inputs, self.scene)
+        notes = (self.metrics, self.engine_log, self.mlflow_run_id, self.config, self.inputs, self.scene)
         return (self.checkpoints, self.broken, self.exports, *model, *results, *notes)
 
     def __enter__(self) -> RunFolder:

@@ -62,11 +62,20 @@ def capacity(
     contacts = sum(_pair_points(*model.geom_type[pair].tolist()) for pair in geom_pairs)
     if contacts > _PAIRWISE_LIMIT:
         contacts = max(_PAIRWISE_LIMIT, _CONTACTS_PER_GEOM * len(np.unique(geom_pairs)))
+    contacts += int(model.nflexvert)
     contacts = options.max_contacts or max(contacts, 1)
     limits = int(model.jnt_limited.sum() + model.tendon_limited.sum())
     friction = int((model.dof_frictionloss > 0).sum() + (model.tendon_frictionloss > 0).sum())
-    rows = contacts * _rows_per_contact(model) + limits + friction + 6 * model.neq
+    rows = contacts * _rows_per_contact(model) + limits + friction + _equality_rows(model)
     return Capacity(contacts, options.max_constraints or max(rows, 1))
+
+
+def _equality_rows(model: mujoco.MjModel) -> int:
+    """Rows of all equality constraints; those of a flex have one for each of its edges."""
+    data = mujoco.MjData(model)
+    data.eq_active[:] = 1
+    mujoco.mj_fwdPosition(model, data)
+    return max(6 * model.neq, data.ne)
 
 
 def overflow_of(bits: Tensor) -> Tensor:

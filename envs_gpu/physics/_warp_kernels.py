@@ -12,6 +12,7 @@ def restart_worlds(
     mask: wp.array[wp.bool],
     new_qpos: wp.array2d[wp.float32],
     new_qvel: wp.array2d[wp.float32],
+    new_act: wp.array[wp.float32],
     qpos: wp.array2d[wp.float32],
     qvel: wp.array2d[wp.float32],
     act: wp.array2d[wp.float32],
@@ -19,7 +20,7 @@ def restart_worlds(
     time: wp.array[wp.float32],
     qacc_warmstart: wp.array2d[wp.float32],
 ):
-    """The masked worlds take the new positions and velocities; all else in them becomes zero."""
+    """The masked worlds take the new positions, velocities and activations; all else becomes zero."""
     world = wp.tid()
     if not mask[world]:
         return
@@ -29,7 +30,7 @@ def restart_worlds(
         qvel[world, i] = new_qvel[world, i]
         qacc_warmstart[world, i] = 0.0
     for i in range(act.shape[1]):
-        act[world, i] = 0.0
+        act[world, i] = new_act[i]
     for i in range(ctrl.shape[1]):
         ctrl[world, i] = 0.0
     time[world] = 0.0

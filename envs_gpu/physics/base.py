@@ -56,6 +56,8 @@ class PhysicsOptions:
     `newton`, `mjx` on Warp)."""
     max_constraints: int | None = None
     """Constraint rows that every world has room for; None and backends as for `max_contacts`."""
+    start_act: tuple[float, ...] = ()
+    """`[na]` activations with which worlds restart; empty is zeros."""
     per_world: tuple[str, ...] = ()
     """Model fields that worlds may differ in, such as `body_mass`, `opt.gravity`; see `Physics.randomize`."""
 
@@ -96,6 +98,10 @@ class Physics(ABC):
         self.num_worlds = num_worlds
         self.device = device
         self.options = options
+        self._start_act = torch.zeros(model.na, dtype=torch.float64)
+        """`[na]` activations with which worlds restart, on the CPU."""
+        if options.start_act:
+            self._start_act[:] = torch.tensor(options.start_act)
         self._per_world: dict[str, list[Tensor]] = {}
         """Every `[N, ...]` array in which the engine reads a field of `options.per_world`."""
 
@@ -107,8 +113,8 @@ class Physics(ABC):
     def set_state(self, mask: Tensor, qpos: Tensor, qvel: Tensor) -> None:
         """Restart the worlds where `mask` `[N]` is true from `qpos` `[N, nq]` and `qvel` `[N, nv]`.
 
-        Their time, controls and activations become zero and their sensors are evaluated; the other worlds
-        keep every bit.
+        Their time and controls become zero, their activations `options.start_act`, and their sensors are
+        evaluated; the other worlds keep every bit.
         """
 
     def randomize(self, field: str, values: Tensor, worlds: Tensor) -> None:

@@ -74,6 +74,8 @@ class MjxPhysics(Physics):
         jax_device = jax.devices(device.type)[device.index or 0]
         # Flattening a model takes JAX longer than launching the program: once here, not at every call.
         mjx_model, mjx_data, self.room = _put(model, num_worlds, options, jax_device)
+        start_act = jax.device_put(self._start_act.numpy().astype(np.float32), jax_device)
+        mjx_data = mjx_data.replace(act=start_act)  # a blank world's, which a restart takes
         self._varied = {field: self._rows_of(field, mjx_model) for field in options.per_world}
         self._constants, structure = jax.tree.flatten((mjx_model, mjx_data))
         self._program = _program(structure)
@@ -253,7 +255,7 @@ def _advance(
     Restarting and stepping share one program, and `substeps` is traced, because compiling the dynamics takes
     many seconds. The program holds them twice, once in the loop and once for the sensors.
     """
-    carry = _restart(carry, mask, qpos, qvel)
+    carry = _restart(carry, blank.act, mask, qpos, qvel)
 
     def substep(_: int, carry: Carry) -> Carry:
         return _dynamics(mjx.step, model, blank, varied, carry)
@@ -267,14 +269,14 @@ def _advance(
     return carry._replace(sensordata=jnp.where(fresh, sensed.sensordata, before))
 
 
-def _restart(carry: Carry, mask: jax.Array, qpos: jax.Array, qvel: jax.Array) -> Carry:
+def _restart(carry: Carry, act: jax.Array, mask: jax.Array, qpos: jax.Array, qvel: jax.Array) -> Carry:
     def choose(new: jax.Array | float, old: jax.Array) -> jax.Array:
         return jnp.where(mask.reshape(mask.shape + (1,) * (old.ndim - 1)), new, old)
 
     return carry._replace(
         qpos=choose(qpos, carry.qpos),
         qvel=choose(qvel, carry.qvel),
-        act=choose(0.0, carry.act),
+        act=choose(act, carry.act),
         ctrl=choose(0.0, carry.ctrl),
         time=choose(0.0, carry.time),
         qacc_warmstart=choose(0.0, carry.qacc_warmstart),

@@ -64,6 +64,7 @@ class MujocoPhysics(Physics):
         self._per_world = {name: [torch.from_numpy(self._batch.expand(name))] for name in options.per_world}
         self._simple = _SimpleDofs(model, self._batch) if {*_INERTIAL} & {*options.per_world} else None
         self._warned = self._batch.warning[..., 1]  # [N, kinds]
+        self._batch.bind("act")[:] = self._start_act.numpy()
         self._rest = self._full[0].copy()
         self.state = self._views()
         self._qpos, self._qvel = self.state.qpos.numpy(), self.state.qvel.numpy()

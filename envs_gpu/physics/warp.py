@@ -72,10 +72,12 @@ class WarpPhysics(Physics):
         self._mask = torch.ones(num_worlds, dtype=torch.bool, device=device)
         self._qpos = self.state.qpos.clone()
         self._qvel = self.state.qvel.clone()
+        self._act = self._start_act.to(device, torch.float32)
         self._restart_inputs = [
             bridge.torch_to_warp(self._mask, wp.bool),
             bridge.torch_to_warp(self._qpos, wp.float32),
             bridge.torch_to_warp(self._qvel, wp.float32),
+            bridge.torch_to_warp(self._act, wp.float32),
         ]
         wp.synchronize_device(self._wp_device)  # what was uploaded on Warp's stream is used on torch's
         self._restart_graph = self._capture(self._restart)

@@ -79,8 +79,11 @@ class Task(ABC):
     rounding_factor: ClassVar[float] = 1.0
     """Factor on how far engines may be from the referee, see `envs_gpu.parity`; above one only with a
     measured reason."""
+    start_act: tuple[float, ...] = ()
+    """`[na]` activations with which every episode starts; empty is zeros. Set by `bind`."""
     takes_model: ClassVar[bool] = False
-    """Whether the task is for any robot: its class is then called with `model`, a `UserModel` or its name."""
+    """Whether the task is for any robot: its class is then called with `model`, a `UserModel` or its name, and
+    `keyframe`, the name or number of its pose or None."""
     source: str = ""
     """The MJCF file that the scene was read from, for errors in it; empty where the task builds the scene."""
     notes: tuple[str, ...] = ()

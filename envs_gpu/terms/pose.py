@@ -5,6 +5,8 @@ Letters: N worlds, nq positions, nv velocities.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mujoco
 import torch
 from torch import Tensor
@@ -74,6 +76,22 @@ def rotation_vector(turn: Tensor) -> Tensor:
     return torch.where(sine > 1e-12, angle / sine.clamp_min(1e-12), 2.0) * turn[..., 1:]
 
 
+def limited_turn(qpos: Tensor, balls: Sequence[tuple[int, float]]) -> Tensor:
+    """Positions `[N, nq]` in which no ball joint is turned further than its limit.
+
+    Args:
+        qpos: generalized positions.
+        balls: position address and largest angle, rad, of every limited ball joint.
+    """
+    for address, largest in balls:
+        where = torch.arange(address, address + 4, device=qpos.device)
+        turn = rotation_vector(qpos[:, where])
+        angle = turn.norm(dim=-1, keepdim=True)
+        within = quaternion(turn * (largest / angle.clamp_min(1e-12)).clamp(max=1.0))
+        qpos = qpos.index_copy(1, where, torch.where(angle > largest, within, qpos[:, where]))
+    return qpos
+
+
 def rotation_matrix(orientation: Tensor) -> Tensor:
     """Rotation matrices `[..., 3, 3]` of unit quaternions `[..., 4]`, real part first."""
     w, x, y, z = orientation.unbind(-1)
@@ -83,11 +101,6 @@ def rotation_matrix(orientation: Tensor) -> Tensor:
         (2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)),
     )
     return torch.stack([torch.stack(row, -1) for row in rows], -2)
-
-
-def up_axis(orientation: Tensor) -> Tensor:
-    """The world's z axis in the frames with `orientation` `[..., 4]`: `[..., 3]`."""
-    return rotation_matrix(orientation)[..., 2, :]
 
 
 def quaternion_product(first: Tensor, second: Tensor) -> Tensor:

@@ -9,8 +9,9 @@ from pi_incubator.cli._gates import newest, pass_gates, read_checked, run_of
 from pi_incubator.cli._main import run
 from pi_incubator.cli._parser import Parser, count, output_file
 from pi_incubator.cli._trained import DEVICES, load_trained
+from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
-from pi_incubator.run_folder import open_run
+from pi_incubator.run_folder import RunFolder, open_run
 
 RUNS_OWN = Path()
 """What `--onnx` is without a file's name."""
@@ -33,6 +34,17 @@ def main(argv: list[str]) -> int:
         fix = f"write it with pi-export {arguments.run} and name it: --onnx {written}"
         raise UserError(f"{onnx}: file not found; {fix}")
     # Slow imports come after every check that does not need them.
+    from envs_gpu.engine_log import EngineLog
+
+    with EngineLog(folder.path):
+        _evaluate(arguments, cfg, folder, onnx)
+    return 0
+
+
+def _evaluate(
+    arguments: argparse.Namespace, cfg: ExperimentConfig, folder: RunFolder, onnx: Path | None
+) -> None:
+    """Run the episodes, and write down what they gave; `onnx` acts instead of the policy, if given."""
     from pi_incubator.envs import evaluation_seed
     from pi_incubator.evaluation.acting import Act, Acting
     from pi_incubator.evaluation.evaluate import evaluate
@@ -59,7 +71,6 @@ def main(argv: list[str]) -> int:
         length_s = cfg.evaluation.video_length_s
         record_video(env, act, arguments.video, length_s=length_s, seed=seed, num_worlds=video_worlds)
     env.close()
-    return 0
 
 
 def on_backend(backend: str) -> list[str]:
@@ -72,9 +83,12 @@ def _judge(arguments: argparse.Namespace) -> int:
     """Run the gates on a bundle; gives the exit code."""
     cfg, folder = open_run(arguments.run or run_of(arguments.gates), arguments.device)
     read_checked(arguments.gates, newest(folder))
+    from envs_gpu.engine_log import EngineLog
+
     num_episodes = arguments.episodes or cfg.evaluation.num_episodes
-    env, policy, found = load_trained(cfg, folder, num_episodes)
-    exit_code, entries = pass_gates(arguments.gates, cfg, folder, env, policy, num_episodes, found)
+    with EngineLog(folder.path):
+        env, policy, found = load_trained(cfg, folder, num_episodes)
+        exit_code, entries = pass_gates(arguments.gates, cfg, folder, env, policy, num_episodes, found)
     if arguments.json:
         from pi_incubator.evaluation.table import write_json
 

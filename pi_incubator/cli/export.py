@@ -32,10 +32,18 @@ def main(argv: list[str]) -> int:
         return 0
     arguments = _parse(argv)
     cfg, folder = open_run(arguments.run, arguments.device)
-    if cfg.env.pixels is not None:
-        _export_pixels(arguments, cfg, folder)
-        return 0
     # Slow imports come after every check that does not need them.
+    from envs_gpu.engine_log import EngineLog
+
+    with EngineLog(folder.path):
+        if cfg.env.pixels is None:
+            return _export(arguments, cfg, folder)
+        _export_pixels(arguments, cfg, folder)
+    return 0
+
+
+def _export(arguments: argparse.Namespace, cfg: ExperimentConfig, folder: RunFolder) -> int:
+    """Write the bundle, and judge it if asked to; gives the exit code."""
     from pi_incubator.deploy.artifact import Source, origin_of
     from pi_incubator.deploy.record import record
     from pi_incubator.envs import evaluation_seed

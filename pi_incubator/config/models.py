@@ -111,6 +111,8 @@ class EnvSection(Section):
     """Folder below which the robot's meshes, textures, includes may be; null is the folder of its file."""
     limits: dict[str, Range] = Field(default_factory=dict)
     """Limits [low, high] of controls by name, in place of the robot's own or of those that it lacks."""
+    keyframe: Name | Annotated[int, Field(ge=0)] | None = None
+    """Pose of env.model: the name or number of a keyframe, or qpos0; null takes the first, and else qpos0."""
     mjx_impl: Literal["jax", "warp"] = "jax"
     """Implementation that the mjx backend runs on; other backends do not read it."""
     max_contacts: Count | None = None
@@ -219,7 +221,7 @@ class DeploymentSection(Section):
     num_check_observations: SmallCount = 1000
     """Observations on which the export is compared with the policy."""
     tolerance: Positive = 1e-5
-    """Largest absolute difference of an action that the comparison allows."""
+    """Largest difference of an action that the comparison allows; as a share of its range beyond ±1."""
     max_rate_per_s: Positive | None = None
     """How fast the runtime lets a target change, in its unit per second (rad/s of a joint); null: any."""
 

@@ -99,6 +99,7 @@ def _max_rate(cfg: ExperimentConfig) -> str | None:
 
 RULES = (
     Rule("env.mjx_impl", _mjx_impl, "remove it, or set env.backend to mjx"),
+    Rule("env.keyframe", _has_model),
     Rule("env.max_contacts", _has_room),
     Rule("env.max_constraints", _has_room),
     Rule("env.episode_length_s", _own_task),

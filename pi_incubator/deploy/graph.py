@@ -120,9 +120,7 @@ class _TargetModule(nn.Module):
         super().__init__()
         for name in ("offset", "scale", "low", "high", "scale_below"):
             self.register_buffer(name, getattr(targets, name))
-        self._is_identity = (
-            targets.scale_below is None and not targets.offset.any() and bool((targets.scale == 1).all())
-        )
+        self._is_identity = targets.are_actions
 
     def forward(self, action: Tensor) -> Tensor:
         if self._is_identity:

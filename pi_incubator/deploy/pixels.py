@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor
 
+from envs_gpu.interface import identity_targets
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.bundle import write_file
@@ -47,7 +48,8 @@ def export_pixels(
     session = open_session(content, str(path))
     with torch.no_grad():
         batches = (pixels.cpu(), pixels[:1].cpu())
-        differences = [(run_pixels(session, batch) - module(batch)).abs().max() for batch in batches]
+        unit = identity_targets(torch.tensor(spec.action_low), torch.tensor(spec.action_high)).unit
+        differences = [((run_pixels(session, batch) - module(batch)).abs() / unit).max() for batch in batches]
     difference = torch.stack(differences).max().item()  # a NaN in either stays one
     require_within(difference, cfg.deployment.tolerance, str(path))
     write_file(path, content)

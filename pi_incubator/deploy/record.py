@@ -74,6 +74,9 @@ def record(env: VecEnv, policy: Policy, count: int, seed: int) -> Recording:
 def action_error(session: Session, recording: Recording, targets: Targets) -> float:
     """The largest difference between the file's actions and the policy's, their targets, and hidden states.
 
+    Targets count in their own `Targets.unit`, so that those from 0 to 255 are held to the same share of their
+    range as those within ±1.
+
     What the file remembers is then set to what was recorded. Otherwise every step would also answer to the
     rounding of those before it, and some policies amplify that: a Go1's went from 8e-7 to 2e-4.
 
@@ -84,16 +87,30 @@ def action_error(session: Session, recording: Recording, targets: Targets) -> fl
         session.feeds(readings)  # makes room for as many robots
         session.restart(begins)
         got, expected = session.step(readings), recording.action[t]
-        wanted = targets.control(torch.from_numpy(expected)).numpy()
-        worst.append(np.abs(got - wanted).max())
+        worst.append(target_error(got, expected, targets))
         if session.last_action is None:
             acted = action_behind(torch.from_numpy(got), targets).numpy()
-            worst.append(np.abs(acted - expected).max())
+            worst.append(remembered_error("last_action", acted, expected, targets))
         for name, recorded in recording.remembered(t).items():
             if (state := session.states.get(f"{name}_in")) is not None:
-                worst.append(np.abs(state - recorded).max())
+                worst.append(remembered_error(name, state, recorded, targets))
                 state[:] = recorded
     return float(np.max(worst))  # a NaN in any stays one
+
+
+def target_error(target: Array, action: Array, targets: Targets) -> float:
+    """The largest difference of a `target` `[..., A]` from that of `action` `[..., A]`, in `Targets.unit`."""
+    wanted = targets.control(torch.from_numpy(action)).numpy()
+    return float((np.abs(target - wanted) / targets.unit.numpy()).max())
+
+
+def remembered_error(name: str, state: Array, recorded: Array, targets: Targets) -> float:
+    """The largest difference of what a file remembers as `name` from what was `recorded`.
+
+    Actions that are targets themselves count in `Targets.unit`.
+    """
+    unit = targets.unit.numpy() if name == "last_action" and targets.are_actions else 1.0
+    return float((np.abs(state - recorded) / unit).max())
 
 
 def check_parity(

@@ -36,6 +36,7 @@ TABLE = [
     # environments
     Case("env.mjx_impl=warp", ["env.backend=mujoco"], ["env.backend=mjx"]),
     Case("env.mjx_impl=warp", [], ["env.backend=mjx"]),
+    Case("env.keyframe=home", ["env.name=hold_pose"], ["env.name=hold_pose", "env.model=robot.xml"]),
     *(
         Case(f"env.{limit}=100", without, beside)
         for limit in ("max_contacts", "max_constraints")

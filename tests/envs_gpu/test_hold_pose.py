@@ -7,8 +7,9 @@ import torch
 
 from envs_gpu.errors import ModelError
 from envs_gpu.make import make_env
-from envs_gpu.tasks.hold_pose import EXAMPLE, NOISE
-from envs_gpu.terms.pose import Pose, up_axis
+from envs_gpu.scene.start_noise import NOISE
+from envs_gpu.tasks.hold_pose import EXAMPLE
+from envs_gpu.terms.pose import Pose, rotation_matrix
 
 CPU = torch.device("cpu")
 # A floating base with every kind of joint and actuator, a keyframe, and a cube that is none of the robot's.
@@ -42,7 +43,7 @@ ZOO = """<mujoco>
     <general name="slow" joint="hinge" dyntype="filter" dynprm="0.1" ctrlrange="-1 1"/>
   </actuator>
   <keyframe>
-    <key name="pose" ctrl="0 1.5 0 0 0 0"
+    <key name="pose" ctrl="0 1.5 0 0 0 0" act="0.3"
       qpos="1 2 1.5 0.924 0 0 0.383 0.966 0.259 0 0 0.1 0.7 3 0 0.1 1 0 0 0"/>
   </keyframe>
 </mujoco>
@@ -88,7 +89,7 @@ def test_poses_are_mujocos(zoo):
     for turn in origin[:5, 3:7]:
         matrix = np.zeros(9)
         mujoco.mju_quat2Mat(matrix, turn.numpy())
-        np.testing.assert_allclose(up_axis(turn), matrix.reshape(3, 3)[2], atol=1e-12)
+        np.testing.assert_allclose(rotation_matrix(turn), matrix.reshape(3, 3), atol=1e-12)
 
 
 def test_the_pose_is_the_keyframe_and_zero_is_its_control(zoo):

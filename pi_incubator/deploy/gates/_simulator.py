@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.disturbance import Disturbance, DisturbedPhysics
+from envs_gpu.engine_log import EngineLog
+from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.interface import PolicyInterface
 from envs_gpu.sim_env import SimEnv
 from pi_incubator.config import load_config
@@ -69,8 +72,13 @@ class Robots:
         return target
 
 
-def simulate(request: dict[str, Any]) -> dict[str, float]:
-    """Run the request's episodes; gives their mean return, and the latency that they had."""
+def simulate(request: dict[str, Any]) -> dict[str, Any]:
+    """Run the request's episodes.
+
+    Returns:
+        Their mean `return`, None where too many worlds broke for one; `broken_episodes`, which ended because
+        C MuJoCo blew up, None where too many did; and the `latency_ms` that they had.
+    """
     cfg = load_config(request["config"], ["env.backend=mujoco", "compute.device=cpu"])
     contract = read_bundle(request["bundle"]).contract
     links = [RobotLink(url, contract) for url in request["links"]]
@@ -80,10 +88,18 @@ def simulate(request: dict[str, Any]) -> dict[str, float]:
     assert isinstance(env, SimEnv)  # the command has made sure
     assert isinstance(env.physics, DisturbedPhysics)
     robots = Robots(links, env.interface(), np.array(request["noise"]), request["seed"])
-    result = evaluate(env, robots, request["num_episodes"], request["seed"]).summary()["return"]
     latency_s = env.physics.delay_steps[0].item() * env.physics.model.opt.timestep
-    return {"return": result["mean"], "latency_ms": 1e3 * latency_s}
+    found: dict[str, Any] = {"return": None, "broken_episodes": None, "latency_ms": 1e3 * latency_s}
+    try:
+        episodes = evaluate(env, robots, request["num_episodes"], request["seed"]).episodes
+    except BrokenWorldsError as error:
+        return found | {"broken": str(error)}
+    broken = int((episodes["physics/broken"] > 0).sum())
+    return found | {"return": episodes["return"].mean().item(), "broken_episodes": broken}
 
 
 if __name__ == "__main__":
-    print(json.dumps(simulate(json.load(sys.stdin))))
+    given = json.load(sys.stdin)
+    with EngineLog(Path(given["config"]).parent):
+        found = simulate(given)
+    print(json.dumps(found))

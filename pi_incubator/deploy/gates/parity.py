@@ -6,17 +6,16 @@ import math
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 from pi_incubator.deploy.gates._base import Candidate, Result
-from pi_incubator.deploy.record import Recording
+from pi_incubator.deploy.record import Recording, remembered_error, target_error
 from pi_incubator.registry import gate
 from pi_incubator.runtime import Policy
 
 REDUCED_LIMITS = {"fp16": 1e-2, "int8": 0.2}
-"""Precision -> largest difference of an action. Ant and the Go1 differ by 0.001 in fp16 and by 0.06 in int8
-where they differ most; what a few such actions cost is for the return to say. fp32 has the experiment's own
-`deployment.tolerance`."""
+"""Precision -> largest difference of an action, or of a target in its unit. Ant and the Go1 differ by 0.001
+in fp16 and by 0.06 in int8 where they differ most; what a few such actions cost is for the return to say.
+fp32 has the experiment's own `deployment.tolerance`."""
 
 
 @gate("parity")
@@ -46,10 +45,10 @@ def parity(candidate: Candidate) -> Result:
 
 def _differences(policy: Policy, alone: Recording, t: int, candidate: Candidate) -> Iterator[float]:
     """Of the target, and of what the policy remembers, which is then as recorded."""
-    expected = candidate.interface.targets.control(torch.from_numpy(alone.action[t, 0])).numpy()
-    yield float(np.abs(policy.target - expected).max())
+    targets = candidate.interface.targets
+    yield target_error(policy.target, alone.action[t, 0], targets)
     states = policy.states()
     for name, recorded in alone.remembered(t).items():
         if name in states:
-            yield float(np.abs(states[name] - recorded[0]).max())
+            yield remembered_error(name, states[name], recorded[0], targets)
             states[name][:] = recorded[0]

@@ -10,6 +10,7 @@ Letters: T steps, N worlds, D width of the readings.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -42,15 +43,29 @@ SIMULATOR = "pi_incubator.deploy.gates._simulator"
 def sim_to_sim(candidate: Candidate) -> Result:
     """Mean return of the bundle in C MuJoCo, beside that of the policy in torch where it was trained."""
     found, flagged_share = _run(candidate)
-    share = kept_share(found["return"], candidate.reference)
+    share = -math.inf if found["return"] is None else kept_share(found["return"], candidate.reference)
     details = {
         "return": found["return"],
         "training_simulator_return": candidate.reference,
         "episodes": candidate.num_episodes,
+        "broken_episodes": found["broken_episodes"],
         "latency_ms": found["latency_ms"],
         "flagged_share": flagged_share,
     }
-    return Result(share >= LIMIT, share, LIMIT, "share of the return", details)
+    passed = share >= LIMIT
+    if not passed and (exploded := _explosion(found, candidate.num_episodes)):
+        details["error"] = exploded
+    return Result(passed, share, LIMIT, "share of the return", details)
+
+
+def _explosion(found: dict[str, Any], num_episodes: int) -> str:
+    """What to say where the engine blew up, which a low return does not tell; empty where it did not."""
+    fix = "lower the model's timestep, or the targets that the policy gives"
+    if found["return"] is None:
+        return f"C MuJoCo blew up, so there is no return: {found['broken']}; {fix}"
+    if not found["broken_episodes"]:
+        return ""
+    return f"C MuJoCo blew up in {found['broken_episodes']} of {num_episodes} episodes; {fix}"
 
 
 def sensor_noise(candidate: Candidate) -> Array:
