@@ -82,7 +82,7 @@ class Task(ABC):
     start_act: tuple[float, ...] = ()
     """`[na]` activations with which every episode starts; empty is zeros. Set by `bind`."""
     takes_model: ClassVar[bool] = False
-    """Whether the task is for any robot: its class is then called with `model`, a `UserModel` or its name, and
+    """Whether the task is for any robot: its class is called with `model`, a `UserModel` or its name, and
     `keyframe`, the name or number of its pose or None."""
     source: str = ""
     """The MJCF file that the scene was read from, for errors in it; empty where the task builds the scene."""
