@@ -26,13 +26,17 @@ LIBRARIES = (
     "torchrl",
     "numpy",
     "mujoco",
-    "onnx",
+    "onnx.reference",
     "onnxruntime",
+    "pyarrow.parquet",
+    "hypothesis",
+    "psutil",
     "pydantic",
     "yaml",
     "mlflow",
 )
-QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow and not gpu"]
+QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_timeout"]
+QUIET += ["-m", "not slow and not gpu"]
 CONTEXT = "PI_MUTATION_CONTEXT"
 """The environment variable that tells a process which test started it."""
 MAX_TESTS_S = 60.0
@@ -40,7 +44,11 @@ MAX_TESTS_S = 60.0
 
 
 def warm_up() -> None:
-    """Import what takes long, but nothing of ours: that is what changes."""
+    """Import what takes long, but nothing of ours: that is what changes.
+
+    pytest looks for plugins in all that is installed, which takes a second each time: only `QUIET` names some.
+    """
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for library in LIBRARIES:
         importlib.import_module(library)
 
