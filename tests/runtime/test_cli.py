@@ -207,14 +207,6 @@ def test_the_projects_own_entry_is_the_same(bundle):
     assert "runs on       onnxruntime" in subprocess.run(command, capture_output=True, text=True).stdout
 
 
-def test_random_observations_are_within_the_limits():
-    raw = bundles.contract_dict()
-    raw["observation"]["terms"][0] |= {"low": 0.5, "high": 0.6}
-    values = random_observations(check_contract(raw), 100)
-    assert (values[:, :30] >= np.float32(0.5)).all()
-    assert (values[:, :30] <= np.float32(0.6)).all()
-
-
 def test_what_failed_its_gates_does_not_run(running, tmp_path):
     path = bundles.mlp_bundle(tmp_path / "failed")
     (path / "FAILED_GATES").write_text("latency\n")
