@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -51,6 +52,9 @@ def warm_up() -> None:
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for library in LIBRARIES:
         importlib.import_module(library)
+    # A collector that went through all of it would copy that memory into each fork: most of a fork's time.
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass
