@@ -64,7 +64,7 @@ class OnnxRuntimeNetwork(Network):
 
 
 def _open(bundle: Bundle) -> Any:
-    # Otherwise it writes into the home, and starts threads some seconds later that send reports to its makers.
+    # Otherwise it writes into the home, and seconds later starts threads that send reports to its makers.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime

@@ -47,7 +47,7 @@ MAX_TESTS_S = 60.0
 def warm_up() -> None:
     """Import what takes long, but nothing of ours: that is what changes.
 
-    pytest looks for plugins in all that is installed, which takes a second each time: only `QUIET` names some.
+    pytest looks for plugins in all that is installed, which takes a second each time: `QUIET` names some.
     """
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     for library in LIBRARIES:

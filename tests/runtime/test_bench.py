@@ -47,7 +47,9 @@ def test_every_deadline_that_is_missed_counts(clock):
     clock.oversleep_ns = 7000
     result = bench(TimedPolicy(clock, durations_s), num_steps=1, paced_s=1.0)
     assert result.deadline_misses == 3
-    assert result.paced_us == pytest.approx(np.percentile(np.multiply(durations_s[1:], 1e6), [50, 99, 99.9, 100]))
+    assert result.paced_us == pytest.approx(
+        np.percentile(np.multiply(durations_s[1:], 1e6), [50, 99, 99.9, 100])
+    )
     # The step after the two that were missed begins 45 ms - 40 ms after its tick.
     assert result.wake_us == pytest.approx(np.percentile([7.0] * 49 + [5007.0], [50, 99, 99.9, 100]))
 

@@ -194,7 +194,9 @@ def test_a_start_target_may_lie_on_the_limits(bundle):
         main(["run", str(bundle), "--link", "x", "--max-rate", "1", "--start-target", *values])
 
 
-@pytest.mark.parametrize(("value", "fits"), [("3e38", True), ("-3e38", True), ("3.5e38", False), ("-3.5e38", False)])
+@pytest.mark.parametrize(
+    ("value", "fits"), [("3e38", True), ("-3e38", True), ("3.5e38", False), ("-3.5e38", False)]
+)
 def test_a_start_target_of_a_joint_without_limits_is_one_that_float32_can_hold(tmp_path, value, fits):
     model = bundles.mlp_onnx()
     contract = bundles.contract_dict(states=[("last_action", 12)], onnx_bytes=model.SerializeToString())
