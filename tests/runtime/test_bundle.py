@@ -103,7 +103,41 @@ def test_a_network_that_is_not_the_contracts(folder):
 def test_no_bundle(tmp_path):
     refused(tmp_path / "none", "none: cannot be read .No such file")
     (tmp_path / "x.tar.gz").write_bytes(b"not gzip")
-    refused(tmp_path / "x.tar.gz", "x.tar.gz: ")
+    refused(
+        tmp_path / "x.tar.gz", r"x.tar.gz: cannot be read \(Not a gzipped file.*\); name a bundle's folder"
+    )
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_engines_are_the_plans_in_their_folder(folder, tmp_path, is_archive):
+    files = {"engines/a.plan": b"A", "engines/b.txt": b"B", "c.plan": b"C"}
+    (folder / "engines").mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    path = bundles.write_archive(folder, tmp_path / "b.tar.gz") if is_archive else folder
+    assert read_bundle(path).engines == {"a.plan": b"A"}
+
+
+def test_operators_of_onnxruntime_are_permitted(tmp_path):
+    """Its quantizer writes them; their version is not ONNX's."""
+    model = bundles.mlp_onnx()
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert Policy.load(bundles.write_bundle(tmp_path / "b", model, states=[("last_action", 12)]))
+
+
+def test_a_contract_without_gates(folder):
+    raw = bundles.contract_dict()
+    del raw["gates"]
+    assert check_contract(raw).num_targets == 12
+
+
+def test_a_long_value_is_shown_by_its_beginning():
+    raw = bundles.contract_dict()
+    raw["commands"] = list(range(1000))
+    with pytest.raises(
+        RuntimeBundleError, match=r"commands: \[0, 1, 2, .{0,60}\.\.\. is not a list of texts"
+    ):
+        check_contract(raw)
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.999])
