@@ -194,7 +194,7 @@ class Worker:
     def start(self, candidate: Candidate, tests: list[str], expected_s: float) -> None:
         """Put the mutant into the copy and begin to test it."""
         self._candidate, self._began_s = candidate, time.monotonic()
-        self._limit_s = 30.0 + 4.0 * expected_s
+        self._limit_s = 15.0 + 3.0 * expected_s
         self._file = self.copy / candidate.file
         self._original, self._times = self._file.read_bytes(), self._file.stat()
         self._file.write_text(candidate.mutant.source)

@@ -340,6 +340,15 @@ def with_shape(place, dims):
     return model
 
 
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_network_of_a_fixed_batch_is_of_one(tmp_path, batch):
+    path = bundles.write_bundle(tmp_path / "b", with_shape("input", [batch, bundles.WIDTH]))
+    if batch == 1:
+        np.testing.assert_array_equal(Policy.load(path).step(OBSERVATION), OBSERVATION[:12].clip(-0.8, 0.8))
+    else:
+        refused(path, r"input observation is tensor\(float\) \[2, 33\], not the contract's .* \[1, 33\]")
+
+
 def that_computes(operator, *constants, **attributes):
     """A network with the sum of what an operator makes of constants in its targets."""
     graph = bundles.Graph()

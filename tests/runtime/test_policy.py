@@ -229,6 +229,27 @@ def test_a_limit_that_float32_cannot_hold_is_its_largest_number(value):
     assert policy.flags == (0 if np.isfinite(value) else Flags.OUT_OF_RANGE)
 
 
+def test_flags_have_the_numbers_that_logs_and_packets_hold():
+    """As docs/runtime.md lists them."""
+    names = ("NAN_OBSERVATION", "OUT_OF_RANGE", "RATE_LIMITED", "NAN_TARGET", "DEADLINE_MISSED")
+    assert {flag.name: flag.value for flag in Flags} == dict(zip(names, (1, 2, 4, 8, 16), strict=True))
+
+
+def test_buffers_begin_on_a_cache_line(tmp_path):
+    """Whatever their sizes are: what vector instructions read lies in as few lines as possible."""
+    graph, states = bundles.Graph(), [("a", 1), ("b", 17), ("c", 3)]
+    for name, _ in states:
+        graph.add("Identity", f"{name}_in", out=f"{name}_out")
+    graph.add("Slice", "observation", *(graph.constant([i], np.int64) for i in (0, 12, 1)), out="target")
+    model = graph.model(bundles.WIDTH, 12, states, 18)
+    for i in range(4):  # memory from the system may lie well by chance
+        policy = Policy.load(bundles.write_bundle(tmp_path / str(i), model, states=states))
+        for _ in range(2):
+            assert all(array.ctypes.data % 64 == 0 for array in policy.states().values())
+            policy.step(np.zeros(bundles.WIDTH, np.float32))
+        assert policy.observation.ctypes.data % 64 == 0
+
+
 def test_states_lie_apart_and_begin_as_zeros(tmp_path):
     """Three states of odd widths, each counted on by its own number: none touches another."""
     graph, states = bundles.Graph(), [("a", 1), ("b", 17), ("c", 3)]

@@ -242,6 +242,37 @@ def test_a_file_that_was_exchanged_before_it_was_opened_is_refused(slot, used, m
     assert slot.path.read_bytes() == used
 
 
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("end", [PolicyLink, RobotLink])
+def test_a_link_or_pipe_that_takes_a_files_place_is_not_followed(slot, used, kind, end, monkeypatch):
+    """Although it was a file when it was looked at."""
+    slot.other.write_bytes(used)
+    fine = os.lstat(slot.other)
+    KINDS[kind](slot, used)
+    monkeypatch.setattr(os, "lstat", lambda _: fine)
+    with pytest.raises(LinkError, match=rf"^{slot.path}: "):
+        end(slot.url, CONTRACT)
+    assert slot.other.read_bytes() == used
+
+
+def test_memory_that_is_not_there_is_one_line(slot, tmp_path, monkeypatch):
+    """No folder, or no room in it: nothing is left there, and the output stays open."""
+    monkeypatch.setattr("pi_incubator.runtime.transports.SHARED_MEMORY", tmp_path / "none")
+    with pytest.raises(LinkError, match="No such file or directory; another policy may have it"):
+        PolicyLink(slot.url, CONTRACT)
+    assert os.fstat(1)
+    monkeypatch.setattr("pi_incubator.runtime.transports.SHARED_MEMORY", tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(LinkError, match="No space left on device"):
+        PolicyLink(slot.url, CONTRACT)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("content", [b"x" * 10, b"x" * 64, bytes(8) + b"x" + bytes(55), bytes(63)])
 def test_the_data_of_another_program_are_not_overwritten(slot, content):
     slot.path.write_bytes(content)

@@ -110,6 +110,13 @@ def test_vendored_command_line(bundle, vendored):
     assert "step, 100 in a row" in result.stdout
 
 
+def test_the_package_has_the_names_that_it_offers():
+    """Those that docs/runtime.md imports are among them."""
+    names = pi_incubator.runtime.__all__
+    assert {"Flags", "Policy", "read_bundle"} <= set(names)
+    assert all(hasattr(pi_incubator.runtime, name) for name in names)
+
+
 def test_inside_the_project_nothing_heavy_is_imported():
     code = "import sys, pi_incubator.runtime; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
