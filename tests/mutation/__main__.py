@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from tests.mutation.candidate import Candidate, candidates_of
-from tests.mutation.report import outcomes, print_report
+from tests.mutation.report import is_explained, outcomes, print_report
 from tests.mutation.worker import Worker, coverage_of, warm_up
 
 ROOT = Path(__file__).parents[2]
@@ -56,6 +56,11 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only print the results so far")
     parser.add_argument("--again", action="store_true", help="test survivors again")
+    parser.add_argument(
+        "--explained",
+        action="store_true",
+        help="test all that survivors.txt names, to see whether they survive",
+    )
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     results = BUILD / "results.jsonl"
@@ -69,7 +74,7 @@ def _test_all(options: argparse.Namespace, results: Path) -> None:
     done = outcomes(results)
     todo = [
         candidate
-        for candidate in _chosen(options.files, options.share)
+        for candidate in _chosen(options)
         if candidate.key not in done or (options.again and done[candidate.key]["outcome"] == "survived")
     ]
     areas = {_area(candidate.file) for candidate in todo}
@@ -96,14 +101,16 @@ def _test_all(options: argparse.Namespace, results: Path) -> None:
             time.sleep(0.02)
 
 
-def _chosen(files: list[str], share: float) -> list[Candidate]:
+def _chosen(options: argparse.Namespace) -> list[Candidate]:
     """The mutants to test; the same ones are drawn again after a file has changed elsewhere."""
     chosen = []
     for path in _files():
         name = str(path.relative_to(ROOT))
-        if not files or any(name.startswith(wanted.rstrip("/")) for wanted in files):
-            of_file = candidates_of(name, path.read_text())
-            chosen += [one for one in of_file if random.Random(str(one.key)).random() < share]
+        if not options.files or any(name.startswith(wanted.rstrip("/")) for wanted in options.files):
+            chosen += candidates_of(name, path.read_text())
+    if options.explained:
+        return [one for one in chosen if is_explained(one.key)]
+    chosen = [one for one in chosen if random.Random(str(one.key)).random() < options.share]
     random.Random(0).shuffle(chosen)
     return chosen
 

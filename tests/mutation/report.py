@@ -22,15 +22,13 @@ def print_report(results: Path, files: list[str]) -> int:
 
     Explained survivors count as survivors. Results of lines that are no longer in the code do not count.
     """
-    reasons = _lines(REASONS)
     by_file: dict[str, list[dict]] = defaultdict(list)
     found = outcomes(results)
     current = {one.key for file in {key[0] for key in found} for one in _candidates(file)}
     for key, result in sorted(found.items()):
         is_asked = not files or any(result["file"].startswith(file.rstrip("/")) for file in files)
         if is_asked and key in current:
-            start = " | ".join(key[:3]) + " | "  # parts may hold the separator themselves
-            result["explained"] = any(line.startswith(start) for line in reasons)
+            result["explained"] = is_explained(key)
             by_file[result["file"]].append(result)
     table = Table("file", "tested", "noticed", "explained", "score")
     total = [result for of_file in by_file.values() for result in of_file]
@@ -47,6 +45,12 @@ def print_report(results: Path, files: list[str]) -> int:
             )
     Console(width=120).print(table)
     return int(bool(total) and _score(total) < TARGET)
+
+
+def is_explained(key: Key) -> bool:
+    """Whether `survivors.txt` says why a mutant survives."""
+    start = " | ".join(key[:3]) + " | "  # the parts may hold the separator themselves
+    return any(line.startswith(start) for line in _lines(REASONS))
 
 
 def outcomes(results: Path) -> dict[Key, dict]:

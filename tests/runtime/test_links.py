@@ -342,6 +342,14 @@ def test_both_ends_wait_as_long_as_they_are_told(ends, timeout_s):
     assert time.monotonic() - start_s < 1.0
 
 
+def test_waiting_leaves_the_core_to_others(ends):
+    """A robot's computer has other work; shared memory is looked at every 50 µs, and no more often."""
+    for end in ends:
+        began_s = time.process_time()
+        assert end.receive(0.3) is None
+        assert time.process_time() - began_s < 0.15
+
+
 def test_what_the_system_does_not_send_is_lost():
     """As where the network is down: here, a datagram that is too long for UDP."""
     robot = Udp("127.0.0.1", int(free_url().rpartition(":")[2]), listens=False, max_bytes=10)

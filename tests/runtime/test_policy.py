@@ -280,7 +280,7 @@ def test_a_network_that_fails_on_an_observation_is_safe_and_told_once(tmp_path, 
     model = graph.model(bundles.WIDTH, 12, [("count", 1)], 18)
     policy = Policy.load(bundles.write_bundle(tmp_path / "b", model, states=[("count", 1)]))
     observation = observations[0].copy()
-    for value, target in ((1.0, 0.3), (4.0, 0.1), (5.0, 0.1), (2.0, 0.4)):
+    for value, target in ((1.0, 0.3), (4.0, 0.1), (5.0, 0.1), (4.5, 0.1), (2.0, 0.4)):
         observation[0] = value
         np.testing.assert_allclose(policy.step(observation), target)
         assert policy.flags == (Flags.NAN_TARGET if value > 2 else 0)
