@@ -159,6 +159,22 @@ def test_an_answer_that_takes_longer_than_a_period_is_late(bundle, clock, period
     assert [flags for _, flags in link.sent[:4]] == [0, 0, Flags.DEADLINE_MISSED * late, 0]
 
 
+@pytest.mark.parametrize("num_slow", [1, 2, 3, 4])
+def test_answers_that_take_too_long_in_a_row_stop_the_robot(bundle, clock, num_slow):
+    """The third one does; a good one begins the count anew."""
+    link = Script([OBSERVATION] * 12)
+    send = link.send
+
+    def send_slowly(target, flags):
+        clock.pass_s(1.1 / HZ if len(link.sent) % 6 in range(1, 1 + num_slow) else 0.0)
+        send(target, flags)
+
+    link.send = send_slowly
+    report = Loop(Policy.load(bundle), link).run(follow_link=True, max_steps=12)
+    assert report.stopped == 2 * max(0, num_slow - 2)
+    assert report.late == 2 * num_slow
+
+
 def test_flags_are_counted_by_name(bundle, clock):
     bad, out = OBSERVATION.copy(), OBSERVATION.copy()
     bad[4], out[4] = np.nan, 100.0
