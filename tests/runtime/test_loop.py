@@ -6,6 +6,7 @@ import itertools
 import os
 import time
 import uuid
+import weakref
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -348,12 +349,17 @@ def test_pace_counts_every_missed_deadline(clock, work_s, num_missed):
 @pytest.mark.parametrize("collects", [True, False])
 @pytest.mark.parametrize("fails", [True, False])
 def test_the_garbage_collector_does_not_run_meanwhile(collects, fails):
-    """Afterwards it is as before, also where the loop fails."""
+    """What it would find is freed before. Afterwards it is as before, also where the loop fails."""
     was_enabled = gc.isenabled()
+    garbage = Recorder()
+    garbage.rows.append(garbage)
+    garbage_is_there = weakref.ref(garbage)
     try:
         (gc.enable if collects else gc.disable)()
+        del garbage
         with pytest.raises(ValueError) if fails else nullcontext(), real_time(None):  # noqa: PT011
             assert not gc.isenabled()
+            assert garbage_is_there() is None
             if fails:
                 raise ValueError
         assert gc.isenabled() == collects
