@@ -55,7 +55,7 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.1, help="how many of the mutants, drawn at random")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only print the results so far")
-    parser.add_argument("--again", action="store_true", help="test survivors again")
+    parser.add_argument("--again", action="store_true", help="first test survivors without a reason again")
     parser.add_argument(
         "--explained",
         action="store_true",
@@ -72,11 +72,11 @@ def main() -> int:
 def _test_all(options: argparse.Namespace, results: Path) -> None:
     warm_up()
     done = outcomes(results)
-    todo = [
-        candidate
-        for candidate in _chosen(options)
-        if candidate.key not in done or (options.again and done[candidate.key]["outcome"] == "survived")
-    ]
+    chosen = _chosen(options)
+    todo = [candidate for candidate in chosen if candidate.key not in done]
+    if options.again or options.explained:
+        survived = [one for one in chosen if done.get(one.key, {}).get("outcome") == "survived"]
+        todo = [one for one in survived if options.explained or not is_explained(one.key)] + todo
     areas = {_area(candidate.file) for candidate in todo}
     reached = {area: coverage_of(ROOT, BUILD, area, AREAS[area]) for area in sorted(areas)}
     began_s, num_done = time.monotonic(), 0
