@@ -6,6 +6,7 @@ pi.run("configs/half_cheetah.yaml", ["env.num_envs=128"])
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -15,6 +16,9 @@ from pi_incubator.version import __version__
 
 if TYPE_CHECKING:
     from pi_incubator.run import RunResult, run
+
+# Before anything imports onnxruntime, which otherwise writes into the home and sends reports to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 __all__ = ["RunResult", "__version__", "run"]
 

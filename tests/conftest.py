@@ -15,6 +15,9 @@ for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "TORC
     os.environ.setdefault(name, "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# Tests that import onnxruntime before us send nothing to its makers.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 # Runs of tests go to the stores that the tests name.
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,8 @@ from ._network import OBSERVATION, TARGET, Array, Network, tensors
 from .bundle import Bundle
 from .errors import RuntimeBundleError
 
+logger = logging.getLogger(__name__)
+
 FLOAT = "tensor(float)"
 
 
@@ -17,8 +21,8 @@ class OnnxRuntimeNetwork(Network):
     """Inputs and outputs are bound to their buffers once: 8 us a run where `session.run` takes 11.
 
     Raises:
-        RuntimeBundleError: onnxruntime is missing or refuses the file, or its inputs and outputs are not the
-            contract's.
+        RuntimeBundleError: onnxruntime is missing, or refuses or cannot run the file, or its inputs and
+            outputs are not the contract's.
     """
 
     provider = "onnxruntime"
@@ -29,11 +33,22 @@ class OnnxRuntimeNetwork(Network):
         _check_tensors(self._session, bundle)
         self._bindings = (self._bind(0), self._bind(1))
         self._run = self._session.run_with_iobinding
+        self._has_failed = False
+        try:
+            self._run(self._bindings[0])
+        except Exception as error:
+            raise _refused(bundle, error) from None
         self._warm_up()
 
     def run(self) -> None:
-        """From `observation` and the states compute `target` and the next states."""
-        self._run(self._bindings[self._side])
+        """From `observation` and the states compute `target` and the next states; NaN where that fails."""
+        try:
+            self._run(self._bindings[self._side])
+        except Exception as error:  # an index out of range that follows from the observation, for example
+            self.target.fill(np.nan)
+            if not self._has_failed:  # told once: a robot's journal is not to fill at its control rate
+                logger.warning("onnxruntime cannot run the network on an observation: %s", error)
+            self._has_failed = True
 
     def _bind(self, side: int) -> Any:
         """Bound so that the states on `side` are read, and those on the other are written."""
@@ -49,6 +64,8 @@ class OnnxRuntimeNetwork(Network):
 
 
 def _open(bundle: Bundle) -> Any:
+    # Otherwise it writes into the home, and seconds later starts threads that send reports to its makers.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -59,16 +76,20 @@ def _open(bundle: Bundle) -> Any:
     # One step is a few microseconds of work: handing parts of it to other threads takes longer than doing it.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3  # errors; they come back as exceptions too
+    options.log_severity_level = 4  # errors are not printed; they come back as exceptions
     # Where x86 has no VNNI, products of int8 saturate in 16 bits unless onnxruntime is told to be exact.
     options.add_session_config_entry("session.x64quantprecision", "1")
     try:
         return onnxruntime.InferenceSession(bundle.onnx, options, providers=["CPUExecutionProvider"])
     # onnxruntime's exceptions share no base class of their own.
     except Exception as error:
-        name = bundle.contract.onnx.file
-        fix = "export the policy again, or update onnxruntime"
-        raise RuntimeBundleError(f"{bundle.path}/{name}: refused by onnxruntime ({error}); {fix}") from None
+        raise _refused(bundle, error) from None
+
+
+def _refused(bundle: Bundle, error: Exception) -> RuntimeBundleError:
+    name, reason = bundle.contract.onnx.file, " ".join(str(error).split())
+    fix = "export the policy again, or update onnxruntime"
+    return RuntimeBundleError(f"{bundle.path}/{name}: refused by onnxruntime ({reason}); {fix}")
 
 
 def _check_tensors(session: Any, bundle: Bundle) -> None:

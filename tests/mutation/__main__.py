@@ -22,7 +22,7 @@ import time
 from pathlib import Path
 
 from tests.mutation.candidate import Candidate, candidates_of
-from tests.mutation.report import outcomes, print_report
+from tests.mutation.report import is_explained, outcomes, print_report
 from tests.mutation.worker import Worker, coverage_of, warm_up
 
 ROOT = Path(__file__).parents[2]
@@ -55,7 +55,12 @@ def main() -> int:
     parser.add_argument("--share", type=float, default=0.1, help="how many of the mutants, drawn at random")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--report", action="store_true", help="only print the results so far")
-    parser.add_argument("--again", action="store_true", help="test survivors again")
+    parser.add_argument("--again", action="store_true", help="first test survivors without a reason again")
+    parser.add_argument(
+        "--explained",
+        action="store_true",
+        help="test all that survivors.txt names, to see whether they survive",
+    )
     options = parser.parse_args()
     BUILD.mkdir(parents=True, exist_ok=True)
     results = BUILD / "results.jsonl"
@@ -67,11 +72,11 @@ def main() -> int:
 def _test_all(options: argparse.Namespace, results: Path) -> None:
     warm_up()
     done = outcomes(results)
-    todo = [
-        candidate
-        for candidate in _chosen(options.files, options.share)
-        if candidate.key not in done or (options.again and done[candidate.key]["outcome"] == "survived")
-    ]
+    chosen = _chosen(options)
+    todo = [candidate for candidate in chosen if candidate.key not in done]
+    if options.again or options.explained:
+        survived = [one for one in chosen if done.get(one.key, {}).get("outcome") == "survived"]
+        todo = [one for one in survived if options.explained or not is_explained(one.key)] + todo
     areas = {_area(candidate.file) for candidate in todo}
     reached = {area: coverage_of(ROOT, BUILD, area, AREAS[area]) for area in sorted(areas)}
     began_s, num_done = time.monotonic(), 0
@@ -96,14 +101,16 @@ def _test_all(options: argparse.Namespace, results: Path) -> None:
             time.sleep(0.02)
 
 
-def _chosen(files: list[str], share: float) -> list[Candidate]:
+def _chosen(options: argparse.Namespace) -> list[Candidate]:
     """The mutants to test; the same ones are drawn again after a file has changed elsewhere."""
     chosen = []
     for path in _files():
         name = str(path.relative_to(ROOT))
-        if not files or any(name.startswith(wanted.rstrip("/")) for wanted in files):
-            of_file = candidates_of(name, path.read_text())
-            chosen += [one for one in of_file if random.Random(str(one.key)).random() < share]
+        if not options.files or any(name.startswith(wanted.rstrip("/")) for wanted in options.files):
+            chosen += candidates_of(name, path.read_text())
+    if options.explained:
+        return [one for one in chosen if is_explained(one.key)]
+    chosen = [one for one in chosen if random.Random(str(one.key)).random() < options.share]
     random.Random(0).shuffle(chosen)
     return chosen
 

@@ -9,21 +9,26 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from tests.mutation.candidate import Key
+from tests.mutation.candidate import Candidate, Key, candidates_of
 
+ROOT = Path(__file__).parents[2]
 REASONS = Path(__file__).parent / "survivors.txt"
 """Survivors that no test should kill: `file | line of source | mutant | reason`."""
 TARGET = 0.9
 
 
 def print_report(results: Path, files: list[str]) -> int:
-    """Print each file's score and the survivors without a reason; returns 1 if it is below `TARGET`."""
-    reasons = _lines(REASONS)
+    """Print each file's score and the survivors without a reason; returns 1 if it is below `TARGET`.
+
+    Explained survivors count as survivors. Results of lines that are no longer in the code do not count.
+    """
     by_file: dict[str, list[dict]] = defaultdict(list)
-    for key, result in sorted(outcomes(results).items()):
-        if not files or any(result["file"].startswith(file.rstrip("/")) for file in files):
-            start = " | ".join(key[:3]) + " | "  # parts may hold the separator themselves
-            result["explained"] = any(line.startswith(start) for line in reasons)
+    found = outcomes(results)
+    current = {one.key for file in {key[0] for key in found} for one in _candidates(file)}
+    for key, result in sorted(found.items()):
+        is_asked = not files or any(result["file"].startswith(file.rstrip("/")) for file in files)
+        if is_asked and key in current:
+            result["explained"] = is_explained(key)
             by_file[result["file"]].append(result)
     table = Table("file", "tested", "noticed", "explained", "score")
     total = [result for of_file in by_file.values() for result in of_file]
@@ -42,6 +47,12 @@ def print_report(results: Path, files: list[str]) -> int:
     return int(bool(total) and _score(total) < TARGET)
 
 
+def is_explained(key: Key) -> bool:
+    """Whether `survivors.txt` says why a mutant survives."""
+    start = " | ".join(key[:3]) + " | "  # the parts may hold the separator themselves
+    return any(line.startswith(start) for line in _lines(REASONS))
+
+
 def outcomes(results: Path) -> dict[Key, dict]:
     """The newest result of each mutant."""
     newest = {}
@@ -49,6 +60,11 @@ def outcomes(results: Path) -> dict[Key, dict]:
         result = json.loads(line)
         newest[result["file"], result["source_line"], result["mutant"], result["nth"]] = result
     return newest
+
+
+def _candidates(file: str) -> list[Candidate]:
+    path = ROOT / file
+    return candidates_of(file, path.read_text()) if path.exists() else []
 
 
 def _lines(file: Path) -> list[str]:

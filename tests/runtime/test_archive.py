@@ -186,6 +186,59 @@ def test_as_many_headers_and_files_as_are_permitted(tmp_path):
         read_bundle(write(tmp_path / "c.tar.gz", *parts, *more, *[header("top/z")] * 4))
 
 
+def test_a_header_is_as_long_as_is_permitted(tmp_path):
+    """64 kB, which no name or record of a bundle needs."""
+    _, files = bundle_files(tmp_path)
+    parts = [member(f"top/{name}", content) for name, content in files.items()]
+    for size, is_read in ((64 * 1024, True), (64 * 1024 + 1, False)):
+        name = b"top/" + b"n" * (size - 5) + b"\0"
+        path = write(tmp_path / "b.tar.gz", member("x", name, tarfile.GNUTYPE_LONGNAME), header("y"), *parts)
+        if is_read:
+            read_bundle(path)
+        else:
+            with pytest.raises(RuntimeBundleError, match=r"has a header of 65537 bytes \(at most 65536\)"):
+                read_bundle(path)
+
+
+@pytest.mark.parametrize(("num_mb", "is_read"), [(15.9, True), (16.9, False)])
+def test_how_much_any_archive_may_hold(tmp_path, num_mb, is_read):
+    """16 MB, however well it is compressed: as well as zeros are."""
+    model = bundles.mlp_onnx(hidden=2)
+    folder = bundles.write_bundle(tmp_path / "bundle", model, states=[("last_action", 12)])
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    num_bytes = int(num_mb * 2**20) - sum(map(len, files.values()))
+    parts = [member(f"top/{name}", content) for name, content in files.items()]
+    path = write(tmp_path / "b.tar.gz", member("top/zeros", bytes(num_bytes)), *parts)
+    if is_read:
+        read_bundle(path)
+    else:
+        with pytest.raises(RuntimeBundleError, match="expands to more than 20 times its size"):
+            read_bundle(path)
+
+
+def test_an_archive_is_read_to_its_limit(tmp_path, monkeypatch):
+    """All its headers and blocks count, and the first block of its end."""
+    _, files = bundle_files(tmp_path)
+    parts = [member(f"top/{name}", content) for name, content in files.items()]
+    path, num_bytes = write(tmp_path / "b.tar.gz", *parts), len(b"".join(parts)) + 512
+    monkeypatch.setattr("pi_incubator.runtime.bundle.MAX_BUNDLE_BYTES", num_bytes)
+    assert read_bundle(path).onnx == files["policy.onnx"]
+    monkeypatch.setattr("pi_incubator.runtime.bundle.MAX_BUNDLE_BYTES", num_bytes - 1)
+    with pytest.raises(RuntimeBundleError, match=f"holds more than {num_bytes - 1} bytes"):
+        read_bundle(path)
+
+
+def test_a_folder_is_read_to_its_limit(tmp_path, monkeypatch):
+    """The sum of its files, without the list of their hashes, which has a limit of its own."""
+    folder, files = bundle_files(tmp_path)
+    num_bytes = len(files["policy.onnx"]) + len(files["contract.json"])
+    monkeypatch.setattr("pi_incubator.runtime.bundle.MAX_BUNDLE_BYTES", num_bytes)
+    assert read_bundle(folder).onnx == files["policy.onnx"]
+    monkeypatch.setattr("pi_incubator.runtime.bundle.MAX_BUNDLE_BYTES", num_bytes - 1)
+    with pytest.raises(RuntimeBundleError, match=r"policy.onnx: has .* bytes, and only .* more may be read"):
+        read_bundle(folder)
+
+
 def test_large_weights_are_read(tmp_path):
     """24 MB, more than any archive may hold for nothing, of numbers as weights are."""
     weights = np.random.default_rng(0).normal(size=6 * MB).astype(np.float32).tobytes()

@@ -8,7 +8,7 @@ import bundles
 import numpy as np
 import onnx
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper
 
 from pi_incubator.runtime import Policy, RuntimeBundleError, read_bundle, read_contract
 from pi_incubator.runtime._onnx_file import summarize
@@ -103,7 +103,41 @@ def test_a_network_that_is_not_the_contracts(folder):
 def test_no_bundle(tmp_path):
     refused(tmp_path / "none", "none: cannot be read .No such file")
     (tmp_path / "x.tar.gz").write_bytes(b"not gzip")
-    refused(tmp_path / "x.tar.gz", "x.tar.gz: ")
+    refused(
+        tmp_path / "x.tar.gz", r"x.tar.gz: cannot be read \(Not a gzipped file.*\); name a bundle's folder"
+    )
+
+
+@pytest.mark.parametrize("is_archive", [False, True])
+def test_engines_are_the_plans_in_their_folder(folder, tmp_path, is_archive):
+    files = {"engines/a.plan": b"A", "engines/b.txt": b"B", "c.plan": b"C"}
+    (folder / "engines").mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    path = bundles.write_archive(folder, tmp_path / "b.tar.gz") if is_archive else folder
+    assert read_bundle(path).engines == {"a.plan": b"A"}
+
+
+def test_operators_of_onnxruntime_are_permitted(tmp_path):
+    """Its quantizer writes them; their version is not ONNX's."""
+    model = bundles.mlp_onnx()
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    assert Policy.load(bundles.write_bundle(tmp_path / "b", model, states=[("last_action", 12)]))
+
+
+def test_a_contract_without_gates(folder):
+    raw = bundles.contract_dict()
+    del raw["gates"]
+    assert check_contract(raw).num_targets == 12
+
+
+def test_a_long_value_is_shown_by_its_beginning():
+    raw = bundles.contract_dict()
+    raw["commands"] = list(range(1000))
+    with pytest.raises(
+        RuntimeBundleError, match=r"commands: \[0, 1, 2, .{0,60}\.\.\. is not a list of texts"
+    ):
+        check_contract(raw)
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.999])
@@ -166,13 +200,196 @@ def test_external_data(tmp_path):
     refused(path, "policy.onnx: its weights lie in another file; export it with external_data=False")
 
 
-def test_external_data_inside_a_branch():
-    """A tensor of a graph that is an attribute of a node can name a file too."""
-    hidden = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
-    branch = helper.make_graph([], "branch", [], [], [hidden])
-    node = helper.make_node("If", ["c"], ["y"], then_branch=branch, else_branch=branch)
-    model = helper.make_model(helper.make_graph([node], "g", [], []))
-    assert summarize(model.SerializeToString(), "x").has_external_data
+OUTSIDE = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+LOCATION = onnx.TensorProto(name="w", external_data=[onnx.StringStringEntryProto(key="location", value="x")])
+VALUES = helper.make_tensor("w", TensorProto.FLOAT, [2], [1.0, 2.0])
+INDICES = helper.make_tensor("i", TensorProto.INT64, [2], [0, 1])
+
+
+def graph_of(nodes=(), **fields):
+    return onnx.GraphProto(node=nodes, name="g", **fields)
+
+
+def with_attribute(**fields):
+    """A graph of one node that has an attribute."""
+    return graph_of([onnx.NodeProto(op_type="If", attribute=[onnx.AttributeProto(name="a", **fields)])])
+
+
+def sparse_with(tensor, at):
+    return onnx.SparseTensorProto(
+        values=tensor if at == 1 else VALUES, indices=tensor if at == 2 else INDICES
+    )
+
+
+PLACES_OF_A_TENSOR = {
+    "initializer": lambda tensor: graph_of(initializer=[VALUES, tensor]),
+    "values of a sparse initializer": lambda t: graph_of(sparse_initializer=[sparse_with(t, 1)]),
+    "indices of a sparse initializer": lambda t: graph_of(sparse_initializer=[sparse_with(t, 2)]),
+    "attribute": lambda tensor: with_attribute(t=tensor),
+    "attribute of tensors": lambda tensor: with_attribute(tensors=[VALUES, tensor]),
+    "sparse attribute": lambda tensor: with_attribute(sparse_tensor=sparse_with(tensor, 1)),
+    "sparse attributes": lambda tensor: with_attribute(sparse_tensors=[sparse_with(tensor, 2)]),
+    "graph": lambda tensor: with_attribute(g=graph_of(initializer=[tensor])),
+    "second of two graphs": lambda t: with_attribute(graphs=[graph_of(), graph_of(initializer=[t])]),
+}
+
+
+def summary_of(graph, functions=()):
+    model = onnx.ModelProto(ir_version=10, graph=graph, functions=functions)
+    return summarize(model.SerializeToString(), "policy.onnx")
+
+
+@pytest.mark.parametrize("place", PLACES_OF_A_TENSOR)
+def test_external_data_are_seen_wherever_a_tensor_may_be(place):
+    """The file format permits each of these places, whether an operator uses it or not."""
+    graph = PLACES_OF_A_TENSOR[place]
+    assert summary_of(graph(OUTSIDE)).has_external_data
+    assert summary_of(graph(LOCATION)).has_external_data
+    assert not summary_of(graph(VALUES)).has_external_data
+    functions = [onnx.FunctionProto(name="f", node=graph(OUTSIDE).node)]
+    assert summary_of(graph_of(), functions).has_external_data == bool(graph(OUTSIDE).node)
+
+
+@pytest.mark.parametrize("operator", ["Loop", "Scan", "SequenceMap", "Looping", "If", ""])
+def test_a_loop_is_seen_wherever_a_node_may_be(operator):
+    node = onnx.NodeProto(op_type=operator, name="Loop", input=["Loop"], output=["Scan"])
+    graph = graph_of([onnx.NodeProto(op_type="Identity"), node])
+    is_loop = operator in ("Loop", "Scan", "SequenceMap")
+    for summary in (
+        summary_of(graph),
+        summary_of(with_attribute(g=graph)),
+        summary_of(with_attribute(graphs=[graph])),
+        summary_of(graph_of(), [onnx.FunctionProto(name="Loop", node=[node])]),
+    ):
+        assert summary.has_loops == is_loop
+        assert not summary.has_external_data
+
+
+@pytest.mark.parametrize(("levels", "is_read"), [(1, True), (33, True), (34, False), (2000, False)])
+def test_graphs_inside_graphs(levels, is_read):
+    """Graph, node and attribute are three messages of the 100 that may lie in each other; so is the model.
+
+    Protobuf's own limit is 100 too: onnxruntime does not read more either.
+    """
+    data = graph_of([onnx.NodeProto(op_type="Loop")]).SerializeToString()
+    for _ in range(levels - 1):
+        attribute = length_delimited(6, data)  # g
+        data = length_delimited(1, length_delimited(5, attribute))
+    data = length_delimited(7, data)
+    if is_read:
+        assert summarize(data, "x").has_loops
+    else:
+        with pytest.raises(RuntimeBundleError, match="x: is cut short or no ONNX file"):
+            summarize(data, "x")
+
+
+def length_delimited(number, content):
+    """A field of protobuf whose value is bytes."""
+    return varint(number << 3 | 2) + varint(len(content)) + content
+
+
+def varint(number):
+    groups = [number >> shift & 0x7F for shift in range(0, max(number.bit_length(), 1), 7)]
+    return bytes([*(group | 0x80 for group in groups[:-1]), groups[-1]])
+
+
+@pytest.mark.parametrize("version", [0, 1, 127, 128, 300, 2**31, 2**63 - 1])
+def test_numbers_of_any_length_are_read(version):
+    """Fields that are unknown to us, of each kind, are passed over."""
+    unknown = [varint(200 << 3) + varint(2**63), varint(201 << 3 | 1) + b"\xff" * 8]
+    unknown += [length_delimited(202, b"\xff" * 300), varint(203 << 3 | 5) + b"\xff" * 4]
+    model = onnx.ModelProto(opset_import=[onnx.OperatorSetIdProto(domain="a", version=version)])
+    for extra in (b"", *unknown, b"".join(unknown)):
+        data = extra + model.SerializeToString() + extra
+        assert onnx.ModelProto.FromString(data).opset_import[0].version == version
+        assert summarize(data, "x").opsets == {"a": version}
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x80",  # a number that goes on
+        b"\x40" + b"\xff" * 10 + b"\x01",  # more than 64 bits
+        varint(8 << 3 | 3),  # a group, which ONNX does not have
+        varint(8 << 3 | 2) + b"\x05abcd",
+        varint(7 << 3 | 1) + bytes(7),
+        varint(7 << 3 | 5) + bytes(3),
+        varint(7 << 3) + b"\x01",  # a number where the graph belongs
+        varint(8 << 3) + b"\x01",
+        varint(14 << 3) + b"\x01",
+        length_delimited(8, varint(1 << 3) + b"\x01"),  # an operator set whose domain is a number
+        length_delimited(8, length_delimited(2, b"18")),  # and one whose version is a text
+        length_delimited(14, length_delimited(1, b"\xff")),  # no UTF-8
+        length_delimited(7, length_delimited(1, varint(4 << 3) + b"\x01")),  # an operator that is a number
+    ],
+)
+def test_bytes_that_are_no_onnx_file(data):
+    with pytest.raises(RuntimeBundleError, match=r"^x: is cut short or no ONNX file; copy the bundle again$"):
+        summarize(data, "x")
+
+
+def with_shape(place, dims):
+    """A network that copies 12 of its inputs, with the shape of an input or output as it says it is."""
+    graph = bundles.Graph()
+    graph.add("Slice", "observation", *(graph.constant([i], np.int64) for i in (0, 12, 1)), out="target")
+    model = graph.model(bundles.WIDTH, 12, [], 18)
+    value = {"input": model.graph.input, "output": model.graph.output}[place][0]
+    del value.type.tensor_type.shape.dim[:]
+    for size in dims:
+        value.type.tensor_type.shape.dim.add(dim_value=size)
+    return model
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_network_of_a_fixed_batch_is_of_one(tmp_path, batch):
+    path = bundles.write_bundle(tmp_path / "b", with_shape("input", [batch, bundles.WIDTH]))
+    if batch == 1:
+        np.testing.assert_array_equal(Policy.load(path).step(OBSERVATION), OBSERVATION[:12].clip(-0.8, 0.8))
+    else:
+        refused(path, r"input observation is tensor\(float\) \[2, 33\], not the contract's .* \[1, 33\]")
+
+
+def that_computes(operator, *constants, **attributes):
+    """A network with the sum of what an operator makes of constants in its targets."""
+    graph = bundles.Graph()
+    inputs = [graph.constant(value, dtype) for value, dtype in constants]
+    total = graph.add("ReduceSum", graph.add(operator, *inputs, **attributes), keepdims=0)
+    sensors = graph.add("Slice", "observation", *(graph.constant([i], np.int64) for i in (0, 12, 1)))
+    graph.add("Add", sensors, total, out="target")
+    return graph.model(bundles.WIDTH, 12, [], 18)
+
+
+def with_weight(dims):
+    """A network with 12 numbers that say that they have another shape."""
+    model = that_computes("Identity", (np.zeros(12), np.float32))
+    del model.graph.initializer[0].dims[:]
+    model.graph.initializer[0].dims.extend(dims)
+    return model
+
+
+ABSURD = {
+    "input of 2^62 values": with_shape("input", [1, 2**62]),
+    "batch of 2^62": with_shape("input", [2**62, bundles.WIDTH]),
+    "batch of 0": with_shape("input", [0, bundles.WIDTH]),
+    "input without a shape": with_shape("input", []),
+    "input of 9 axes": with_shape("input", [1] * 9),
+    "weight of 2^40 values": with_weight([2**40]),
+    "weight of 2^96 values": with_weight([2**32] * 3),
+    "weight below 0": with_weight([-12]),
+    "weight of nothing": with_weight([2**62, 0]),
+    "2^50 zeros": that_computes("ConstantOfShape", ([2**50], np.int64)),
+    "fewer than no zeros": that_computes("ConstantOfShape", ([-5], np.int64)),
+    "2^40 copies": that_computes("Expand", ([1.0], np.float32), ([2**40], np.int64)),
+    "a shape that does not fit": that_computes("Reshape", (np.zeros(12), np.float32), ([5, 7], np.int64)),
+    "an index that is not there": that_computes("Gather", (np.zeros(3), np.float32), ([7], np.int64)),
+}
+
+
+@pytest.mark.parametrize("kind", ABSURD)
+def test_a_network_of_absurd_shapes_is_refused(tmp_path, kind):
+    """By us or by onnxruntime, before its first step, in one line."""
+    path = bundles.write_bundle(tmp_path / "b", ABSURD[kind])
+    refused(path, r"policy.onnx: (refused by onnxruntime|input observation is .*, not the contract's)")
 
 
 def test_an_endless_loop_is_refused_before_it_runs(folder):

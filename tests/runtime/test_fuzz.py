@@ -8,9 +8,11 @@ from types import SimpleNamespace
 
 import bundles
 import numpy as np
+import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx.external_data_helper import uses_external_data
 
 from pi_incubator.runtime import Flags, Policy, RuntimeBundleError, read_bundle
 from pi_incubator.runtime._network import Network
@@ -28,6 +30,15 @@ NAMES = st.sampled_from(
 CONTENTS = st.sampled_from([b"18 path=b/contract\n", b"9 size=5\n", b"a\0"])
 ODD_NUMBERS = st.sampled_from([1e39, -1e39, 1e-300, 2**40, 1, 0.5])
 KINDS = st.sampled_from([b"0", b"\0", b"L", b"K", b"x", b"X", b"g", b"S", b"5", b"1", b"2", b"3", b"7", b"D"])
+
+ELSEWHERE = [
+    onnx.TensorProto(name="w", data_location=onnx.TensorProto.EXTERNAL),
+    onnx.TensorProto(
+        name="w",
+        data_location=onnx.TensorProto.EXTERNAL,
+        external_data=[onnx.StringStringEntryProto(key="location", value="../secret")],
+    ),
+]
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just(10**400),
@@ -243,6 +254,70 @@ def test_a_network_file_with_changed_bytes_is_summarized_or_refused():
             summarize(changed(data.draw, good), "policy.onnx")
 
     check()
+
+
+@st.composite
+def onnx_graphs(draw, depth=0):
+    """A graph whose nodes have attributes of all kinds, with graphs inside, weights elsewhere and loops."""
+    tensors = st.sampled_from([onnx.TensorProto(name="w"), *[onnx.TensorProto(name="here")] * 6, *ELSEWHERE])
+    sparse = st.builds(
+        lambda values, indices: onnx.SparseTensorProto(values=values, indices=indices), tensors, tensors
+    )
+    contents = st.one_of(
+        st.builds(dict, t=tensors),
+        st.builds(dict, tensors=st.lists(tensors, max_size=2)),
+        st.builds(dict, sparse_tensor=sparse),
+        st.builds(dict, sparse_tensors=st.lists(sparse, max_size=2)),
+        st.just({"i": 14, "f": 1.0, "s": b"Loop", "ints": [1, 2**62], "type": 1}),
+    )
+    if depth < 2:
+        inner = onnx_graphs(depth + 1)
+        contents |= st.builds(dict, g=inner) | st.builds(dict, graphs=st.lists(inner, max_size=2))
+    nodes = st.builds(
+        lambda operator, attributes: onnx.NodeProto(
+            op_type=operator,
+            name="Loop",
+            attribute=[onnx.AttributeProto(name="a", **entry) for entry in attributes],
+        ),
+        st.sampled_from(["If", "Add", "GRU", "Identity", "Relu", "Loop", "Scan", "SequenceMap"]),
+        st.lists(contents, max_size=2),
+    )
+    return onnx.GraphProto(
+        name="g",
+        node=draw(st.lists(nodes, max_size=2)),
+        initializer=draw(st.lists(tensors, max_size=1)),
+        sparse_initializer=draw(st.lists(sparse, max_size=1)),
+    )
+
+
+def messages(message):
+    """A protobuf message and all inside of it, as its own library sees them."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for one in value if field.is_repeated else [value]:
+                yield from messages(one)
+
+
+def test_external_data_and_loops_are_found_wherever_they_are():
+    """As the onnx package finds them in the same file."""
+    found = []
+
+    @given(onnx_graphs(), st.lists(onnx_graphs(), max_size=1))
+    @settings(quick, max_examples=60)
+    def check(graph, functions):
+        functions = [onnx.FunctionProto(name="f", node=function.node) for function in functions]
+        model = onnx.ModelProto(graph=graph, functions=functions)
+        everything = list(messages(model))
+        tensors = [one for one in everything if isinstance(one, onnx.TensorProto)]
+        operators = {one.op_type for one in everything if isinstance(one, onnx.NodeProto)}
+        summary = summarize(model.SerializeToString(), "policy.onnx")
+        assert summary.has_external_data == any(map(uses_external_data, tensors))
+        assert summary.has_loops == (not operators.isdisjoint({"Loop", "Scan", "SequenceMap"}))
+        found.append((summary.has_external_data, summary.has_loops))
+
+    check()
+    assert len(set(found)) == 4
 
 
 def test_contracts_that_are_not_changed_are_taken():

@@ -8,6 +8,7 @@ import time
 import uuid
 import zlib
 from contextlib import closing
+from pathlib import Path
 
 import bundles
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 from pi_incubator.runtime import LinkError
 from pi_incubator.runtime.contract import check_contract
 from pi_incubator.runtime.links import SILENCE_S, PolicyLink, RobotLink
+from pi_incubator.runtime.transports import Udp
 
 CONTRACT = check_contract(bundles.contract_dict())
 OBSERVATION = np.arange(bundles.WIDTH, dtype=np.float32)
@@ -258,6 +260,117 @@ def test_what_a_robot_sends():
                 assert data == packet(sequence, sent_ns=sent_ns)
 
 
+def test_an_end_that_is_closed_leaves_nothing_open(url):
+    """No descriptor and no mapped memory; nor does a robot's end whose policy is started again."""
+
+    def opened():
+        maps = Path("/proc/self/maps").read_text()
+        return len(os.listdir("/proc/self/fd")), maps.count("/dev/shm/test-")
+
+    before, meanwhile = opened(), set()
+    for _ in range(2):
+        policy = PolicyLink(url, CONTRACT)
+        with closing(RobotLink(url, CONTRACT)) as robot:
+            for _ in range(3):
+                policy.close()
+                policy = PolicyLink(url, CONTRACT)
+                robot.send(OBSERVATION)
+                assert policy.receive(1.0) is not None
+                meanwhile.add(opened())
+            policy.close()
+    assert opened() == before
+    assert len(meanwhile) == 1
+
+
+@pytest.mark.parametrize("silence_s", [0.05, 0.15])
+def test_another_sender_takes_over_after_a_tenth_of_a_second(wire, silence_s):
+    """As docs/runtime.md says."""
+    policy, bare = wire
+    bare.send(packet(5))
+    policy.receive(1.0)
+    policy._heard_s -= silence_s  # so long ago
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.connect(bare.getpeername())
+        other.send(packet(9, OBSERVATION + 1))
+        assert (policy.receive(0.02) is not None) == policy.began_episode == (silence_s > 0.1)
+
+
+def test_a_late_start_of_the_policy_begins_an_episode(wire):
+    """The first packet that it hears may have any number."""
+    policy, bare = wire
+    assert not policy.began_episode
+    bare.send(packet(2**64 - 1))
+    assert policy.receive(1.0) is not None
+    assert policy.began_episode
+
+
+def test_a_target_before_any_observation_answers_the_first(ends):
+    """Over UDP there is nobody yet to whom it could go."""
+    policy, robot = ends
+    policy.send(TARGET, 0)
+    robot.send(OBSERVATION)
+    expected = None if isinstance(robot._transport, Udp) else TARGET
+    np.testing.assert_array_equal(robot.receive(0.05), expected)
+
+
+def test_answers_to_older_observations_are_counted(ends):
+    policy, robot = ends
+    robot.send(OBSERVATION)
+    policy.receive(1.0)
+    for i in (1, 2):
+        robot.send(OBSERVATION)
+        policy.send(TARGET, 0)  # to the one before
+        assert robot.receive(0.02) is None
+        assert (robot.counts.stale, robot.counts.accepted) == (i, i - 1)
+        policy.receive(1.0)
+        policy.send(TARGET, 0)
+        assert robot.receive(1.0) is not None
+
+
+@pytest.mark.parametrize("timeout_s", [0.0, 0.15])
+def test_both_ends_wait_as_long_as_they_are_told(ends, timeout_s):
+    policy, robot = ends
+    robot.send(OBSERVATION)
+    assert policy.receive(1.0) is not None
+    for end in ends:
+        start_s = time.monotonic()
+        assert end.receive(timeout_s) is None
+        assert timeout_s - 0.001 <= time.monotonic() - start_s < timeout_s + 0.1
+    robot.send(OBSERVATION)
+    start_s = time.monotonic()
+    assert policy.receive(5.0) is not None  # it does not wait for a second one
+    assert time.monotonic() - start_s < 1.0
+
+
+def test_waiting_leaves_the_core_to_others(ends):
+    """A robot's computer has other work; shared memory is looked at every 50 µs, and no more often."""
+    for end in ends:
+        began_s = time.process_time()
+        assert end.receive(0.3) is None
+        assert time.process_time() - began_s < 0.15
+
+
+def test_what_the_system_does_not_send_is_lost():
+    """As where the network is down: here, a datagram that is too long for UDP."""
+    robot = Udp("127.0.0.1", int(free_url().rpartition(":")[2]), listens=False, max_bytes=10)
+    with closing(robot):
+        robot.send(bytes(70_000))
+        robot.send(b"x")
+
+
+def test_the_largest_datagram():
+    """UDP over IPv4 carries 65,507 bytes: a header of 32 and 16,368 values, but not one more."""
+    url = free_url()
+    largest = check_contract(bundles.contract_dict(sensors=16_368 - bundles.COMMANDS))
+    with closing(PolicyLink(url, largest)) as policy, closing(RobotLink(url, largest)) as robot:
+        values = np.arange(16_368, dtype=np.float32)
+        robot.send(values)
+        np.testing.assert_array_equal(policy.receive(1.0), values)
+    wider = check_contract(bundles.contract_dict(sensors=16_369 - bundles.COMMANDS))
+    with pytest.raises(LinkError, match=r"cannot carry packets of 65508 bytes \(at most 65507\)"):
+        PolicyLink(url, wider)
+
+
 def test_packets_that_are_too_large():
     wide = check_contract(bundles.contract_dict(sensors=2**16 - 3))
     with pytest.raises(LinkError, match="a packet holds 65535 values, the contract asks for 65536"):
@@ -273,7 +386,19 @@ def test_packets_that_are_too_large():
 
 @pytest.mark.parametrize(
     "url",
-    ["", "tcp://127.0.0.1:1", "udp://127.0.0.1", "udp://127.0.0.1:99999", "shm://name", "shm:///a/../b"],
+    [
+        "",
+        "tcp://127.0.0.1:1",
+        "udp://127.0.0.1",
+        "udp://:5000",
+        "udp:///name",
+        "udp://127.0.0.1:99999",
+        "shm://name",
+        "shm://host/name",
+        "shm:///a/../b",
+        "shm:///",
+        "tcp:///name",
+    ],
 )
 def test_a_wrong_url(url):
     with pytest.raises(LinkError, match=r"give udp://HOST:PORT or shm:///NAME"):

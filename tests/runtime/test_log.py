@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import bundles
 import numpy as np
@@ -16,8 +17,8 @@ import pytest
 from pi_incubator.runtime import LogError
 from pi_incubator.runtime import log as log_module
 from pi_incubator.runtime._log_files import append_rows, convert_to_parquet, read_npz, read_rows
-from pi_incubator.runtime.contract import check_contract
-from pi_incubator.runtime.log import NUM_CHUNKS, SAVE_EVERY_S, StepLog
+from pi_incubator.runtime.contract import check_contract, read_contract
+from pi_incubator.runtime.log import NUM_CHUNKS, SAVE_EVERY_S, NullLog, StepLog
 
 CONTRACT = check_contract(bundles.contract_dict())
 
@@ -57,6 +58,78 @@ def test_npz_and_its_conversion(tmp_path, steps):
     ]
     assert convert_to_parquet(tmp_path / "log", tmp_path / "x.parquet") == 250
     check_table(pyarrow.parquet.read_table(tmp_path / "x.parquet"), steps)
+
+
+def test_a_chunk_for_every_thousand_steps(tmp_path):
+    """As docs/runtime.md says. The folder is made, and those above it."""
+    folder = tmp_path / "runs" / "today"
+    log = StepLog(folder, CONTRACT, format="npz")
+    for _ in range(2100):
+        log.add(np.zeros(bundles.WIDTH, np.float32), np.zeros(12, np.float32), 0)
+        if log._buffer.count == 1000:
+            wait_for(lambda: not log._free.empty())  # otherwise a busy disk may drop steps
+    log.close()
+    assert log.dropped == 0
+    counts = [len(read_npz(path, CONTRACT).flags) for path in sorted(folder.glob("*.npz"))]
+    assert counts == [1000, 1000, 100]
+
+
+def test_an_empty_folder_that_is_there_is_taken(tmp_path, steps):
+    assert write(tmp_path, steps).written == 250
+
+
+def test_a_log_without_steps_has_no_chunk(tmp_path):
+    log = StepLog(tmp_path / "log", CONTRACT)
+    assert (log.written, log.dropped) == (0, 0)
+    log.close()
+    assert [path.name for path in (tmp_path / "log").iterdir()] == ["contract.json"]
+    assert read_contract(tmp_path / "log" / "contract.json") == CONTRACT
+    assert NullLog().dropped == 0
+
+
+def test_a_format_that_is_none(tmp_path):
+    with pytest.raises(LogError, match=r"^log format: 'csv' is not one of npz, parquet$"):
+        StepLog(tmp_path / "log", CONTRACT, format="csv")
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("format", ["npz", "parquet"])
+def test_a_file_has_its_name_once_the_disk_has_its_content(tmp_path, steps, monkeypatch, format):
+    """Where the power fails, a file that has its name is whole."""
+    events, replace = [], os.replace
+
+    def note_sync(descriptor):
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        events.append(("sync", path.suffix, path.stat().st_size > 0))
+
+    monkeypatch.setattr(os, "fsync", note_sync)
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("replace"), replace(*paths)))
+    monkeypatch.setattr(Path, "replace", lambda path, to: os.replace(path, to))
+    write(tmp_path / "log", steps, format=format, steps_per_chunk=200)
+    assert events == [("sync", ".part", True), "replace"] * 2
+
+
+def test_rows_are_on_the_disk_when_they_are_counted(tmp_path, steps, monkeypatch):
+    write(tmp_path / "log", steps, format="npz")
+    chunk, synced = read_npz(tmp_path / "log" / "000000.npz", CONTRACT), []
+    monkeypatch.setattr(os, "fdatasync", lambda descriptor: synced.append(os.fstat(descriptor).st_size))
+    before = os.listdir("/proc/self/fd")
+    append_rows(tmp_path / "x.rows", chunk, 0, 4)
+    append_rows(tmp_path / "x.rows", chunk, 4, 10)
+    assert synced == [4 * 196, 10 * 196]
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_a_process_that_forgets_its_log_ends_all_the_same(tmp_path):
+    code = """
+import json, sys
+from pathlib import Path
+from pi_incubator.runtime.contract import check_contract
+from pi_incubator.runtime.log import StepLog
+StepLog(Path(sys.argv[1]), check_contract(json.load(sys.stdin)), format="npz")
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "log")]
+    subprocess.run(command, input=json.dumps(CONTRACT.raw), text=True, check=True, timeout=20)
 
 
 def test_parquet_is_the_default_with_pyarrow(tmp_path, steps):
@@ -299,6 +372,35 @@ def test_times_go_on_evenly_when_the_clock_is_set(tmp_path, steps, monkeypatch):
     assert times_ns[-1] - times_ns[0] < 10**9
 
 
+def test_chunks_are_joined_in_the_order_of_their_numbers(tmp_path, steps):
+    """Also where there are more than a million; other files are left alone."""
+    folder = tmp_path / "log"
+    write(folder, steps, format="npz", steps_per_chunk=100)
+    (folder / "000000.npz").rename(folder / "1000000.npz")
+    (folder / "000001.npz").rename(folder / "999999.npz")
+    for name in ("000002.npz.bak", "x000002.npz", "00002.npz", "000003.txt"):
+        (folder / name).write_bytes(b"no chunk")
+    assert convert_to_parquet(folder, tmp_path / "x.parquet") == 250
+    flags = pyarrow.parquet.read_table(tmp_path / "x.parquet")["flags"].to_pylist()
+    assert flags == [*steps[2][200:], *steps[2][100:200], *steps[2][:100]]
+
+
+def test_a_conversion_that_cannot_be_done_is_one_line(tmp_path, steps, monkeypatch):
+    folder = tmp_path / "log"
+    write(folder, steps, format="npz")
+    with pytest.raises(
+        LogError, match=r"none/x.parquet: cannot be written \(.*No such file.*; name another file$"
+    ):
+        convert_to_parquet(folder, tmp_path / "none" / "x.parquet")
+    (folder / "000001.rows").mkdir()
+    with pytest.raises(LogError, match=r"000001.rows: cannot be read \(Is a directory\)$"):
+        convert_to_parquet(folder, tmp_path / "x.parquet")
+    monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    with pytest.raises(LogError, match=r"^pyarrow: not installed; pip install pyarrow, or convert the log"):
+        convert_to_parquet(folder, tmp_path / "x.parquet")
+    assert [path.name for path in tmp_path.iterdir()] == ["log"]
+
+
 def test_a_conversion_overwrites_nothing(tmp_path, steps):
     """Also where it fails, it leaves no half of a file."""
     folder, out = tmp_path / "log", tmp_path / "x.parquet"
@@ -333,7 +435,7 @@ def test_a_folder_that_is_not_empty(tmp_path, steps):
         StepLog(tmp_path / "log" / "contract.json", CONTRACT)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "pickle", "width", "names"])
+@pytest.mark.parametrize("damage", ["truncated", "pickle", "width", "type", "names"])
 def test_a_chunk_that_is_none(tmp_path, steps, damage):
     write(tmp_path / "log", steps, format="npz")
     path = tmp_path / "log" / "000000.npz"
@@ -345,6 +447,7 @@ def test_a_chunk_that_is_none(tmp_path, steps, damage):
         arrays |= {
             "pickle": {"flags": np.array([{}], object)},
             "width": {"target": arrays["target"][:, :3]},
+            "type": {"target": arrays["target"].astype(np.float64)},
             "names": {"reward": arrays["flags"]},
         }[damage]
         np.savez(path, **arrays)

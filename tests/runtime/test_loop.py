@@ -1,11 +1,13 @@
 """The loop keeps its rate, counts what is late or missing, and stops the robot safely at too much of it."""
 
 import ast
+import gc
 import itertools
 import os
 import time
 import uuid
-from contextlib import closing
+import weakref
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import bundles
@@ -36,10 +38,12 @@ class Script:
         self.entries = list(entries)
         self.sent = []
         self.sent_at_s = []
+        self.timeouts_s = []
         self.began_episode = False
         self.period_s = period_s
 
     def receive(self, timeout_s):
+        self.timeouts_s.append(timeout_s)
         entry = self.entries.pop(0) if self.entries else MISSING
         if isinstance(entry, str):
             time.sleep(1.2 * self.period_s)
@@ -97,6 +101,107 @@ def test_without_observations_the_target_is_held_and_then_safe(bundle, follow_li
     assert not np.array_equal(targets[7], SAFE)
     assert (report.missing, report.stopped) == (5, 3)
     assert report.flagged == {"DEADLINE_MISSED": 5}
+
+
+@pytest.mark.parametrize("follow_link", [False, True])
+def test_a_good_period_ends_the_count_of_misses(bundle, clock, follow_link):
+    """Three in a row are too many, unless another number is given; two and two are not."""
+    gaps = [OBSERVATION, *[MISSING] * 2, OBSERVATION, *[MISSING] * 2, OBSERVATION]
+    assert Loop(Policy.load(bundle), Script(gaps)).run(follow_link=follow_link, max_steps=7).stopped == 0
+    gap = [OBSERVATION, *[MISSING] * 3, OBSERVATION]
+    assert Loop(Policy.load(bundle), Script(gap)).run(follow_link=follow_link, max_steps=5).stopped == 1
+    report = Loop(Policy.load(bundle), Script(gap), max_misses=1).run(follow_link=follow_link, max_steps=5)
+    assert (report.missing, report.stopped, report.steps) == (3, 3, 5)
+
+
+@pytest.mark.parametrize("follow_link", [False, True])
+def test_how_long_the_loop_waits_for_its_robot(bundle, clock, follow_link):
+    """At the control rate not at all: the newest observation is there or not. Else, for a period.
+
+    Before the first one it looks at least twice a second whether it shall end.
+    """
+    link = Script([MISSING, MISSING, OBSERVATION, MISSING, OBSERVATION])
+    report = Loop(Policy.load(bundle), link).run(follow_link=follow_link, max_steps=3)
+    assert (report.steps, report.missing, report.late) == (3, 1, 0)
+    assert all(0 < timeout_s <= 0.5 for timeout_s in link.timeouts_s[:3])
+    assert link.timeouts_s[3:] == [1 / HZ if follow_link else 0.0] * 2
+
+
+def test_deadlines_that_one_step_missed_count_one_by_one(bundle, clock):
+    """An answer that takes three periods stops the robot at once."""
+    link = Script([OBSERVATION] * 6)
+    send = link.send
+
+    def send_slowly(target, flags):
+        clock.pass_s(3.5 / HZ if len(link.sent) == 2 else 0.0)
+        send(target, flags)
+
+    link.send = send_slowly
+    report = Loop(Policy.load(bundle), link).run(max_steps=6)
+    assert (report.late, report.stopped, report.missing) == (3, 1, 0)
+    np.testing.assert_array_equal(link.sent[3][0], SAFE)
+    assert [flags for _, flags in link.sent[:6]] == [0, 0, 0, Flags.DEADLINE_MISSED, 0, 0]
+
+
+@pytest.mark.parametrize("periods", [0.9, 1.1])
+def test_an_answer_that_takes_longer_than_a_period_is_late(bundle, clock, periods):
+    """The robot that is followed decides the rate; only how long an answer takes is ours."""
+    link = Script([OBSERVATION] * 4)
+    send = link.send
+
+    def send_slowly(target, flags):
+        clock.pass_s(periods / HZ if len(link.sent) == 1 else 0.0)
+        send(target, flags)
+
+    link.send = send_slowly
+    report = Loop(Policy.load(bundle), link).run(follow_link=True, max_steps=4)
+    late = int(periods > 1)
+    assert report.late == late
+    assert [flags for _, flags in link.sent[:4]] == [0, 0, Flags.DEADLINE_MISSED * late, 0]
+
+
+@pytest.mark.parametrize("num_slow", [1, 2, 3, 4])
+def test_answers_that_take_too_long_in_a_row_stop_the_robot(bundle, clock, num_slow):
+    """The third one does; a good one begins the count anew."""
+    link = Script([OBSERVATION] * 12)
+    send = link.send
+
+    def send_slowly(target, flags):
+        clock.pass_s(1.1 / HZ if len(link.sent) % 6 in range(1, 1 + num_slow) else 0.0)
+        send(target, flags)
+
+    link.send = send_slowly
+    report = Loop(Policy.load(bundle), link).run(follow_link=True, max_steps=12)
+    assert report.stopped == 2 * max(0, num_slow - 2)
+    assert report.late == 2 * num_slow
+
+
+def test_flags_are_counted_by_name(bundle, clock):
+    bad, out = OBSERVATION.copy(), OBSERVATION.copy()
+    bad[4], out[4] = np.nan, 100.0
+    link = Script([OBSERVATION, bad, out, bad, OBSERVATION])
+    report = Loop(Policy.load(bundle), link).run(max_steps=5)
+    assert report.flagged == {"NAN_OBSERVATION": 2, "OUT_OF_RANGE": 1}
+
+
+def test_an_end_that_does_not_reach_the_safe_target_is_given_up(bundle, clock):
+    """After 5 s, however slowly targets may change."""
+    link, policy = Script([OBSERVATION]), Policy.load(bundle, max_rate=1e-4)
+    policy.reset(np.full(12, -0.8, np.float32))
+    start_ns = clock.now_ns
+    Loop(policy, link).run(max_steps=1)
+    assert clock.now_ns - start_ns == pytest.approx(5e9, abs=1.5e9 / HZ)
+    assert len(link.sent) == pytest.approx(1 + 5 * HZ, abs=1)
+    assert link.sent[-1][1] == Flags.DEADLINE_MISSED | Flags.RATE_LIMITED
+
+
+def test_an_end_goes_to_the_safe_target_no_faster_than_permitted(bundle, clock):
+    """0.9 at 2 a second and 20 Hz are 9 steps; nothing is sent after the last."""
+    link, policy = Script([OBSERVATION * np.nan]), Policy.load(bundle, max_rate=2.0)
+    policy.reset(np.full(12, -0.8, np.float32))
+    Loop(policy, link).run(max_steps=0, should_stop=iter([False, True]).__next__)
+    targets = [target[0] for target, _ in link.sent]
+    np.testing.assert_allclose(targets, np.linspace(-0.7, 0.1, 9), atol=1e-6)
 
 
 def test_late_periods_are_counted_and_stop_the_robot(bundle):
@@ -218,14 +323,60 @@ def test_only_the_dates_of_the_log_are_of_the_wall_clock():
     assert readers == {("log.py", "time_ns")}
 
 
-def test_pace_counts_every_missed_deadline():
+def test_a_tick_is_a_multiple_of_the_period(clock):
+    start_ns = clock.now_ns
     pace = Pace(0.02)
+    assert pace.tick_ns == start_ns
+    for i in range(1, 4):
+        clock.pass_s(0.005 * i)
+        assert pace.wait() == 0
+        assert clock.now_ns == pace.tick_ns == start_ns + 20_000_000 * i
+
+
+@pytest.mark.parametrize(("work_s", "num_missed"), [(0.021, 1), (0.039, 1), (0.041, 2), (0.099, 4)])
+def test_pace_counts_every_missed_deadline(clock, work_s, num_missed):
+    """It does not sleep then; the next tick is the next multiple of the period."""
+    start_ns = clock.now_ns
+    pace = Pace(0.02)
+    clock.pass_s(work_s)
+    assert pace.wait() == num_missed
+    assert clock.now_ns == start_ns + round(work_s * 1e9)
+    assert pace.tick_ns == start_ns + 20_000_000 * num_missed
     assert pace.wait() == 0
-    time.sleep(0.05)
-    assert pace.wait() >= 2
-    first = pace.tick_ns
-    pace.wait()
-    assert (pace.tick_ns - first) % 20_000_000 == 0
+    assert clock.now_ns == start_ns + 20_000_000 * (num_missed + 1)
+
+
+@pytest.mark.parametrize("collects", [True, False])
+@pytest.mark.parametrize("fails", [True, False])
+def test_the_garbage_collector_does_not_run_meanwhile(collects, fails):
+    """What it would find is freed before. Afterwards it is as before, also where the loop fails."""
+    was_enabled = gc.isenabled()
+    garbage = Recorder()
+    garbage.rows.append(garbage)
+    garbage_is_there = weakref.ref(garbage)
+    try:
+        (gc.enable if collects else gc.disable)()
+        del garbage
+        with pytest.raises(ValueError) if fails else nullcontext(), real_time(None):  # noqa: PT011
+            assert not gc.isenabled()
+            assert garbage_is_there() is None
+            if fails:
+                raise ValueError
+        assert gc.isenabled() == collects
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
+
+
+@pytest.mark.parametrize("priority", [None, 7])
+def test_the_scheduler_is_set_and_given_back(monkeypatch, priority):
+    """By what the system is asked for, as a priority may not be permitted here."""
+    before = os.sched_getscheduler(0), os.sched_getparam(0)
+    asked = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *arguments: asked.append(arguments))
+    with real_time(priority):
+        expected = [] if priority is None else [(0, os.SCHED_FIFO, os.sched_param(priority))]
+        assert asked == expected
+    assert asked[1:] == ([] if priority is None else [(0, *before)])
 
 
 def test_a_priority_that_is_not_permitted(monkeypatch):

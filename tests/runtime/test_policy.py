@@ -13,6 +13,8 @@ import pytest
 from onnx.reference import ReferenceEvaluator
 
 from pi_incubator.runtime import Flags, ObservationError, Policy, RuntimeBundleError
+from pi_incubator.runtime._network import Network
+from pi_incubator.runtime.contract import check_contract
 
 SAFE = np.full(12, 0.1, np.float32)
 STATE = {"mlp": "last_action", "gru": "hidden"}
@@ -170,6 +172,123 @@ def test_a_rate_limit_is_per_second_at_the_bundles_own_rate(tmp_path, hz, by):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("held", [np.zeros(3), np.zeros((1, 12)), [np.nan] * 12, [0.0] * 11 + [np.inf], 0.5])
+def test_a_held_target_that_is_none(bundle, observations, held):
+    """The policy goes on as if it had not been asked."""
+    policy, undisturbed = Policy.load(bundle[1]), Policy.load(bundle[1])
+    for one in (policy, undisturbed):
+        one.step(observations[0])
+    with pytest.raises(ObservationError, match=r"reset: target .* is not 12 finite numbers"):
+        policy.reset(held)
+    np.testing.assert_array_equal(policy.step(observations[1]), undisturbed.step(observations[1]))
+
+
+def test_what_failed_its_gates_is_loaded_where_that_is_allowed(tmp_path, observations):
+    path = bundles.mlp_bundle(tmp_path / "b")
+    (path / "FAILED_GATES").write_text("latency\n")
+    with pytest.raises(RuntimeBundleError, match="failed its gates and is not for a robot; export a better"):
+        Policy.load(path)
+    assert Policy.load(path, allow_failed_gates=True).step(observations[0]).shape == (12,)
+
+
+@pytest.mark.parametrize("by", ["contract", "argument"])
+def test_a_policy_says_whether_it_limits_rates(tmp_path, by):
+    """An infinite rate is no limit; one joint's limit is."""
+    for rates, limits in (([np.inf] * 12, False), ([np.inf] * 11 + [3.0], True)):
+        contract = bundles.contract_dict(states=[("last_action", 12)])
+        if by == "contract":
+            for joint, rate in zip(contract["joints"], rates, strict=True):
+                joint["max_rate_per_s"] = rate if np.isfinite(rate) else None
+        policy = Policy(check_contract(contract), Copies(contract), None if by == "contract" else rates)
+        assert policy.limits_rates == limits
+        policy.step(np.full(bundles.WIDTH, 0.5, np.float32))
+        np.testing.assert_allclose(policy.target, [0.5] * 11 + [0.1 + 3.0 / 50 if limits else 0.5], atol=1e-6)
+
+
+class Copies(Network):
+    """Targets are the first values of the observation; numpy alone."""
+
+    provider = "copies"
+
+    def __init__(self, contract):
+        super().__init__(check_contract(contract), lambda size: np.zeros(size, np.float32))
+
+    def run(self):
+        self.target[:] = self.observation[: self.target.size]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 1e38, -1e38])
+def test_a_limit_that_float32_cannot_hold_is_its_largest_number(value):
+    contract = bundles.contract_dict()
+    contract["observation"]["terms"][0] |= {"low": -1e300, "high": 1e300}
+    policy = Policy(check_contract(contract), Copies(contract))
+    observation = np.zeros(bundles.WIDTH, np.float32)
+    observation[5] = value
+    policy.step(observation)
+    assert policy.flags == (0 if np.isfinite(value) else Flags.OUT_OF_RANGE)
+
+
+def test_flags_have_the_numbers_that_logs_and_packets_hold():
+    """As docs/runtime.md lists them."""
+    names = ("NAN_OBSERVATION", "OUT_OF_RANGE", "RATE_LIMITED", "NAN_TARGET", "DEADLINE_MISSED")
+    assert {flag.name: flag.value for flag in Flags} == dict(zip(names, (1, 2, 4, 8, 16), strict=True))
+
+
+def test_buffers_begin_on_a_cache_line(tmp_path):
+    """Whatever their sizes are: what vector instructions read lies in as few lines as possible."""
+    graph, states = bundles.Graph(), [("a", 1), ("b", 17), ("c", 3)]
+    for name, _ in states:
+        graph.add("Identity", f"{name}_in", out=f"{name}_out")
+    graph.add("Slice", "observation", *(graph.constant([i], np.int64) for i in (0, 12, 1)), out="target")
+    model = graph.model(bundles.WIDTH, 12, states, 18)
+    for i in range(4):  # memory from the system may lie well by chance
+        policy = Policy.load(bundles.write_bundle(tmp_path / str(i), model, states=states))
+        for _ in range(2):
+            assert all(array.ctypes.data % 64 == 0 for array in policy.states().values())
+            policy.step(np.zeros(bundles.WIDTH, np.float32))
+        assert policy.observation.ctypes.data % 64 == 0
+
+
+def test_states_lie_apart_and_begin_as_zeros(tmp_path):
+    """Three states of odd widths, each counted on by its own number: none touches another."""
+    graph, states = bundles.Graph(), [("a", 1), ("b", 17), ("c", 3)]
+    for i, (name, _) in enumerate(states):
+        graph.add("Add", f"{name}_in", graph.constant([[i + 1.0]]), out=f"{name}_out")
+    graph.add("Slice", "observation", *(graph.constant([i], np.int64) for i in (0, 12, 1)), out="target")
+    model = graph.model(bundles.WIDTH, 12, states, 18)
+    policy = Policy.load(bundles.write_bundle(tmp_path / "b", model, states=states))
+    for steps in range(5):
+        for i, (name, width) in enumerate(states):
+            np.testing.assert_array_equal(policy.states()[name], np.full(width, (i + 1.0) * steps))
+        policy.step(np.zeros(bundles.WIDTH, np.float32))
+    policy.reset()
+    assert not any(values.any() for values in policy.states().values())
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_network_that_fails_on_an_observation_is_safe_and_told_once(tmp_path, observations, caplog):
+    """It looks up the row that the first sensor names, and has three; its state counts the steps."""
+    graph = bundles.Graph()
+    first = graph.add("Slice", "observation", *(graph.constant([i], np.int64) for i in (0, 1, 1)))
+    index = graph.add(
+        "Squeeze", graph.add("Cast", first, to=onnx.TensorProto.INT64), graph.constant([0], np.int64)
+    )
+    rows = graph.constant(np.repeat([[0.2], [0.3], [0.4]], 12, axis=1))
+    graph.add("Gather", rows, index, axis=0, out="target")
+    graph.add("Add", "count_in", graph.constant([[1.0]]), out="count_out")
+    model = graph.model(bundles.WIDTH, 12, [("count", 1)], 18)
+    policy = Policy.load(bundles.write_bundle(tmp_path / "b", model, states=[("count", 1)]))
+    observation = observations[0].copy()
+    for value, target in ((1.0, 0.3), (4.0, 0.1), (5.0, 0.1), (4.5, 0.1), (2.0, 0.4)):
+        observation[0] = value
+        np.testing.assert_allclose(policy.step(observation), target)
+        assert policy.flags == (Flags.NAN_TARGET if value > 2 else 0)
+    np.testing.assert_array_equal(policy.states()["count"], [2.0])
+    assert len(caplog.records) == 1
+    assert "onnxruntime cannot run the network on an observation: " in caplog.text
+
+
 @pytest.mark.parametrize("max_rate", [0.0, -1.0, np.nan, np.ones(3), "fast"])
 def test_wrong_max_rate(bundle, max_rate):
     with pytest.raises(RuntimeBundleError, match=r"max_rate: .* is not above 0 for 12 targets"):
@@ -195,6 +314,9 @@ def test_named_terms(bundle, observations):
         ([0.0] * 33, "list is neither an array nor terms by name"),
         (np.zeros(33, complex), "complex128 is not a kind of number"),
         ({"sensors": np.zeros(30), "command": ["a", "b", "c"]}, "is not a kind of number"),
+        ({"sensors": np.zeros(30), "command": [1.0, [2.0], 3.0]}, "command is no array of numbers"),
+        ({"sensors": np.zeros(30), "height": 1.0}, "lacks command, has unknown height; see"),
+        ({"sensors": np.zeros(30)}, "lacks command, has unknown none; see"),
     ],
 )
 def test_a_wrong_width_is_an_error(bundle, observation, message):

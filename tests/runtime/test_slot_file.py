@@ -82,6 +82,35 @@ def test_the_layout_in_shared_memory(slot):
         np.testing.assert_array_equal(np.frombuffer(data, "<f4", len(values), at + 40), values)
 
 
+def test_packets_are_counted_to_the_end_of_64_bits_and_on(slot):
+    """Both ends go on from the counters that they find."""
+    with closing(PolicyLink(slot.url, CONTRACT)) as policy:
+        with slot.path.open("r+b") as file:
+            file.write((2**64 - 2).to_bytes(8, "little"))
+        with closing(RobotLink(slot.url, CONTRACT)) as robot:
+            counts = []
+            for i in range(4):
+                exchange(policy, robot, i)
+                counts.append(int.from_bytes(slot.path.read_bytes()[:8], "little"))
+    assert counts == [2**64 - 1, 0, 1, 2]
+
+
+def test_a_packet_that_is_being_written_is_not_taken(slot):
+    """Half of a new one over the old: it is taken once the other half is there."""
+    with closing(PolicyLink(slot.url, CONTRACT)) as policy, closing(RobotLink(slot.url, CONTRACT)) as robot:
+        exchange(policy, robot, 0)
+        robot.send(OBSERVATION + 1)
+        whole = slot.path.read_bytes()[8 : 8 + 164]
+        with slot.path.open("r+b", buffering=0) as file:
+            file.seek(8 + 100)
+            file.write(bytes(64))
+            assert policy.receive(0.01) is None
+            file.seek(8 + 100)
+            file.write(whole[100:])
+        np.testing.assert_array_equal(policy.receive(0.0), OBSERVATION + 1)
+        assert (policy.counts.malformed, policy.counts.accepted) == (0, 2)
+
+
 def test_a_policy_may_be_started_again(url):
     """The robot's end finds the new one by itself; what was sent between the two is lost."""
     policy = PolicyLink(url, CONTRACT)
@@ -211,6 +240,37 @@ def test_a_file_that_was_exchanged_before_it_was_opened_is_refused(slot, used, m
         RobotLink(slot.url, CONTRACT)
     assert os.listdir("/proc/self/fd") == before
     assert slot.path.read_bytes() == used
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+@pytest.mark.parametrize("end", [PolicyLink, RobotLink])
+def test_a_link_or_pipe_that_takes_a_files_place_is_not_followed(slot, used, kind, end, monkeypatch):
+    """Although it was a file when it was looked at."""
+    slot.other.write_bytes(used)
+    fine = os.lstat(slot.other)
+    KINDS[kind](slot, used)
+    monkeypatch.setattr(os, "lstat", lambda _: fine)
+    with pytest.raises(LinkError, match=rf"^{slot.path}: "):
+        end(slot.url, CONTRACT)
+    assert slot.other.read_bytes() == used
+
+
+def test_memory_that_is_not_there_is_one_line(slot, tmp_path, monkeypatch):
+    """No folder, or no room in it: nothing is left there, and the output stays open."""
+    monkeypatch.setattr("pi_incubator.runtime.transports.SHARED_MEMORY", tmp_path / "none")
+    with pytest.raises(LinkError, match="No such file or directory; another policy may have it"):
+        PolicyLink(slot.url, CONTRACT)
+    assert os.fstat(1)
+    monkeypatch.setattr("pi_incubator.runtime.transports.SHARED_MEMORY", tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(LinkError, match="No space left on device"):
+        PolicyLink(slot.url, CONTRACT)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("content", [b"x" * 10, b"x" * 64, bytes(8) + b"x" + bytes(55), bytes(63)])

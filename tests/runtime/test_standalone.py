@@ -66,6 +66,39 @@ def test_vendored_under_another_name_it_runs_alone(bundle, vendored, tmp_path):
     assert target == pytest.approx(policy.step(policy.observation.copy() * 0).tolist(), abs=1e-6)
 
 
+# Prints the files that onnxruntime has made in the home, and the threads that a policy has started.
+QUIET = """
+import os, sys
+sys.path.insert(0, {folder!r})
+import {package}
+import numpy, onnxruntime
+before = len(os.listdir("/proc/self/task"))
+policy = {package}.Policy.load({bundle!r})
+policy.step(numpy.zeros(33, numpy.float32))
+files = [file for *_, names in os.walk({home!r}) for file in names]
+print(files, len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.parametrize("package", ["pi_runtime", "pi_incubator.runtime"])
+def test_onnxruntime_reports_nothing_to_its_makers(bundle, vendored, tmp_path, package):
+    """It would keep its reports in the home, and send them by threads of its own some seconds later."""
+    folder = vendored if package == "pi_runtime" else SOURCE.parents[1]
+    home = tmp_path / "home"
+    home.mkdir()
+    script = QUIET.format(folder=str(folder), package=package, bundle=str(bundle), home=str(home))
+    if package == "pi_runtime":  # a robot's program imports nothing of onnxruntime before the policy's
+        script = script.replace("import numpy, onnxruntime", "import numpy")
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", script],
+        env={"HOME": str(home)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "[] 0\n"
+
+
 def test_vendored_command_line(bundle, vendored):
     result = subprocess.run(
         [sys.executable, "-m", "pi_runtime", "bench", str(bundle), "--steps", "100", "--seconds", "0.1"],
@@ -75,6 +108,13 @@ def test_vendored_command_line(bundle, vendored):
         check=True,
     )
     assert "step, 100 in a row" in result.stdout
+
+
+def test_the_package_has_the_names_that_it_offers():
+    """Those that docs/runtime.md imports are among them."""
+    names = pi_incubator.runtime.__all__
+    assert {"Flags", "Policy", "read_bundle"} <= set(names)
+    assert all(hasattr(pi_incubator.runtime, name) for name in names)
 
 
 def test_inside_the_project_nothing_heavy_is_imported():

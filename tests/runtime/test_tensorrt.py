@@ -21,18 +21,23 @@ from pi_incubator.runtime._tensorrt import engine_name
 
 VERSION = "10.3.0"
 ORIN = _cuda.Gpu("Orin (nvgpu)", 87)
+DEVICE_OFFSET = 0x10000000000  # the GPU finds memory at another address than the CPU
 DRIVER = r"""
 #include <cuda.h>
 #include <stdlib.h>
 #include <string.h>
-CUresult cuInit(unsigned int flags) { return flags ? 1 : 0; }
-CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = 40 + ordinal; return 0; }
+static int is_ready;
+static CUcontext current;
+CUresult cuInit(unsigned int flags) { is_ready = 1; return flags ? 1 : 0; }
+CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = 40 + ordinal; return is_ready ? 0 : 3; }
 CUresult cuDevicePrimaryCtxRetain(CUcontext *context, CUdevice device) {
     *context = (CUcontext)0x700000000001; return device == 40 ? 0 : 1;
 }
-CUresult cuCtxSetCurrent(CUcontext context) { return context == (CUcontext)0x700000000001 ? 0 : 1; }
+CUresult cuCtxSetCurrent(CUcontext context) {
+    current = context; return context == (CUcontext)0x700000000001 ? 0 : 1;
+}
 CUresult cuStreamCreate(CUstream *stream, unsigned int flags) {
-    *stream = (CUstream)0x700000000002; return flags == CU_STREAM_NON_BLOCKING ? 0 : 1;
+    *stream = (CUstream)0x700000000002; return !current ? 201 : flags == CU_STREAM_NON_BLOCKING ? 0 : 1;
 }
 CUresult cuStreamSynchronize(CUstream stream) { return stream == (CUstream)0x700000000002 ? 0 : 1; }
 CUresult cuDeviceGetName(char *name, int size, CUdevice device) {
@@ -47,7 +52,7 @@ CUresult cuMemHostAlloc(void **host, size_t size, unsigned int flags) {
     *host = malloc(size); memset(*host, 255, size); return flags == CU_MEMHOSTALLOC_DEVICEMAP ? 0 : 1;
 }
 CUresult cuMemHostGetDevicePointer(CUdeviceptr *device, void *host, unsigned int flags) {
-    *device = (CUdeviceptr)host; return flags ? 1 : 0;
+    *device = (CUdeviceptr)host + 0x10000000000; return flags ? 1 : 0;
 }
 """
 
@@ -85,10 +90,8 @@ class FakeContext:
         return self.works
 
     def memory(self, name, shape):
-        count = int(np.prod(shape))
-        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(self.addresses[name])).reshape(
-            shape
-        )
+        count, address = int(np.prod(shape)), self.addresses[name] - DEVICE_OFFSET
+        return np.ctypeslib.as_array((ctypes.c_float * count).from_address(address)).reshape(shape)
 
 
 class FakeEngine:
@@ -233,6 +236,15 @@ def test_auto_falls_back_and_says_why(tensorrt, bundle, caplog):
     assert Policy.load(bundle).provider == "onnxruntime"
     assert "onnxruntime is used: " in caplog.text
     assert "no engine for this network" in caplog.text
+
+
+def test_auto_without_an_engine_is_onnxruntime(tensorrt, bundle, caplog):
+    """And nothing is said about TensorRT, nor where onnxruntime is asked for beside an engine."""
+    assert Policy.load(bundle).provider == "onnxruntime"
+    add_engine(bundle)
+    assert Policy.load(bundle, provider="onnxruntime").provider == "onnxruntime"
+    assert not caplog.records
+    assert not tensorrt.engines
 
 
 def test_without_tensorrt_or_a_driver(bundle, tensorrt, monkeypatch):
