@@ -102,7 +102,9 @@ class _Reader:
             _drop_visuals(root)
         elements = list(root.walk())
         search = _Search(elements, self._folder, self._root)
-        for element in elements:
+        # Other elements of a URDF name files for other programs, which MuJoCo does not open.
+        naming = [one for one in elements if root.tag == "mujoco" or one.tag == "mesh"]
+        for element in naming:
             for attribute, value in element.attributes.items():
                 if attribute.startswith("file") and value:
                     element.attributes[attribute] = self._resolved(element, attribute, search)

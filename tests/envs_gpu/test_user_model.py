@@ -235,6 +235,7 @@ URDF = """<robot name="r">
     <limit lower="-1" upper="1" effort="{effort}" velocity="3"/></joint>
   <joint name="follow" type="revolute"><parent link="b"/><child link="c"/><axis xyz="0 1 0"/>
     <mimic joint="turn"/><limit lower="-1" upper="1" effort="5" velocity="3"/></joint>
+  <gazebo><plugin name="control" filename="libcontrol.so"/></gazebo>
 </robot>"""
 INERTIAL = (
     '<inertial><mass value="1"/><inertia ixx="0.1" iyy="0.1" izz="0.1" ixy="0" ixz="0" iyz="0"/></inertial>'
