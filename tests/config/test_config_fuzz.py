@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -86,9 +86,11 @@ def fitting(annotation: Any) -> st.SearchStrategy[Any]:
             found.append(st.text(min_size=1, max_size=20))
         elif get_origin(choice) is tuple:
             found.append(st.lists(fitting(get_args(choice)[0]), max_size=3))
-        elif get_origin(choice) is not None and get_args(choice):
-            literals = [argument for argument in get_args(choice) if not isinstance(argument, type)]
-            found.append(st.sampled_from(literals or [{}]))
+        elif get_origin(choice) is dict:
+            values = fitting(get_args(choice)[1])
+            found.append(st.dictionaries(st.text(min_size=1, max_size=10), values, max_size=3))
+        elif get_origin(choice) is Literal:
+            found.append(st.sampled_from(get_args(choice)))
     return st.one_of(*found) if found else st.just({})
 
 
