@@ -18,6 +18,7 @@ from envs_gpu.physics.base import UnsupportedModelError
 from envs_gpu.render import Renderer, RenderError
 from envs_gpu.robot_report.scene import Contents, contents_of, tear_of
 from envs_gpu.sim_env import SimEnv
+from envs_gpu.user_model import UserModel
 
 CPU = torch.device("cpu")
 NUM_STARTS = 16
@@ -112,12 +113,14 @@ class RobotReport:
 
 
 def report_on(
-    model: str, backends: Sequence[str] = ("mujoco",), begins: Callable[[str], None] = lambda name: None
+    model: str | UserModel,
+    backends: Sequence[str] = ("mujoco",),
+    begins: Callable[[str], None] = lambda name: None,
 ) -> RobotReport:
     """Look at the robot of an MJCF file.
 
     Args:
-        model: the file, as in `env.model`.
+        model: the robot, or its name as in `env.model`.
         backends: engines to try; `mujoco` is always looked at.
         begins: hears the name of each part before it begins.
 
@@ -172,7 +175,7 @@ def _draw(env: SimEnv) -> NDArray[np.uint8] | None:
     return picture
 
 
-def _try_engine(model: str, backend: str) -> Engine:
+def _try_engine(model: str | UserModel, backend: str) -> Engine:
     if backend == "mujoco":
         return Engine(backend)
     try:

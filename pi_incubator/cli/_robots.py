@@ -14,6 +14,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from envs_gpu.errors import EnvError
+from envs_gpu.user_model import UserModel
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import print_table, write_json
 
 TIMEOUT_S = 600.0
 """For one robot of many."""
+END_S = 10.0
+"""For its process to end by itself."""
 PRELOADED = ["torch", "tensordict", "torchrl", "mujoco", "envs_gpu.robot_report", "pi_incubator.run"]
 """Imported once, in the process that all others are forked from."""
 TRAIN = (
@@ -40,6 +44,17 @@ TRAIN = (
 )
 
 
+@dataclass(frozen=True)
+class Order:
+    """What to do with one robot of many."""
+
+    file: str
+    root: str | None
+    """The folder that it may read, as `env.model_root`."""
+    backends: list[str]
+    train_steps: int | None
+
+
 def check_one(arguments: argparse.Namespace) -> int:
     """Print what there is to know about one robot; 2 where it is refused."""
     from envs_gpu.robot_report import report_on
@@ -47,7 +62,8 @@ def check_one(arguments: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     with console.status("scene") as status:
-        report = report_on(arguments.model, arguments.backend or ("mujoco",), begins=status.update)
+        robot = UserModel(arguments.model, arguments.model_root)
+        report = report_on(robot, arguments.backend or ("mujoco",), begins=status.update)
     print(report.file)
     for line in report.lines():
         print(f"  {line}")
@@ -71,9 +87,12 @@ def check_many(arguments: argparse.Namespace) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results: list[dict[str, Any]] = []
-    backends = arguments.backend or ["mujoco"]
+    root = arguments.model_root and os.path.abspath(arguments.model_root)
+    orders = [
+        Order(os.path.abspath(file), root, arguments.backend or ["mujoco"], arguments.train) for file in files
+    ]
     with _progress(len(files)) as advance, ThreadPoolExecutor(arguments.jobs) as pool:
-        for result in pool.map(lambda file: _look(context, file, backends, arguments.train), files):
+        for result in pool.map(lambda order: _look(context, order), orders):
             results.append(result)
             advance(f"{result['outcome']}: {result['file']}")
     _print_results(results)
@@ -82,36 +101,38 @@ def check_many(arguments: argparse.Namespace) -> int:
     return int(any(result["outcome"] in ("failed", "crashed", "timeout") for result in results))
 
 
-def _look(context: Any, file: str, backends: list[str], train_steps: int | None) -> dict[str, Any]:
+def _look(context: Any, order: Order) -> dict[str, Any]:
     """The result for one robot, from a process of its own, which may crash or hang without harm."""
     ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(file, backends, train_steps, theirs))
+    process = context.Process(target=_child, args=(order, theirs))
     began_s = time.monotonic()
     process.start()
     theirs.close()
-    result: dict[str, Any] = {"file": file, "outcome": "timeout", "reason": f"more than {TIMEOUT_S:g} s"}
+    result: dict[str, Any] = {
+        "file": order.file,
+        "outcome": "timeout",
+        "reason": f"more than {TIMEOUT_S:g} s",
+    }
     if ours.poll(TIMEOUT_S):
         try:
             result = ours.recv()
         except EOFError:
             process.join()
             result |= {"outcome": "crashed", "reason": f"its process ended with {process.exitcode}"}
+    process.join(END_S)
     process.kill()
     process.join()
     return result | {"wall_s": round(time.monotonic() - began_s, 1)}
 
 
-def _child(file: str, backends: list[str], train_steps: int | None, answer: Connection) -> None:
+def _child(order: Order, answer: Connection) -> None:
     """Send what became of one robot."""
     import torch
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), _silence():
         try:
-            result = _report(file, backends) | {"outcome": "checked", "reason": ""}
-            if train_steps:
-                _train(file, train_steps, folder)
-                result |= {"outcome": "trained"}
+            result = _examine(order, folder)
         except (UserError, EnvError) as error:
             result = {"outcome": "refused", "reason": str(error)}
         except Exception as error:
@@ -119,22 +140,22 @@ def _child(file: str, backends: list[str], train_steps: int | None, answer: Conn
             where = f"{Path(last.filename).name}:{last.lineno}"
             reason = f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"
             result = {"outcome": "failed", "reason": reason}
-    answer.send({"file": file} | result)
+    answer.send({"file": order.file} | result)
     answer.close()
 
 
-def _report(file: str, backends: list[str]) -> dict[str, Any]:
+def _examine(order: Order, folder: str) -> dict[str, Any]:
+    """The report, and where it was asked for a short training with all that follows it, in `folder`."""
     from envs_gpu.robot_report import report_on
-
-    return report_on(file, backends).as_json()
-
-
-def _train(file: str, num_steps: int, folder: str) -> None:
-    """A short training with everything that follows it: evaluation, curve and export."""
     from pi_incubator.run import run
 
-    own = (f"env.model={file}", f"training.total_steps={num_steps}", f"experiment.output_dir={folder}")
-    run("configs/hold_pose.yaml", [*TRAIN, *own])
+    report = report_on(UserModel(order.file, order.root), order.backends).as_json()
+    if not order.train_steps:
+        return report | {"outcome": "checked", "reason": ""}
+    own = [f"env.model={order.file}", f"training.total_steps={order.train_steps}"]
+    own += [f"env.model_root={order.root}"] if order.root else []
+    run("configs/hold_pose.yaml", [*TRAIN, *own, f"experiment.output_dir={folder}"])
+    return report | {"outcome": "trained", "reason": ""}
 
 
 @contextlib.contextmanager

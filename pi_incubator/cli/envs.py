@@ -176,6 +176,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         "--model", metavar="FILE", help="a robot, as in env.model: what training would see of it"
     )
     check.add_argument("--models", metavar="GLOB", help="many robots: what becomes of each; ** is any folder")
+    check.add_argument(
+        "--model-root", metavar="DIR", help="folder below which robots may read, as env.model_root"
+    )
     check.add_argument("--train", type=count, metavar="STEPS", help="also train and export each of --models")
     check.add_argument(
         "--out", type=page, metavar="FILE", help="report on --model as .html, or its picture as .png"
