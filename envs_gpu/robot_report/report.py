@@ -143,7 +143,7 @@ def report_on(
         engines.append(_try_engine(model, backend))
     took_s = time.perf_counter() - began_s
     return RobotReport(
-        model,
+        UserModel.of(model).name,
         contents_of(scene),
         tuple(env.notes),
         hold_error,
