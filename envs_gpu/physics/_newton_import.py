@@ -21,16 +21,25 @@ import numpy as np
 from envs_gpu.physics.base import UnsupportedModelError
 
 _SIZES = (
-    *("nq", "nv", "nu", "na", "nactuator", "nbody", "njnt", "ntree", "nsite", "ntendon", "nwrap", "neq"),
-    *("npair", "nhfield", "nhfielddata", "nflex", "nplugin", "ngravcomp", "nhistory", "nJmom", "nJten"),
+    *("nq", "nv", "nu", "na", "nactuator", "nbody", "njnt", "ntree", "nsite", "ntendon", "neq"),
+    *("npair", "nhfield", "nhfielddata", "nflex", "nplugin", "ngravcomp", "nhistory", "nJmom"),
 )
 _STRUCTURE = ("body_parentid", "body_jntnum", "jnt_type", "jnt_bodyid", "dof_bodyid", "site_bodyid")
 """Where these differ, Newton has built another tree: rows of one model are not rows of the other."""
+_TENDONS = ("nwrap", "nJten")
 _KINDS = ("body", "jnt", "dof", "site", "tendon", "actuator", "eq", "hfield", "wrap", "pair")
 _OWN = (
     *("body_geomadr", "body_geomnum", "body_bvhadr", "body_bvhnum", "body_user", "body_simple", "jnt_user"),
     *("dof_Madr", "dof_simplenum", "site_user", "site_matid", "tendon_user", "tendon_matid", "geom_bodyid"),
-    *("actuator_user", "hfield_pathadr", "geom_dataid", "geom_matid", "geom_user", "geom_plugin"),
+    *(
+        "actuator_user",
+        "hfield_pathadr",
+        "body_mocapid",
+        "geom_dataid",
+        "geom_matid",
+        "geom_user",
+        "geom_plugin",
+    ),
 )
 """How the imported model is laid out, which stays its own; the rest is for pictures."""
 _FRAME = ("geom_pos", "geom_quat", "geom_size", "geom_aabb", "geom_rbound", "geom_sameframe")
@@ -47,7 +56,8 @@ def restored(scene: mujoco.MjModel, imported: mujoco.MjModel) -> tuple[mujoco.Mj
         UnsupportedModelError: Newton has made something else of the scene; the message names what.
     """
     own = copy.copy(imported)
-    for name in _SIZES:
+    acts = _tendons_act(scene)
+    for name in (*_SIZES, *(_TENDONS if acts else ())):
         if (ours := getattr(scene, name)) != (theirs := getattr(own, name)):
             raise _refusal(f"makes {name} = {theirs} of a scene with {name} = {ours}")
     for name in _STRUCTURE:
@@ -56,10 +66,23 @@ def restored(scene: mujoco.MjModel, imported: mujoco.MjModel) -> tuple[mujoco.Mj
     geoms = _scene_geoms(scene, own)
     _check_meshes(scene, own, geoms)
     for name in _fields(scene):
+        if not acts and name.startswith(("tendon_", "wrap_")):
+            continue
         _restore(scene, own, name, geoms)
     for name in ("opt", "stat"):
         _copy_struct(getattr(scene, name), getattr(own, name))
     return own, geoms
+
+
+def _tendons_act(scene: mujoco.MjModel) -> bool:
+    """Whether a tendon exerts a force; Newton loses parts of some that do not."""
+    fields = ("limited", "stiffness", "damping", "frictionloss", "armature")
+    passive = any(getattr(scene, f"tendon_{field}").any() for field in fields)
+    return passive or _uses(scene, mujoco.mjtTrn.mjTRN_TENDON, mujoco.mjtEq.mjEQ_TENDON)
+
+
+def _uses(scene: mujoco.MjModel, transmission: int, equality: int) -> bool:
+    return bool((scene.actuator_trntype == transmission).any() or (scene.eq_type == equality).any())
 
 
 def _fields(scene: mujoco.MjModel) -> list[str]:

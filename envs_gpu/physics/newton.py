@@ -7,6 +7,8 @@ MuJoCo Warp beside it, compiled from the scene as it is, senses.
 
 from __future__ import annotations
 
+import warnings
+
 import envs_gpu.physics._quiet_warp  # noqa: F401 - before anything that imports Warp
 
 # isort: split
@@ -100,19 +102,21 @@ def _import(mjcf: str, room: Capacity) -> mujoco.MjModel:
         UnsupportedModelError: Newton cannot read it; the reason is its own.
     """
     try:
-        robot = newton.ModelBuilder()
-        SolverMuJoCo.register_custom_attributes(robot)
-        robot.add_mjcf(mjcf.replace(' solver="PGS"', ""), ctrl_direct=True)  # a name that it cannot read
-        worlds = newton.ModelBuilder()
-        SolverMuJoCo.register_custom_attributes(worlds)
-        worlds.replicate(robot, 1)
-        solver = SolverMuJoCo(
-            worlds.finalize(),
-            nconmax=room.contacts,
-            njmax=room.constraints,
-            use_mujoco_cpu=True,
-            kinematic_switchable_roots=False,  # it would add an equality that is never active
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what it skips: `restored` looks at what is left
+            robot = newton.ModelBuilder()
+            SolverMuJoCo.register_custom_attributes(robot)
+            robot.add_mjcf(mjcf.replace(' solver="PGS"', ""), ctrl_direct=True)  # a name that it cannot read
+            worlds = newton.ModelBuilder()
+            SolverMuJoCo.register_custom_attributes(worlds)
+            worlds.replicate(robot, 1)
+            solver = SolverMuJoCo(
+                worlds.finalize(),
+                nconmax=room.contacts,
+                njmax=room.constraints,
+                use_mujoco_cpu=True,
+                kinematic_switchable_roots=False,  # it would add an equality that is never active
+            )
     # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.
     except Exception as error:
         reason = " ".join(str(error).split())

@@ -13,11 +13,11 @@ import mujoco
 import mujoco_warp as mjw
 import torch
 import warp as wp
-from mujoco_warp._src import collision_primitive, solver
+from mujoco_warp._src import collision_primitive, constraint, smooth, solver
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import _hessian_order, backend
+from envs_gpu.physics import _equality_velocity, _hessian_order, backend
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
 from envs_gpu.physics._solver import without_pgs
@@ -55,6 +55,7 @@ class WarpPhysics(Physics):
         wp.init()
         correct_warp(collision_primitive)
         _hessian_order.correct_warp(solver)
+        _equality_velocity.correct_warp(constraint, smooth)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
             self._model = mjw.put_model(without_pgs(model))
