@@ -2,8 +2,8 @@
 
 The acceleration that closes a loop depends on how fast the Jacobian of the constraint changes. MuJoCo Warp
 3.17 makes the constraints before it works out the velocities of bodies and axes (`cvel`, `cdof_dot`), so it
-reads those of the last timestep, and zeros after a restart. Cassie, whose legs are closed loops, was 0.4 rad/s
-off after a control step, 160 times what rounding accounts for.
+reads those of the last timestep, and zeros after a restart. Cassie, whose legs are closed loops, was
+0.4 rad/s off after a control step, 160 times what rounding accounts for.
 """
 
 from __future__ import annotations

@@ -22,7 +22,18 @@ from envs_gpu.physics.base import UnsupportedModelError
 
 _SIZES = (
     *("nq", "nv", "nu", "na", "nactuator", "nbody", "njnt", "ntree", "nsite", "ntendon", "neq"),
-    *("npair", "nhfield", "nhfielddata", "nflex", "nplugin", "ngravcomp", "nhistory", "nJmom"),
+    *(
+        "npair",
+        "nhfield",
+        "nhfielddata",
+        "nflex",
+        "nplugin",
+        "ngravcomp",
+        "flg_adhesion",
+        "flg_surfacevel",
+        "nhistory",
+        "nJmom",
+    ),
 )
 _STRUCTURE = ("body_parentid", "body_jntnum", "jnt_type", "jnt_bodyid", "dof_bodyid", "site_bodyid")
 """Where these differ, Newton has built another tree: rows of one model are not rows of the other."""
@@ -50,7 +61,7 @@ _TOLERANCE = 1e-5
 
 
 def restored(scene: mujoco.MjModel, imported: mujoco.MjModel) -> tuple[mujoco.MjModel, np.ndarray]:
-    """A copy of `imported` that moves as `scene` does, and `[ngeom]` which of the scene's geoms each of its is.
+    """A copy of `imported` that moves as `scene` does, and `[ngeom]` the scene's number of each of its geoms.
 
     Raises:
         UnsupportedModelError: Newton has made something else of the scene; the message names what.

@@ -21,7 +21,7 @@ from newton.solvers import SolverMuJoCo
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import backend
+from envs_gpu.physics import backend, honours
 from envs_gpu.physics._capacity import Capacity, overflow_of
 from envs_gpu.physics._newton_import import check_pairs, restored
 from envs_gpu.physics._solver import without_pgs
@@ -54,8 +54,9 @@ class NewtonPhysics(WarpPhysics):
         with wp.ScopedDevice(self._wp_device):
             room = self.room
             imported = _import(options.mjcf, room)
-            own, geoms = restored(without_pgs(model), imported)
-            self._stepping = mjw.put_model(own)
+            own, geoms = restored(without_pgs(honours.prepared(model, self.name)), imported)
+            with honours.refusing(model, self.name):
+                self._stepping = mjw.put_model(own)
             check_pairs(model, geoms, self._model, self._stepping)
             self._stepping.opt.warn_overflow = 0
             # Friction losses, limits and the like are where the scene has them, so its room is enough.
@@ -115,6 +116,7 @@ def _import(mjcf: str, room: Capacity) -> mujoco.MjModel:
                 nconmax=room.contacts,
                 njmax=room.constraints,
                 use_mujoco_cpu=True,
+                enable_sleeping=False,
                 kinematic_switchable_roots=False,  # it would add an equality that is never active
             )
     # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.
