@@ -24,8 +24,8 @@ SCENE = """
       <joint name="roll" type="hinge" axis="0 1 0" frictionloss="0.02" armature="0.002"/>
       <geom name="ball" size="0.1" mass="1" condim="3" margin="0.002"/>
       <body name="arm" pos="0.05 0 0.1" gravcomp="0.3">
-        <joint name="arm" axis="0 1 0" damping="0.1" stiffness="0.4" springref="10" limited="true" range="-5 5"
-         actuatorfrclimited="true" actuatorfrcrange="-3 3"/>
+        <joint name="arm" axis="0 1 0" damping="0.1" stiffness="0.4" springref="10" limited="true"
+         range="-5 5" actuatorfrclimited="true" actuatorfrcrange="-3 3"/>
         <geom name="arm" type="capsule" size="0.03" fromto="0 0 0 0.2 0 0.1" mass="0.3" contype="0"
          conaffinity="0"/>
         <site name="hand" pos="0.2 0 0.1"/>
@@ -154,6 +154,7 @@ ACTUATORS = {
     "mjDYN_FILTER": '<general joint="arm" ctrlrange="-1 1" dyntype="filter" dynprm="0.02" gainprm="2"/>',
     "mjDYN_FILTEREXACT": '<general joint="arm" ctrlrange="-1 1" dyntype="filterexact" dynprm="0.02"/>',
     "mjDYN_MUSCLE": '<muscle joint="arm" ctrlrange="0 1" force="3" lengthrange="-1 1"/>',
+    "mjDYN_PID": '<pid joint="arm" ctrlrange="-1 1" kp="3" ki="1"/>',
     "mjDYN_DCMOTOR": '<dcmotor joint="arm" ctrlrange="-6 6" motorconst="0.05" resistance="1"/>',
     "mjGAIN_FIXED": '<motor joint="arm" ctrlrange="-1 1" gear="2"/>',
     "mjGAIN_AFFINE": '<damper joint="arm" ctrlrange="0 1" kv="2"/>',

@@ -29,8 +29,6 @@ _SIZES = (
         "nflex",
         "nplugin",
         "ngravcomp",
-        "flg_adhesion",
-        "flg_surfacevel",
         "nhistory",
         "nJmom",
     ),
@@ -80,6 +78,8 @@ def restored(scene: mujoco.MjModel, imported: mujoco.MjModel) -> tuple[mujoco.Mj
         if not acts and name.startswith(("tendon_", "wrap_")):
             continue
         _restore(scene, own, name, geoms)
+    _restore_excludes(scene, own)
+    own.flg_adhesion, own.flg_surfacevel = scene.flg_adhesion, scene.flg_surfacevel
     for name in ("opt", "stat"):
         _copy_struct(getattr(scene, name), getattr(own, name))
     return own, geoms
@@ -98,7 +98,7 @@ def _uses(scene: mujoco.MjModel, transmission: int, equality: int) -> bool:
 
 def _fields(scene: mujoco.MjModel) -> list[str]:
     names = [name for name in dir(scene) if name.partition("_")[0] in (*_KINDS, "geom") and "_" in name]
-    return [name for name in (*names, "qpos0", "qpos_spring") if name not in _OWN]
+    return [name for name in (*names, "qpos0", "qpos_spring", "tree_sleep_policy") if name not in _OWN]
 
 
 def _restore(scene: mujoco.MjModel, own: mujoco.MjModel, name: str, geoms: np.ndarray) -> None:
@@ -113,6 +113,13 @@ def _restore(scene: mujoco.MjModel, own: mujoco.MjModel, name: str, geoms: np.nd
     if ours.shape != theirs.shape:
         raise _refusal(f"makes {name} of shape {theirs.shape} of a scene where it is {ours.shape}")
     theirs[:] = ours
+
+
+def _restore_excludes(scene: mujoco.MjModel, own: mujoco.MjModel) -> None:
+    """Newton excludes parents and bodies in a loop too; where the scene has more, `check_pairs` sees it."""
+    if scene.nexclude <= own.nexclude:
+        own.exclude_signature[:] = 0  # the world and itself
+        own.exclude_signature[: scene.nexclude] = scene.exclude_signature
 
 
 def _in_imported(scene: mujoco.MjModel, name: str, geoms: np.ndarray) -> np.ndarray:

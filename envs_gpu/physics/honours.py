@@ -1,8 +1,8 @@
 """What each engine honours of a model: the rest is refused in one line, never ignored.
 
 MuJoCo Warp and MJX refuse much by themselves, and say why (`refusing` makes one line of it). What they take
-and then ignore or do otherwise stands in `IGNORED`. `tests/envs_gpu/test_honours.py` walks MuJoCo's flags, types
-and fields, and compares every engine with C. docs/engines.md shows the table.
+and then ignore or do otherwise stands in `IGNORED`. `tests/envs_gpu/test_honours.py` walks MuJoCo's flags,
+types and fields, and compares every engine with C. docs/engines.md shows the table.
 """
 
 from __future__ import annotations
@@ -177,3 +177,13 @@ def _runs(model: mujoco.MjModel, engine: str) -> bool:
     except (NotImplementedError, ValueError):
         return False
     return True
+
+
+def table() -> str:
+    """`IGNORED` in Markdown, as docs/engines.md shows it."""
+    names = {"mjx-warp": "mjx (Warp)", "mjx": "mjx (JAX)"}
+    rows = [f"| | {' | '.join(names.get(engine, engine) for engine in ENGINES)} |", "|---" * 6 + "|"]
+    for ignored in IGNORED:
+        cells = ("refused" if engine in ignored.engines else "as C" for engine in ENGINES)
+        rows.append(f"| {ignored.what} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"

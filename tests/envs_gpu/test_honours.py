@@ -3,6 +3,8 @@
 The cases come from MuJoCo's own enums and fields (`engine_walk`), so that a new MuJoCo brings new ones.
 """
 
+from pathlib import Path
+
 import mujoco
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from envs_gpu.parity import FACTOR, FLOAT32_EPS, FLOOR, NUM_DRAWS
 from envs_gpu.physics import BACKENDS, honours
 from envs_gpu.physics._solver import without_pgs
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from tests import engine_walk
 
 CPU = torch.device("cpu")
@@ -27,8 +29,8 @@ QUICK = {
 }
 """Tried on Warp and Newton in every run; MJX compiles for half a minute."""
 KNOWN = {
-    ("mjSOL_CG", engine): 200.0
-    for engine in ("warp", "newton", "mjx-warp", "mjx")  # docs/engines.md
+    **{("mjSOL_CG", engine): 200.0 for engine in honours.ENGINES[1:]},
+    **{("mjEQ_CONNECT", engine): 20.0 for engine in honours.ENGINES[1:]},
 }
 """How many times as far as the rule allows an engine may be, where docs/engines.md says why."""
 
@@ -44,6 +46,7 @@ def walk():
 
 def build(engine, model, mjcf=""):
     backend, _, impl = engine.partition("-")
+    mjcf = scene_text(mujoco.MjSpec.from_string(mjcf)) if mjcf else ""
     return BACKENDS.get(backend)(model, NUM_WORLDS, CPU, PhysicsOptions(mjx_impl=impl or "jax", mjcf=mjcf))
 
 
@@ -81,7 +84,7 @@ def allowed(referee, expected, inputs, engine):
 
 @pytest.mark.parametrize(("case", "engine"), walk())
 def test_an_engine_does_as_c_or_refuses(case, engine):
-    inputs = start(case.base)
+    inputs = start(case.model)
     try:
         referee = build("mujoco", without_pgs(case.model))
     except UnsupportedModelError:
@@ -89,9 +92,13 @@ def test_an_engine_does_as_c_or_refuses(case, engine):
     expected = after(referee, *inputs)
     try:
         physics = build(engine, case.model, case.mjcf)
-    except UnsupportedModelError as refusal:
-        assert "\n" not in str(refusal)
-        assert "set env." in str(refusal) or "env.backend=" in str(refusal)
+    except UnsupportedModelError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert "\n" not in refusal
+        assert "env.backend=" in refusal or "env.mjx_impl=" in refusal
         return
     error = (after(physics, *inputs) - expected).abs().max().item()
     assert error <= KNOWN.get((case.name, engine), 1.0) * allowed(referee, expected, inputs, engine)
@@ -118,6 +125,10 @@ def test_a_case_matters(name):
     inputs = start(case.base)
     with_it, without = (after(build("mujoco", model), *inputs) for model in (case.model, case.base))
     assert (with_it - without).abs().max() > 1e-5
+
+
+def test_the_documented_table_is_the_one_that_holds():
+    assert honours.table() in (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
 
 
 PLUGIN = """
