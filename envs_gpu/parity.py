@@ -70,7 +70,7 @@ _CPU = torch.device("cpu")
 
 
 def deviation(name: str, task: Task, engine: str, model: mujoco.MjModel) -> tuple[float, str]:
-    """The excess that is allowed for the task `name` on `engine`, and its cause; 1 and nothing by the rule."""
+    """The excess that is allowed for the task `name` on `engine`, and its cause; 1 by the rule itself."""
     if (name, engine) in DEVIATIONS:
         return DEVIATIONS[name, engine]
     geom = mujoco.mjtGeom

@@ -38,8 +38,8 @@ def correct_mjx(constraint: Any, smooth: Any, support: Any) -> None:
             return original(model, data)
         data = smooth.com_vel(model, data)
         made = original(model, data)
-        shifts = [_shift(support, model, data, eq, welded=False) for eq in connects]
-        shifts += [_shift(support, model, data, eq, welded=True) for eq in welds]
+        shifts = [_shift(support, model, data, int(eq), welded=False) for eq in connects]
+        shifts += [_shift(support, model, data, int(eq), welded=True) for eq in welds]
         shift = jnp.concatenate(shifts)  # connections come first among the rows, then welds
         aref = made._impl.efc_aref
         return made.tree_replace({"_impl.efc_aref": aref.at[: len(shift)].add(-shift)})
