@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.make import make_env
-from envs_gpu.parity import DEVIATIONS, drift_of
+from envs_gpu.parity import deviation, drift_of
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 
@@ -271,7 +271,7 @@ def check_drift(pair: Pair) -> tuple[Status, str]:
     seen = ", ".join(f"{name} {errors.median():.0e} ({errors.max():.0e})" for name, errors in sizes)
     if (excess := drift.excess()) <= 1:
         return "ok", seen
-    allowed, reason = DEVIATIONS.get((pair.task, pair.backend), (1.0, ""))
+    allowed, reason = deviation(pair.task, pair.env.task, pair.backend, pair.env.physics.model)
     if excess <= allowed:
         return "named", f"{seen}: {reason}"
     raise CheckFailedError(f"{seen}: {excess:.2g} times what rounding accounts for; {allowed:g} times may be")

@@ -17,11 +17,11 @@ import mujoco
 import numpy as np
 import torch
 from mujoco import mjx
-from mujoco.mjx._src import collision_driver, derivative
+from mujoco.mjx._src import collision_driver, constraint, derivative, smooth, support
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import _force_limit, backend
+from envs_gpu.physics import _equality_velocity, _equality_velocity_jax, _force_limit, backend, honours
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics._solver import without_pgs
@@ -60,7 +60,7 @@ class MjxPhysics(Physics):
             makes room for every contact that the model can have.
 
     Raises:
-        NotImplementedError: the model has a feature that MJX lacks; the message is MJX's own.
+        UnsupportedModelError: the model has a feature that MJX lacks; the message names the nearest engine.
         RuntimeError: torch has this device and JAX does not; the message is JAX's own.
     """
 
@@ -172,12 +172,19 @@ def _put(
     model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
 ) -> tuple[mjx.Model, mjx.Data, Capacity | None]:
     """The model, one world's blank data with room for the contacts of all, and what that room is."""
-    impl = options.mjx_impl
-    model = without_pgs(model)
-    if impl == "warp":
-        return _put_warp(model, num_worlds, options, device)
+    engine = "mjx-warp" if options.mjx_impl == "warp" else "mjx"
+    own = without_pgs(honours.prepared(model, engine))
+    with honours.refusing(model, engine):
+        return (_put_warp if options.mjx_impl == "warp" else _put_jax)(own, num_worlds, options, device)
+
+
+def _put_jax(
+    model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
+) -> tuple[mjx.Model, mjx.Data, None]:
+    impl = "jax"
     correct_mjx(collision_driver)
     _force_limit.correct_mjx(derivative)
+    _equality_velocity_jax.correct_mjx(constraint, smooth, support)
     model = copy.copy(model)
     # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are. The
     # deepest of its own are what it should have read, as long as it has a slot for each.
@@ -190,9 +197,10 @@ def _put(
 def _put_warp(
     model: mujoco.MjModel, num_worlds: int, options: PhysicsOptions, device: jax.Device
 ) -> tuple[mjx.Model, mjx.Data, Capacity]:
-    from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive
+    from mujoco.mjx.third_party.mujoco_warp._src import collision_primitive, constraint, smooth
 
     correct_warp(collision_primitive)
+    _equality_velocity.correct_warp(constraint, smooth)
     mjx_model = mjx.put_model(model, impl="warp", device=device)
     # Overflows are counted, not printed from the kernels.
     mjx_model = mjx_model.tree_replace({"opt._impl.warn_overflow": 0})

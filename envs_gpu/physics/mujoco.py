@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 
 import mujoco
@@ -11,7 +10,7 @@ import torch
 from mujoco.batch import Batch
 from torch import Tensor
 
-from envs_gpu.physics import backend
+from envs_gpu.physics import backend, honours
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState
 
 _DISABLE, _JOINT, _SAME = mujoco.mjtDisableBit, mujoco.mjtJoint, mujoco.mjtSameFrame
@@ -183,7 +182,7 @@ def _inertia_of_dof(model: mujoco.MjModel, dof: int) -> int:
 
 def _engine_model(model: mujoco.MjModel, per_world: tuple[str, ...]) -> mujoco.MjModel:
     """A copy of `model` that keeps a NaN instead of resetting the world, with shortcuts only where due."""
-    own = copy.copy(model)
+    own = honours.prepared(model, "mujoco")
     own.opt.disableflags |= int(_DISABLE.mjDSBL_AUTORESET)
     if model.ntree == 1:
         # One kinematic tree is one constraint island: looking for more costs 5 % and finds none.

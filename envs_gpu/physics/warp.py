@@ -13,11 +13,11 @@ import mujoco
 import mujoco_warp as mjw
 import torch
 import warp as wp
-from mujoco_warp._src import collision_primitive, solver
+from mujoco_warp._src import collision_primitive, constraint, smooth, solver
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import _hessian_order, backend
+from envs_gpu.physics import _equality_velocity, _hessian_order, backend, honours
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
 from envs_gpu.physics._solver import without_pgs
@@ -55,14 +55,17 @@ class WarpPhysics(Physics):
         wp.init()
         correct_warp(collision_primitive)
         _hessian_order.correct_warp(solver)
+        _equality_velocity.correct_warp(constraint, smooth)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
-            self._model = mjw.put_model(without_pgs(model))
+            own = without_pgs(honours.prepared(model, self.name))
+            with honours.refusing(model, self.name):
+                self._model = mjw.put_model(own)
             self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same
             self._give_rows(self._model)  # before the graphs are captured, which keep the arrays' addresses
             self.room = room = capacity(model, self._model.nxn_geom_pair_filtered.numpy(), options)
             self._data = mjw.put_data(
-                model, mujoco.MjData(model), num_worlds, nconmax=room.contacts, njmax=room.constraints
+                own, mujoco.MjData(own), num_worlds, nconmax=room.contacts, njmax=room.constraints
             )
             self._sensordata_before = wp.empty_like(self._data.sensordata)
         self._tensors = {name: bridge.warp_to_torch(getattr(self._data, name)) for name in _CONTINUATION}

@@ -4,8 +4,6 @@ Source: Erez, Tassa and Todorov 2011, "Infinite-Horizon Model Predictive Control
 Contacts".
 """
 
-from typing import ClassVar
-
 from torch import Tensor
 
 from envs_gpu.parameters import Parameter
@@ -18,10 +16,6 @@ from envs_gpu.tasks._planar_runner import HEALTHY_REWARD, PlanarRunner
 @task("walker2d")
 class Walker2d(PlanarRunner):
     """Observation `policy` `[N, 17]`."""
-
-    unsupported: ClassVar = {
-        "newton": "Newton's importer puts the root hinge 1.25 m below where the scene has it"
-    }
 
     model_name = "walker2d_v5"
     substeps = 4

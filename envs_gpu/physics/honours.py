@@ -1,0 +1,189 @@
+"""What each engine honours of a model: the rest is refused in one line, never ignored.
+
+MuJoCo Warp and MJX refuse much by themselves, and say why (`refusing` makes one line of it). What they take
+and then ignore or do otherwise stands in `IGNORED`. `tests/envs_gpu/test_honours.py` walks MuJoCo's flags,
+types and fields, and compares every engine with C. docs/engines.md shows the table.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import importlib.util
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+from envs_gpu.physics.base import UnsupportedModelError
+
+ENGINES = ("mujoco", "warp", "newton", "mjx-warp", "mjx")
+"""`mjx-warp` is `mjx` with `env.mjx_impl=warp`. The further right, the less is honoured."""
+_DISABLE, _ENABLE = mujoco.mjtDisableBit, mujoco.mjtEnableBit
+_WITHOUT_EFFECT = int(_DISABLE.mjDSBL_MIDPHASE) | int(_DISABLE.mjDSBL_AUTORESET)
+"""Flags about how C works, not about what it computes; worlds keep a NaN on every engine."""
+_MEASURES = int(_ENABLE.mjENBL_FWDINV)
+"""A flag that adds a statistic."""
+_SLEEPS = int(_ENABLE.mjENBL_SLEEP)
+
+
+class Ignored(NamedTuple):
+    """Something that engines would take in silence, and do otherwise than C."""
+
+    what: str
+    """In MJCF's words."""
+    used: Callable[[mujoco.MjModel], bool]
+    """Whether a compiled model uses it."""
+    engines: tuple[str, ...]
+    """The engines that refuse it."""
+
+
+def _any(*fields: str) -> Callable[[mujoco.MjModel], bool]:
+    return lambda model: any(bool(np.any(getattr(model, field))) for field in fields)
+
+
+def _flag(flag: int) -> Callable[[mujoco.MjModel], bool]:
+    return lambda model: bool(model.opt.enableflags & int(flag))
+
+
+def _disabled_and_stateful(model: mujoco.MjModel) -> bool:
+    return bool((disabled_actuators(model) & (model.actuator_actnum > 0)).any())
+
+
+def _discrete(model: mujoco.MjModel) -> bool:
+    return bool(model.opt.integrator == mujoco.mjtIntegrator.mjINT_DISCRETE)
+
+
+_OTHERS = ENGINES[1:]
+IGNORED = (
+    Ignored("plugins", lambda model: model.nplugin > 0, _OTHERS),
+    Ignored("SDF geoms", lambda model: mujoco.mjtGeom.mjGEOM_SDF in model.geom_type, _OTHERS),
+    Ignored("the flag override", _flag(_ENABLE.mjENBL_OVERRIDE), _OTHERS),
+    Ignored("the flag diagexact", _flag(_ENABLE.mjENBL_DIAGEXACT), _OTHERS),
+    Ignored("the flag ipc", _flag(_ENABLE.mjENBL_IPC), ENGINES),
+    Ignored("delays of actuators and sensors", lambda model: model.nhistory > 0, _OTHERS),
+    Ignored("an actuator with a state in a disabled group", _disabled_and_stateful, _OTHERS),
+    Ignored("the discrete integrator", _discrete, ("mjx",)),
+    Ignored("flexes", lambda model: model.nflex > 0, ("newton", "mjx")),
+    Ignored("actuators with several controls", lambda model: model.nu != model.nactuator, ("mjx",)),
+    Ignored("noslip_iterations", lambda model: model.opt.noslip_iterations > 0, ("mjx",)),
+    Ignored("damping of actuators", _any("actuator_damping"), ("mjx",)),
+    Ignored(
+        "polynomial stiffness and damping",
+        _any(
+            *("jnt_stiffnesspoly", "dof_dampingpoly", "tendon_stiffnesspoly", "tendon_dampingpoly"),
+            "actuator_dampingpoly",
+        ),
+        ("mjx",),
+    ),
+    Ignored("surface velocities", _any("geom_surfacevel"), ("mjx",)),
+    Ignored("adhesion of geoms", _any("geom_adhesion", "pair_adhesion"), ("mjx",)),
+)
+
+
+def check(model: mujoco.MjModel, engine: str) -> None:
+    """Check that `engine` (one of `ENGINES`) honours everything that `model` uses.
+
+    Raises:
+        UnsupportedModelError: it does not; the message names what, and the nearest engine that does.
+    """
+    for ignored in IGNORED:
+        if engine in ignored.engines and ignored.used(model):
+            raise UnsupportedModelError(
+                f"{_label(engine)} cannot simulate {ignored.what} of this model; {_advice(model, engine)}"
+            )
+
+
+def prepared(model: mujoco.MjModel, engine: str) -> mujoco.MjModel:
+    """A copy of `model` for `engine` that says the same in terms that the engine honours.
+
+    Actuators of a disabled group exert no force, flags without effect on the motion are taken away, and no
+    body sleeps: it saves time only, and which body sleeps is not part of the state.
+
+    Raises:
+        UnsupportedModelError: as `check`.
+    """
+    check(model, engine)
+    own = copy.copy(model)
+    own.opt.enableflags &= ~_SLEEPS
+    own.tree_sleep_policy[:] = mujoco.mjtSleepPolicy.mjSLEEP_AUTO_NEVER
+    if engine == "mujoco":
+        return own
+    own.opt.disableflags &= ~_WITHOUT_EFFECT
+    own.opt.enableflags &= ~_MEASURES
+    if engine == "mjx":
+        own.opt.enableflags &= ~int(_ENABLE.mjENBL_ENERGY)
+    off = disabled_actuators(model)
+    own.actuator_gaintype[off] = mujoco.mjtGain.mjGAIN_FIXED
+    own.actuator_biastype[off] = mujoco.mjtBias.mjBIAS_NONE
+    own.actuator_gainprm[off] = own.actuator_biasprm[off] = 0.0
+    own.opt.disableactuator = 0
+    return own
+
+
+def disabled_actuators(model: mujoco.MjModel) -> np.ndarray:
+    """`[nactuator]` bool: the actuator is in a group of `actuatorgroupdisable`."""
+    group = model.actuator_group
+    switchable = (group >= 0) & (group <= 30)
+    off: np.ndarray = switchable & ((model.opt.disableactuator >> np.clip(group, 0, 30)) & 1).astype(bool)
+    return off
+
+
+@contextlib.contextmanager
+def refusing(model: mujoco.MjModel, engine: str) -> Iterator[None]:
+    """Turn an engine's own refusal of `model` into one line that names the nearest engine that can.
+
+    Raises:
+        UnsupportedModelError: instead of `NotImplementedError` and `ValueError`.
+    """
+    try:
+        yield
+    except UnsupportedModelError:
+        raise
+    except (NotImplementedError, ValueError) as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise UnsupportedModelError(
+            f"{_label(engine)} cannot simulate this model: {reason}; {_advice(model, engine)}"
+        ) from error
+
+
+def _label(engine: str) -> str:
+    return "mjx with env.mjx_impl=warp" if engine == "mjx-warp" else engine
+
+
+def _advice(model: mujoco.MjModel, engine: str) -> str:
+    """The nearest engine that can, as a setting."""
+    nearer = {"mjx": ("mjx-warp", "mujoco"), "mjx-warp": ("mujoco",), "newton": ("warp", "mujoco")}
+    for other in nearer.get(engine, ("mujoco",)):
+        if other != engine and _runs(model, other):
+            return "set env.mjx_impl=warp" if other == "mjx-warp" else f"set env.backend={other}"
+    return "no engine here can; take it out of the model"
+
+
+def _runs(model: mujoco.MjModel, engine: str) -> bool:
+    if any(engine in ignored.engines and ignored.used(model) for ignored in IGNORED):
+        return False
+    if engine == "mujoco":
+        return True
+    if importlib.util.find_spec("mujoco_warp") is None:
+        return False
+    import mujoco_warp
+
+    from envs_gpu.physics._solver import without_pgs
+
+    try:
+        mujoco_warp.put_model(without_pgs(prepared(model, engine)))
+    except (NotImplementedError, ValueError):
+        return False
+    return True
+
+
+def table() -> str:
+    """`IGNORED` in Markdown, as docs/engines.md shows it."""
+    names = {"mjx-warp": "mjx (Warp)", "mjx": "mjx (JAX)"}
+    rows = [f"| | {' | '.join(names.get(engine, engine) for engine in ENGINES)} |", "|---" * 6 + "|"]
+    for ignored in IGNORED:
+        cells = ("refused" if engine in ignored.engines else "as C" for engine in ENGINES)
+        rows.append(f"| {ignored.what} | {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"

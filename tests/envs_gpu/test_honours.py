@@ -1,0 +1,207 @@
+"""Every engine does as C MuJoCo does, or refuses the model: never otherwise in silence.
+
+The cases come from MuJoCo's own enums and fields (`engine_walk`), so that a new MuJoCo brings new ones.
+"""
+
+from pathlib import Path
+
+import mujoco
+import numpy as np
+import pytest
+import torch
+
+from envs_gpu.parity import FACTOR, FLOAT32_EPS, FLOOR, NUM_DRAWS
+from envs_gpu.physics import BACKENDS, honours
+from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
+from tests import engine_walk
+
+CPU = torch.device("cpu")
+NUM_WORLDS, SUBSTEPS = 4, 5
+WALK = [
+    case
+    for cases in (engine_walk.flags, engine_walk.choices, engine_walk.numbers, engine_walk.kinds)
+    for case in cases()
+]
+QUICK = {
+    *("mjDSBL_GRAVITY", "mjENBL_OVERRIDE", "actuatorgroupdisable", "mjCONE_ELLIPTIC", "geom_margin"),
+    *("opt.wind", "mjEQ_CONNECT", "solref trimmed", "mjDYN_FILTER"),
+}
+"""Tried on Warp and Newton in every run; MJX compiles for half a minute."""
+KNOWN = {
+    **{("mjSOL_CG", engine): 200.0 for engine in honours.ENGINES[1:]},
+    **{("mjEQ_CONNECT", engine): 20.0 for engine in honours.ENGINES[1:]},
+}
+"""How many times as far as the rule allows an engine may be, where docs/engines.md says why."""
+
+
+def walk():
+    for engine in honours.ENGINES[1:]:
+        for case in WALK:
+            quick = case.name in QUICK and not engine.startswith("mjx")
+            yield pytest.param(
+                case, engine, marks=() if quick else pytest.mark.slow, id=f"{case.name}-{engine}"
+            )
+
+
+def build(engine, model, mjcf=""):
+    backend, _, impl = engine.partition("-")
+    mjcf = scene_text(mujoco.MjSpec.from_string(mjcf)) if mjcf else ""
+    return BACKENDS.get(backend)(model, NUM_WORLDS, CPU, PhysicsOptions(mjx_impl=impl or "jax", mjcf=mjcf))
+
+
+def start(model):
+    """Positions, velocities and controls `[N, ...]` that float32 holds, around the model's own."""
+    generator = np.random.default_rng(0)
+    qpos = np.tile(model.qpos0, (NUM_WORLDS, 1))
+    for row in qpos:
+        mujoco.mj_integratePos(model, row, generator.uniform(-0.05, 0.05, model.nv), 1)
+    qvel = generator.uniform(-0.5, 0.5, (NUM_WORLDS, model.nv))
+    ctrl = generator.uniform(-1.5, 1.5, (NUM_WORLDS, model.nu))
+    return [torch.tensor(values).float().double() for values in (qpos, qvel, ctrl)]
+
+
+def after(physics, qpos, qvel, ctrl):
+    """`[N, nq + nv]` one control step after a restart."""
+    physics.set_state(torch.ones(NUM_WORLDS, dtype=torch.bool), qpos, qvel)
+    physics.step(ctrl, SUBSTEPS)
+    return torch.cat([physics.state.qpos.double(), physics.state.qvel.double()], 1)
+
+
+def allowed(referee, expected, inputs, engine):
+    """The largest error by `parity`'s rule: so many times what a float32 bit in the start makes of C."""
+    generator = torch.Generator().manual_seed(0)
+
+    def nudged(values):
+        noise = 2 * torch.rand(values.shape, generator=generator, dtype=torch.float64) - 1
+        return values * (1 + FLOAT32_EPS * noise)
+
+    qpos, qvel, ctrl = inputs
+    group = [after(referee, nudged(qpos), nudged(qvel), ctrl) for _ in range(NUM_DRAWS)]
+    factor = FACTOR["warp" if engine == "mjx-warp" else engine]
+    return FLOOR + factor * max((end - expected).abs().max().item() for end in group)
+
+
+@pytest.mark.parametrize(("case", "engine"), walk())
+def test_an_engine_does_as_c_or_refuses(case, engine):
+    inputs = start(case.model)
+    try:
+        referee = build("mujoco", without_pgs(case.model))
+    except UnsupportedModelError:
+        pytest.skip("C refuses it too")
+    expected = after(referee, *inputs)
+    try:
+        physics = build(engine, case.model, case.mjcf)
+    except UnsupportedModelError as error:
+        refusal = str(error)
+    else:
+        refusal = ""
+    if refusal:
+        assert "\n" not in refusal
+        assert "env.backend=" in refusal or "env.mjx_impl=" in refusal
+        return
+    error = (after(physics, *inputs) - expected).abs().max().item()
+    assert error <= KNOWN.get((case.name, engine), 1.0) * allowed(referee, expected, inputs, engine)
+
+
+@pytest.mark.parametrize(
+    ("enum", "covered"),
+    [
+        (mujoco.mjtDyn, {*engine_walk.ACTUATORS, "mjDYN_USER"}),
+        (mujoco.mjtTrn, {*engine_walk.ACTUATORS, "mjTRN_JOINT", "mjTRN_UNDEFINED", "mjTRN_SO3"}),
+        (mujoco.mjtEq, {*engine_walk.EQUALITIES, "mjEQ_FLEX", "mjEQ_FLEXVERT", "mjEQ_FLEXSTRAIN"}),
+    ],
+)
+def test_a_kind_that_mujoco_adds_is_noticed(enum, covered):
+    """Kinds that are left out need callbacks or flexes, or are the scene's own."""
+    new = {name for name in enum.__members__ if name not in covered and "DISTANCE" not in name}
+    assert not new
+
+
+@pytest.mark.parametrize("name", ["mjDSBL_GRAVITY", "actuatorgroupdisable", "opt.wind", "mjEQ_CONNECT"])
+def test_a_case_matters(name):
+    """The walk would see an engine that ignores the thing: C moves otherwise with it."""
+    case = next(case for case in WALK if case.name == name)
+    inputs = start(case.base)
+    with_it, without = (after(build("mujoco", model), *inputs) for model in (case.model, case.base))
+    assert (with_it - without).abs().max() > 1e-5
+
+
+def test_the_documented_table_is_the_one_that_holds():
+    assert honours.table() in (Path(__file__).parents[2] / "docs" / "engines.md").read_text()
+
+
+PLUGIN = """
+<mujoco><extension><plugin plugin="mujoco.pid"><instance name="pid"><config key="kp" value="4"/></instance>
+</plugin></extension><worldbody><body><joint name="j" axis="0 1 0"/><geom size="0.1"/></body></worldbody>
+<actuator><plugin joint="j" plugin="mujoco.pid" instance="pid" ctrlrange="-1 1"/></actuator></mujoco>"""
+WHEEL_ON_WEDGE = """
+<mujoco><asset><mesh name="wedge" vertex="0 0 0  .2 0 0  0 .2 0  .2 .2 0  0 0 .1  0 .2 .1"/></asset>
+<worldbody><geom type="mesh" mesh="wedge"/><body pos="0 0 0.3"><freejoint/>
+<geom type="cylinder" size="0.05 0.02"/></body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("mjcf", "engine", "advice"),
+    [
+        (PLUGIN, "warp", "set env.backend=mujoco"),
+        (PLUGIN, "newton", "set env.backend=mujoco"),
+        (PLUGIN, "mjx", "set env.backend=mujoco"),
+        (WHEEL_ON_WEDGE, "mjx", "set env.mjx_impl=warp"),
+    ],
+)
+def test_a_refusal_names_the_nearest_engine_that_can(mjcf, engine, advice):
+    model = mujoco.MjModel.from_xml_string(mjcf)
+    with pytest.raises(UnsupportedModelError, match="cannot simulate") as refusal:
+        build(engine, model, mjcf)
+    assert str(refusal.value).endswith(advice)
+
+
+def test_sleep_is_off_on_every_engine():
+    """`mj_step` would let a body lie in the air; which body sleeps is not part of a world's state."""
+    mjcf = """<mujoco><option><flag sleep="enable"/></option><worldbody><body pos="0 0 1" sleep="init">
+        <freejoint/><geom size="0.1"/></body></worldbody></mujoco>"""
+    model = mujoco.MjModel.from_xml_string(mjcf)
+    for engine in ("mujoco", "warp", "newton"):
+        fallen = after(build(engine, model, mjcf), *start(model))
+        assert (fallen[:, 7 + 2] < start(model)[1][:, 2]).all(), engine
+
+
+REPLICATED = """
+<mujoco><option timestep="0.004"/><worldbody><replicate count="3" offset="0 .5 0" sep="_">
+<body name="leg" pos="0 0 1"><joint name="hip" axis="0 1 0"/><geom type="capsule" fromto="0 0 0 0 0 -.4"
+size=".03" mass="1"/></body></replicate></worldbody><actuator><motor joint="hip_0" gear="3"/>
+<motor joint="hip_1" gear="3"/><motor joint="hip_2" gear="3"/></actuator></mujoco>"""
+
+
+def test_newton_has_replicated_joints_in_the_order_of_the_scene():
+    model = mujoco.MjModel.from_xml_string(REPLICATED)
+    inputs = [*start(model)[:2], torch.tensor([[1.0, 0.0, -1.0]]).double().repeat(NUM_WORLDS, 1)]
+    referee = build("mujoco", model)
+    expected = after(referee, *inputs)
+    error = (after(build("newton", model, REPLICATED), *inputs) - expected).abs().max()
+    assert error <= allowed(referee, expected, inputs, "newton")
+
+
+LOOP = """
+<mujoco><option timestep="0.002"/><worldbody>
+<body name="a" pos="0 0 1"><joint axis="0 1 0"/><geom type="capsule" fromto="0 0 0 .3 0 0" size=".02"/>
+ <body name="b" pos=".3 0 0"><joint type="ball"/><geom type="capsule" fromto="0 0 0 0 .3 0" size=".02"/>
+ </body></body>
+<body name="c" pos=".3 .3 1"><freejoint/><geom type="box" size=".05 .04 .03"/></body></worldbody>
+<equality>{}</equality></mujoco>"""
+CLOSED = ['<connect body1="b" body2="c" anchor="0 .3 0"/>', '<weld body1="b" body2="c" torquescale=".3"/>']
+
+
+@pytest.mark.parametrize("engine", ["warp", "newton", pytest.param("mjx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("equality", CLOSED)
+def test_a_closed_loop_moves_as_in_c(equality, engine):
+    """The acceleration that keeps a turning loop closed; without it an engine is 1e-2 m/s off."""
+    mjcf = LOOP.format(equality)
+    model = mujoco.MjModel.from_xml_string(mjcf)
+    qpos, qvel, ctrl = start(model)
+    inputs = (qpos, 5 * qvel, ctrl)
+    referee = build("mujoco", model)
+    expected = after(referee, *inputs)
+    error = (after(build(engine, model, mjcf), *inputs) - expected).abs().max()
+    assert error <= allowed(referee, expected, inputs, engine)
