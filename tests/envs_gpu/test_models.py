@@ -246,7 +246,7 @@ class Misnames(CartpoleBalance):
     ],
 )
 def test_a_task_that_misnames_a_sensor_or_body(monkeypatch, where, expected, compiled):
-    monkeypatch.setattr("envs_gpu.make.make_task", lambda name, model=None: Misnames(where))
+    monkeypatch.setattr("envs_gpu.make.make_task", lambda name, model=None, keyframe=None: Misnames(where))
     with pytest.raises(ModelError, match=expected):
         make_env("cartpole_balance", num_envs=1, device=CPU, compiled=compiled)
 
