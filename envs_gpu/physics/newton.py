@@ -52,6 +52,7 @@ class NewtonPhysics(WarpPhysics):
     ) -> None:
         super().__init__(model, num_worlds, device, options)
         with wp.ScopedDevice(self._wp_device):
+            assert self.room is not None
             room = self.room
             imported = _import(options.mjcf, room)
             own, geoms = restored(without_pgs(honours.prepared(model, self.name)), imported)

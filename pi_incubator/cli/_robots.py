@@ -25,7 +25,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from envs_gpu.errors import EnvError
 from envs_gpu.user_model import UserModel
 from pi_incubator.errors import UserError
-from pi_incubator.evaluation.table import print_table, write_json
+from pi_incubator.evaluation.table import Cell, print_table, write_json
 
 TIMEOUT_S = 600.0
 """For one robot of many."""
@@ -185,7 +185,7 @@ def _progress(number: int) -> Iterator[Any]:
 
 def _print_results(results: list[dict[str, Any]]) -> None:
     outcomes = Counter(result["outcome"] for result in results)
-    rows = {
+    rows: dict[str, dict[str, Cell]] = {
         outcome: {"robots": number, "share": f"{number / len(results):.1%}"}
         for outcome, number in outcomes.most_common()
     }

@@ -96,10 +96,10 @@ class ExportedPolicy:
 
 def action_behind(target: Tensor, targets: Targets) -> Tensor:
     """An action `[N, A]` whose target is `target`; of all those beyond a limit, the smallest."""
-    moved = target - targets.offset
-    if targets.scale_below is None:
-        return moved / targets.scale
-    return moved / torch.where(moved > 0, targets.scale, targets.scale_below)
+    moved, scale = target - targets.offset, targets.scale
+    if targets.scale_below is not None:
+        scale = torch.where(moved > 0, scale, targets.scale_below)
+    return torch.where(scale == 0, 0.0, moved / scale)  # no action moves a target that is at its limit
 
 
 def load_exported(path: Path, interface: PolicyInterface) -> ExportedPolicy:

@@ -12,6 +12,7 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.artifact import Source
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.record import check_parity, record, remembered_error, target_error
+from pi_incubator.deploy.session import action_behind
 from pi_incubator.envs import evaluation_env
 from pi_incubator.errors import UserError
 
@@ -97,6 +98,14 @@ def test_an_action_that_is_the_target_has_its_unit_and_others_have_one():
     assert remembered_error("last_action", got, wanted, is_target) == pytest.approx(1 / 127.5)
     assert remembered_error("last_action", got, wanted, moves_target) == 1.0
     assert remembered_error("hidden", got, wanted, is_target) == 1.0
+
+
+def test_a_target_that_starts_at_its_limit_has_an_action_behind_it():
+    """Nothing moves it further: the smallest action that leads there is zero, not 0 / 0."""
+    at_its_limit = targets_of(-1.0, 2.0, -1.0, 1.0, below=0.0)
+    action = torch.tensor([[-1.0], [0.0], [0.5], [1.0]])
+    behind = action_behind(at_its_limit.control(action), at_its_limit)
+    torch.testing.assert_close(behind, torch.tensor([[0.0], [0.0], [0.5], [1.0]]))
 
 
 def test_a_number_that_is_none_is_never_small_enough():
