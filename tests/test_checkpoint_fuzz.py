@@ -126,7 +126,7 @@ def outcome(folder: RunFolder, trainee: Trainee) -> set[str]:
 
 
 def copy_of(good: RunFolder, place: Path) -> tuple[RunFolder, Path]:
-    """A fresh copy of the good run, with a file beside it that nobody may touch; and its newest checkpoint."""
+    """A fresh copy of the good run beside a file that nobody may touch; and its newest checkpoint."""
     shutil.rmtree(place, ignore_errors=True)
     shutil.copytree(good.path, place / "run")
     (place / SECRET).write_text("mine")

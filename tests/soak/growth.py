@@ -38,8 +38,8 @@ def holdings() -> dict[str, float]:
 class Growth:
     """Samples of `holdings`, and what they say.
 
-    What Python's garbage collector tracks at the first sample is left alone from then on, or each later sample
-    would go through all modules.
+    What Python's garbage collector tracks at the first sample is left alone from then on: each later sample
+    would go through all modules otherwise.
     """
 
     iterations: list[int] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""What the soak measures: a leak of one small thing in an iteration, or of one file in a thousand, is found."""
+"""What the soak measures: a leak of one small thing an iteration, or of one file in a thousand, is found."""
 
 import json
 import subprocess
