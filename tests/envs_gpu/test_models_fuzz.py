@@ -108,8 +108,7 @@ ATTRIBUTES = st.sampled_from(
         *("njmax", "nuser_geom", "nstack", "meshdir", "coordinate", "balanceinertia", "inertiafromgeom"),
     ]
 )
-"""Without sizes that ask for a gigabyte (`memory`, `nrow`, `count`): those are about memory, and not about
-errors."""
+"""Without sizes that ask for gigabytes (`memory`, `nrow`, `count`)."""
 
 
 @st.composite
@@ -181,7 +180,7 @@ def read(path: Path, content: str | bytes) -> mujoco.MjModel | None:
 
 
 def check(path: Path, content: str | bytes) -> bool:
-    """Whether the model is taken; then its numbers are finite, and it can be stepped."""
+    """Whether the model is taken; then an agent can act in it."""
     model = read(path, content)
     if model is None:
         return False
@@ -198,7 +197,7 @@ def test_the_good_file_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "least", "most"),
-    [(with_fragments, 0.0, 0.9), (with_other_values, 0.05, 0.9), (with_other_bytes, 0.05, 0.9)],
+    [(with_fragments, 0.01, 0.9), (with_other_values, 0.05, 0.9), (with_other_bytes, 0.01, 0.9)],
     ids=["fragments", "values", "bytes"],
 )
 def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind, least, most) -> None:
@@ -216,10 +215,10 @@ def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind, le
 
 @QUICK
 @given(
-    st.binary(max_size=200) | st.text(max_size=200) | elements().map(lambda text: f"<mujoco>{text}</mujoco>")
+    st.binary(max_size=200)
+    | st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace"))
+    | elements().map(lambda text: f"<mujoco>{text}</mujoco>".encode())
 )
-def test_what_is_no_model(tmp_path: Path, content: str | bytes) -> None:
+def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
     """Anything at all; nothing of it has an actuator in a body."""
-    assert not check(
-        tmp_path / "a.xml", content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-    )
+    assert not check(tmp_path / "a.xml", content)
