@@ -100,7 +100,7 @@ def test_a_run_in_which_no_episode_ended_says_so(drawn):
 
 def test_small_pictures_show_what_was_logged_and_six_at_most(drawn):
     """Metrics that were never finite have none; each shows every value, in the order of `DETAILS`."""
-    metrics = {name: 1.0 for name in reversed(DETAILS)} | {"episode/length": None, "unknown": 1.0}
+    metrics = dict.fromkeys(reversed(DETAILS), 1.0) | {"episode/length": None, "unknown": 1.0}
     rows = [row(i, **(metrics | {"policy/kl": float(i) if i else None})) for i in range(4)]
     figure = drawn(rows, "a run")
     titles = [axes.get_title(loc="left") for axes in figure.axes[1:]]

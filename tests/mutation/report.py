@@ -11,14 +11,14 @@ from rich.table import Table
 
 from tests.mutation.candidate import Key
 
-REASONS = Path(__file__).parent / "survivors.txt"
-"""Survivors that no test should kill: `file | line of source | mutant | reason`."""
+REASONS = Path(__file__).parent
+"""Where `survivors*.txt` list what no test should kill: `file | line of source | mutant | reason`."""
 TARGET = 0.9
 
 
 def print_report(results: Path, files: list[str]) -> int:
     """Print each file's score and the survivors without a reason; returns 1 if it is below `TARGET`."""
-    reasons = _lines(REASONS)
+    reasons = [line for file in sorted(REASONS.glob("survivors*.txt")) for line in _lines(file)]
     by_file: dict[str, list[dict]] = defaultdict(list)
     for key, result in sorted(outcomes(results).items()):
         if not files or any(result["file"].startswith(file.rstrip("/")) for file in files):
