@@ -75,7 +75,7 @@ def coverage_of(root: Path, build: Path, area: str, tests: list[str]) -> Reached
     kept = build / f"coverage_{area.replace('/', '_')}.json"
     if not kept.exists() or kept.stat().st_mtime < newest_s:
         print(f"which tests run which lines of {area}", flush=True)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             child = os.fork()
             if child == 0:
                 try:
