@@ -107,6 +107,7 @@ def test_small_pictures_show_what_was_logged_and_six_at_most(drawn):
     assert titles == [DETAILS[name] for name in DETAILS if name != "episode/length"][:6]
     kl = figure.axes[1 + titles.index(DETAILS["policy/kl"])]
     assert points(kl.lines[0]) == [(4096 * (i + 1), float(i)) for i in (1, 2, 3)]
+    assert points(kl.lines[1]) == points(kl.lines[0])  # the mean: a window of so few values is one value
     assert figure.get_suptitle() == "a run"
     figure.draw_without_rendering()
     places = [axes.get_position() for axes in figure.axes]
