@@ -69,7 +69,9 @@ def test_aliases_move_and_roll_back(run, client, bundles, capsys):
     for bundle in bundles[1:]:
         command("promote", bundle, "--alias", "champion")
     assert aliases(client) == {"candidate": 1, "champion": 3}
+    capsys.readouterr()
     command("rollback", run.path)
+    assert capsys.readouterr().out == f"{NAME} version 2 is champion again\n"
     assert aliases(client)["champion"] == 2
     command("promote", bundles[2], "--alias", "champion")
     command("rollback", run.path)
@@ -261,4 +263,5 @@ def test_a_run_that_was_not_tracked_gets_a_run_for_its_lineage(run, bundles, tmp
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     version = client.get_model_version_by_alias(NAME, "champion")
     assert client.get_run(version.run_id).info.status == "FINISHED"
+    assert (moved / "mlflow_run_id").read_text() == version.run_id  # the next bundle belongs to the same run
     assert json.loads(client.get_registered_model(NAME).tags["champion_history"]) == [1]

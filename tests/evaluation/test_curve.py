@@ -146,3 +146,11 @@ def test_large_numbers_of_small_pictures_are_written_short(drawn):
     assert speed.yaxis.get_major_formatter()(12_000) == "12k"
     assert length.yaxis.get_major_formatter().__class__.__name__ != "EngFormatter"
     assert speed.xaxis.get_major_formatter()(4_000_000) == "4M"
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_name_in_letters_that_the_font_lacks_warns_nobody(tmp_path):
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text(json.dumps(healthy(0)) + "\n")
+    draw_curve(metrics, tmp_path / "curve.png", "机器人")
+    assert (tmp_path / "curve.png").exists()
