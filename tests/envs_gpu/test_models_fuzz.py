@@ -202,7 +202,7 @@ def test_the_good_file_is_taken(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", [with_fragments, with_other_values, with_other_bytes])
 def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind) -> None:
-    """Elements where none belong, values that do not fit, bytes that are no XML; some of each are harmless."""
+    """Elements where none belong, values that do not fit, bytes that are no XML; some are harmless."""
     taken = []
 
     @QUICK
