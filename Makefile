@@ -6,7 +6,7 @@ PYTEST = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 WORKERS ?= 2
 CONFIG ?= configs/experiment_config_baseline.yaml
 
-.PHONY: train test test-all slow faults mutants gpu style lint format lock audit install clean
+.PHONY: train test test-all slow faults soak mutants gpu style lint format lock audit install clean
 
 train: install
 	$(BIN)/python train_ppo.py --config $(CONFIG)
@@ -23,6 +23,11 @@ slow: install
 
 faults: install
 	$(BIN)/python -m tests.faults
+
+# 10,000 iterations of each must hold no more memory, files and threads at their end.
+soak: install
+	$(BIN)/python -m tests.soak ppo
+	$(BIN)/python -m tests.soak sac
 
 # Which small mistakes in the code no test notices; SHARE=1 tries all of them, for hours.
 SHARE ?= 0.1

@@ -66,7 +66,7 @@ def load_with_text(
 ) -> tuple[mujoco.MjSpec, ModelText]:
     """`load_model`, and the text that MuJoCo was given."""
     text = _read(path, trusted, root)
-    _check_numbers(text.every_element())
+    _check_values(text.every_element())
     try:
         spec = mujoco.MjSpec.from_string(text.text, include=text.children or None)
     except (ValueError, mujoco.FatalError) as error:
@@ -192,10 +192,13 @@ def _check_is_file(path: Path) -> None:
         raise ModelError(f"{path}: is empty; name an MJCF file")
 
 
-def _check_numbers(elements: list[Element]) -> None:
-    """MuJoCo takes nan for a number, or for one that was not given."""
+def _check_values(elements: list[Element]) -> None:
+    """MuJoCo takes nan for a number, or for one that was not given, and `%` in an unknown class for a format of
+    C, which crashes."""
     for element in elements:
         for attribute, value in element.attributes.items():
+            if attribute == "class" and "%" in value:
+                raise ModelError(f'{element} {attribute}="{value}": MuJoCo reads "%" as a format; rename it')
             numbers = [token.lstrip("+-").lower() for token in value.split()]
             if attribute not in _FREE_TEXT and "nan" in numbers:
                 raise ModelError(f'{element} {attribute}="{value}": not a number; write one')

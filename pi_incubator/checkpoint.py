@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -378,7 +379,11 @@ def pin(run: RunFolder | str | Path, names: tuple[str, ...] = (POLICY,)) -> Pinn
     """
     folder = run if isinstance(run, RunFolder) else RunFolder(run)
     found, contents = read_newest(folder, [f"{name}.safetensors" for name in names])
-    return Pinned(found, {_part_of(file): load(content) for file, content in contents.items()})
+    states = {}
+    for file, content in contents.items():
+        with _reading_tensors(found.path / file):
+            states[_part_of(file)] = load(content)
+    return Pinned(found, states)
 
 
 def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
@@ -433,7 +438,8 @@ def _manifest(snapshot: Snapshot, cfg: ExperimentConfig, files: dict[str, str]) 
 def _read_state(file: Path, part: Part) -> State | None:
     """What `file` holds; None where an older checkpoint has lost what only the newest keeps."""
     if file.exists():
-        return load_file(file)
+        with _reading_tensors(file):
+            return load_file(file)
     if part.saved == "last":
         log.warning("%s was kept in a newer checkpoint only; continuing with an empty one", file)
         return None
@@ -455,7 +461,28 @@ def _load_state(file: Path, state: State, part: Part) -> None:
         if there is None or there.dtype != here.dtype or not (any_size or there.shape == here.shape):
             problem = f"has {describe(there)} for {key!r}, needed is {describe(here)}"
             raise UserError(f"{file}: {problem}; {OTHER_RUN}")
-    part.value.load_state_dict(state)
+    try:
+        part.value.load_state_dict(state)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, LookupError, OverflowError) as error:
+        raise UserError(f"{file}: cannot be continued ({_in_short(error)}); {OTHER_RUN}") from error
+
+
+@contextmanager
+def _reading_tensors(file: Path) -> Iterator[None]:
+    """Explain a file that is as it was written, and yet no file of tensors."""
+    try:
+        yield
+    except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, OSError) as error:
+        fix = "restore the checkpoint from a copy, or train again with another experiment.name"
+        raise UserError(f"{file}: is no file of tensors ({_in_short(error)}); {fix}") from error
+
+
+def _in_short(error: Exception) -> str:
+    """An error of a library in one line of a readable length."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def describe(tensor: Tensor | None) -> str:

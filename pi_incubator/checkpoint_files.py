@@ -75,7 +75,7 @@ def read_manifest(path: Path) -> Checkpoint:
         DAMAGE: the manifest is damaged.
         UserError: another version of this software wrote it.
     """
-    text = (path / MANIFEST).read_bytes().decode("utf-8")
+    text = _content(path / MANIFEST).decode("utf-8")
     manifest = json.loads(text)
     is_whole = OWN_HASH in manifest and manifest_text(_without_hash(manifest)) == text
     if OWN_HASH in manifest and not is_whole and not _is_of_other_format(manifest, text):
@@ -83,20 +83,20 @@ def read_manifest(path: Path) -> Checkpoint:
     _check_format(path, manifest["format"])
     if not is_whole:
         raise ValueError(f"{MANIFEST} has no {OWN_HASH} that fits it")
-    for name in manifest["files"]:
-        if Path(name).name != name or name in ("", ".", ".."):
-            raise ValueError(f"{MANIFEST} names a file outside of the checkpoint, {name!r}")
     found = Checkpoint(
         path,
-        int(manifest["iteration"]),
-        int(manifest["env_steps"]),
-        int(manifest["world_size"]),
+        _whole_number(manifest, "iteration"),
+        _whole_number(manifest, "env_steps"),
+        _whole_number(manifest, "world_size"),
         dict(manifest["files"]),
         tuple(manifest["only_newest"]),
         manifest["config_sha256"],
         manifest["git_commit"],
         manifest["git_dirty"],
     )
+    for name in (*found.files, *found.only_newest):
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise ValueError(f"{MANIFEST} names a file outside of the checkpoint, {name!r}")
     if path.name != checkpoint_name(found.iteration):
         raise ValueError(f"{MANIFEST} is that of iteration {found.iteration}")
     return found
@@ -218,8 +218,29 @@ def _is_of_other_format(manifest: Mapping[str, Any], text: str) -> bool:
     return manifest["format"] != FORMAT and num_changed > 1
 
 
+def _whole_number(manifest: Mapping[str, Any], key: str) -> int:
+    value = manifest[key]
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"{MANIFEST} has {key} = {str(value)[:40]!r}, which is no number of {key}")
+    return value
+
+
+def _content(file: Path) -> bytes:
+    """The bytes of a file that a checkpoint names."""
+    _check_is_file(file)
+    return file.read_bytes()
+
+
+def _check_is_file(file: Path) -> None:
+    """Refuse what is no file and may have no end, such as a pipe or a device."""
+    if file.exists() and not file.is_file():
+        raise ValueError(f"{file.name} is no file")
+
+
 def _check_format(path: Path, number: int) -> None:
     """Refuse the format of another version."""
+    if type(number) is not int:
+        raise ValueError(f"{MANIFEST} has a format that is no whole number")
     if number > FORMAT:
         problem = f"has format {number}, this version reads {FORMAT}"
         raise UserError(f"{path}: {problem}; upgrade pi_incubator")
@@ -234,6 +255,7 @@ def _verify(path: Path) -> Checkpoint:
     for name, sha256 in found.files.items():
         if name in found.only_newest and not (path / name).exists():
             continue
+        _check_is_file(path / name)
         if sha256_of(path / name) != sha256:
             raise ValueError(f"{name} has another SHA-256 than when it was written")
     return found
@@ -242,7 +264,7 @@ def _verify(path: Path) -> Checkpoint:
 def _read_files(path: Path, names: Iterable[str]) -> tuple[Checkpoint, dict[str, bytes]]:
     """The checkpoint in `path` and the content of some files; raises as `read_manifest`."""
     found = read_manifest(path)
-    contents = {name: (path / name).read_bytes() for name in names if name in found.files}
+    contents = {name: _content(path / name) for name in names if name in found.files}
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != found.files[name]:
             raise ValueError(f"{name} has another SHA-256 than when it was written")

@@ -68,9 +68,17 @@ class LabelBuffer:
         return self.held() | {COUNT: torch.tensor(self._count)}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state_dict` gave."""
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            ValueError: it does not hold as many rows as it says.
+        """
         rows = {name: tensor for name, tensor in state.items() if name != COUNT}
+        count = int(state[COUNT])
+        for name, tensor in rows.items():
+            if count < 0 or tensor.shape[:1] != (min(count, self.capacity),):
+                raise ValueError(f"has {name!r} {list(tensor.shape)} of {count} rows")
         self.tensors, self._count = {}, 0
         if rows:
             self.add(rows)
-        self._count = int(state[COUNT])
+        self._count = count

@@ -154,6 +154,66 @@ def test_the_adaptive_rate_stays_within_its_bounds(env: VecEnv, kl: float, bound
     torch.testing.assert_close(ppo.lr, torch.tensor(getattr(ppo.settings, bound)))
 
 
+@pytest.mark.parametrize(
+    ("far", "factor"), [(0.45, 1.5), (0.55, 1.0), (1.0, 1.0), (1.9, 1.0), (2.1, 1 / 1.5)]
+)
+def test_the_adaptive_rate_changes_where_the_divergence_is_twice_too_large_or_small(
+    env: VecEnv, far: float, factor: float
+) -> None:
+    """After every epoch, by the mean over its minibatches: here all have the same divergence."""
+    ppo = make_ppo(env, lr_schedule="adaptive", lr=1e-3, desired_kl=0.02, num_epochs=3)
+    ppo.collect()
+    kl = far * 0.02
+    ppo.step = lambda minibatch: torch.tensor([0.0, 0.0, 0.0, kl, 0.0])
+    metrics = ppo.update()
+    torch.testing.assert_close(ppo.lr, torch.tensor(1e-3 * factor**3))
+    torch.testing.assert_close(metrics["policy/lr"], ppo.lr)
+    torch.testing.assert_close(metrics["policy/kl"], torch.tensor(kl))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear"])
+def test_other_rates_do_not_follow_the_divergence(env: VecEnv, schedule: str) -> None:
+    """A constant rate stays, and a linear one follows the iterations."""
+    ppo = make_ppo(env, lr_schedule=schedule, lr=1e-3)
+    ppo._adapt_lr(torch.tensor(9.0))
+    torch.testing.assert_close(ppo.lr, torch.tensor(1e-3))
+
+
+@pytest.mark.parametrize("loss", ["torchrl", "fused"])
+def test_what_is_reported_is_the_mean_over_all_samples(env: VecEnv, loss: str) -> None:
+    """With a learning rate of zero every epoch sees the weights that collected: the numbers follow from the
+    data by the formulas of the paper."""
+    options = {"normalize_advantage": False, "value_coef": 0.5, "entropy_coef": 0.1, "num_epochs": 3}
+    ppo = make_ppo(env, loss=loss, lr_schedule="constant", **options)
+    ppo.lr.zero_()
+    ppo.collect()
+    metrics = ppo.update()
+    data = ppo.rollout.data
+    error = data["state_value"] - data["value_target"]
+    entropy = 0.5 * (2 * torch.pi * torch.e * metrics["policy/std"] ** 2).log()  # of one action
+    expected = {
+        "loss/policy": -data["advantage"].mean(),
+        "loss/value": 0.5 * error.square().mean(),
+        "policy/entropy": entropy,
+        "policy/kl": torch.tensor(0.0),
+        "policy/clip_fraction": torch.tensor(0.0),
+        "policy/std": ppo.policy.log_std.detach().exp().mean(),
+        "policy/lr": torch.tensor(0.0),
+    }
+    assert metrics.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(metrics[name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_the_reward_scale_multiplies_what_is_learned(env: VecEnv) -> None:
+    """Without a critic's opinion and with gamma = 0 the target of a step is its scaled reward."""
+    ppo = make_ppo(env, gamma=0.0, reward_scale=50.0)
+    ppo.collect()
+    reward = ppo.rollout.data["next", "reward"].clone()
+    ppo.update()
+    torch.testing.assert_close(ppo.rollout.data["value_target"], 50.0 * reward, rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize(("text", "field"), [("lr=1e-6", "lr_min"), ("lr=0.5", "lr_max")])
 def test_the_adaptive_rate_begins_within_its_bounds(tmp_path: Path, text: str, field: str) -> None:
     """A rate outside would jump to the bound at the first change."""

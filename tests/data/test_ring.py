@@ -173,3 +173,30 @@ def test_the_action_of_a_broken_world_is_stored_as_zero():
     steps = steps_of(obs, action, result, ["policy"])
     assert steps["action"].tolist() == [[0.5], [0.0]]
     assert steps["valid"].tolist() == [True, False]
+
+
+def test_a_ring_counts_what_it_holds_and_how_large_it_may_be():
+    """Whole steps of all worlds, one at least."""
+    ring, _ = make_ring(4 * N + N - 1)
+    for t in range(6):
+        assert len(ring) == N * min(t, 4)
+        ring.add(numbered(t))
+    smallest, _ = make_ring(1)
+    smallest.add(numbered(3))
+    assert len(smallest) == N
+    assert {when for when, _ in rows_of(smallest.sample(64))} == {3}
+
+
+@pytest.mark.parametrize("count", [-1, 2, 4, 100])
+def test_steps_that_were_saved_fit_their_count_or_are_refused(count):
+    """A count of others than the steps that are there would sample what was never stored; nothing changes."""
+    full, _ = make_ring(8 * N)
+    for t in range(3):
+        full.add(numbered(t))
+    ring, _ = make_ring(8 * N)
+    ring.add(numbered(9))
+    with pytest.raises(ValueError, match="steps, needed is"):
+        ring.load_state_dict(full.state_dict() | {"count": torch.tensor(count)})
+    with pytest.raises(ValueError, match="'reward'"):
+        ring.load_state_dict(full.state_dict() | {"reward": torch.zeros(1, N)})  # would be copied three times
+    assert {when for when, _ in rows_of(ring.sample(64))} == {9}

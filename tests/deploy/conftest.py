@@ -105,6 +105,12 @@ def sign(bundle):
 
 
 @pytest.fixture
+def sign_anew():
+    """Bundle -> its hashes made those of its files."""
+    return sign
+
+
+@pytest.fixture
 def spoil():
     """Bundle, factor -> its weights multiplied, its hashes right."""
 

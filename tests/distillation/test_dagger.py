@@ -169,6 +169,19 @@ def test_a_ring_continues_where_it_was_saved(num_added):
     assert len(one) == len(other) == min(5, num_added + 2)
 
 
+@pytest.mark.parametrize("count", [-1, 2, 4, 99])
+def test_a_saved_ring_that_holds_other_rows_than_it_says_is_refused(count):
+    """Rows that were never stored would be sampled."""
+    one, other = LabelBuffer(5, CPU), LabelBuffer(5, CPU)
+    one.add({"x": torch.arange(3), "y": torch.arange(3)})
+    other.add({"x": torch.arange(7, 9), "y": torch.arange(7, 9)})
+    with pytest.raises(ValueError, match=f"of {count} rows"):
+        other.load_state_dict(one.state_dict() | {"count": torch.tensor(count)})
+    with pytest.raises(ValueError, match="'y'"):
+        other.load_state_dict(one.state_dict() | {"y": torch.arange(2)})
+    assert other.held()["x"].tolist() == [7, 8]
+
+
 @pytest.mark.parametrize(
     ("weights", "shares"), [((1, 1, 1), [6, 5, 5]), ((2, 1, 1), [8, 4, 4]), ((1.0, 1e-9, 1.0), [8, 1, 7])]
 )

@@ -47,6 +47,11 @@ MISTAKES = {
     ),
     "nan timestep": ('timestep="0.002"', 'timestep="nan"', 'line 2, <option> timestep="nan": not a number'),
     "nan position": ("0 0 1", "nan 0 1", 'line 5, <body name="link"> pos="nan 0 1": not a number'),
+    "format of C": (
+        'size="0.1"',
+        'size="0.1" class="%s%n"',
+        'line 7, <geom name="rod"> class="%s%n": MuJoCo reads',
+    ),
     "nan in capitals": ('size="0.1"', 'size="-NaN"', 'line 7, <geom name="rod"> size="-NaN": not a number'),
     "infinite position": ("0 0 1", "inf 0 1", "pos of body 'link' is inf; write a finite number"),
     "missing mesh": (

@@ -75,3 +75,17 @@ def test_what_a_broken_policy_remembered_ends_with_the_episode():
     result = env.step(actor.act(env.reset(0)))
     actor.observe(result)
     assert actor.act(result.obs)[:, 0].tolist() == pytest.approx([0.0, torch.nan, torch.nan], nan_ok=True)
+
+
+def test_a_function_acts_without_a_state():
+    """What it is given are the groups of the observation, what it gives is the action."""
+    actor = as_actor(lambda obs: obs["policy"] * 2.0, 3)
+    env = CountingEnv()
+    obs = env.reset(0)
+    for _ in range(3):
+        action = actor.act(obs)
+        assert torch.equal(action, obs["policy"] * 2.0)
+        result = env.step(action)
+        actor.observe(result)
+        assert actor.state.shape == (3, 0)
+        obs = result.obs

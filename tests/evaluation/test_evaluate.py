@@ -4,6 +4,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from envs_gpu.errors import BrokenWorldsError
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.evaluation.evaluate import evaluate, record_observations
@@ -13,10 +14,12 @@ MAX_STEPS = 30
 
 
 class ScriptedEnv(ForgetfulEnv):
-    """World w's episodes last `lengths[w]` steps; a step is worth 1 and costs what the action says."""
+    """World w's episodes last `lengths[w]` steps, each `grows_by` more than the one before; a step is worth 1
+    and costs what the action says."""
 
-    def __init__(self, lengths, endless=False):
-        self.lengths, self.endless = torch.tensor(lengths), endless
+    def __init__(self, lengths, endless=False, grows_by=0):
+        self.lengths, self.endless, self.grows_by = torch.tensor(lengths), endless, grows_by
+        self.calls = []
         num_envs = len(lengths)
         cpu, limits = torch.device("cpu"), ((-1.0,), (1.0,))
         self.spec = EnvSpec("scripted", num_envs, {"policy": 2}, 1, *limits, ("hinge",), 10.0, MAX_STEPS, cpu)
@@ -39,10 +42,18 @@ class ScriptedEnv(ForgetfulEnv):
         final_obs = self.observe()
         metrics = {"reward/alive": torch.ones(self.num_envs), "age": self.age.float()}
         self.age.masked_fill_(done, 0)
+        self.lengths = self.lengths + self.grows_by * done
         self.obs = self.observe()
         reward = 1.0 - action[:, 0]
         nobody = torch.zeros_like(done)
         return StepResult(self.obs, reward, done, nobody, final_obs, metrics, nobody)
+
+    def pop_metrics(self):
+        self.calls.append("pop_metrics")
+        return {}
+
+    def check(self):
+        self.calls.append("check")
 
 
 def stand_still(obs):
@@ -55,6 +66,14 @@ def test_short_episodes_are_not_over_represented():
     assert evaluation.episodes["length"].tolist() == [1, 1, 10, 10, 20, 20]
     std = pytest.approx(7.760, abs=1e-3)
     assert evaluation.summary()["length"] == {"mean": 31 / 3, "std": std, "min": 1, "max": 20}
+
+
+def test_each_world_gives_its_first_episodes_and_no_later_ones():
+    """A world that is done early goes on while others are not, and what it does then does not count."""
+    episodes = evaluate(ScriptedEnv([1, 10, 20], grows_by=1), stand_still, num_episodes=5, seed=0).episodes
+    assert episodes["length"].tolist() == [1, 2, 10, 11, 20]
+    assert episodes["return"].tolist() == [1, 2, 10, 11, 20]
+    assert episodes["age"].tolist() == [1, 1.5, 5.5, 6, 10.5]
 
 
 @pytest.mark.parametrize("num_episodes", [1, 2, 3, 4, 7, 30])
@@ -86,15 +105,37 @@ def test_the_policy_may_be_an_object_and_its_actions_count():
     assert evaluation.episodes["return"].tolist() == [0, 0]
 
 
-def test_ends_with_the_last_episode_that_counts():
+@pytest.mark.parametrize(("num_episodes", "num_steps"), [(1, 2), (2, 7), (3, 7), (4, 14)])
+def test_ends_with_the_last_episode_that_counts(num_episodes, num_steps):
     env = ScriptedEnv([2, 7])
-    evaluate(env, stand_still, num_episodes=4, seed=0)
-    assert env.num_steps == 14
+    assert evaluate(env, stand_still, num_episodes, seed=0).num_episodes == num_episodes
+    assert env.num_steps == num_steps
+
+
+def test_episodes_may_take_as_long_as_the_env_says():
+    """Those that end with the last step that is allowed are complete."""
+    assert evaluate(ScriptedEnv([MAX_STEPS]), stand_still, 2, seed=0).episodes["length"].tolist() == [30, 30]
+
+
+def test_worlds_that_broke_and_found_no_room_are_told_at_the_end():
+    """The env warns of contacts without room when its metrics are taken, and raises where too many broke."""
+
+    class Broken(ScriptedEnv):
+        def check(self):
+            super().check()
+            raise BrokenWorldsError("half of the worlds broke")
+
+    env = Broken([2, 7])
+    with pytest.raises(BrokenWorldsError):
+        evaluate(env, stand_still, num_episodes=2, seed=0)
+    assert env.calls == ["pop_metrics", "check"]
 
 
 def test_an_env_that_never_ends_an_episode_is_named():
+    env = ScriptedEnv([2], endless=True)
     with pytest.raises(RuntimeError, match="max_episode_steps"):
-        evaluate(ScriptedEnv([2], endless=True), stand_still, num_episodes=1, seed=0)
+        evaluate(env, stand_still, num_episodes=3, seed=0)
+    assert env.num_steps == 3 * MAX_STEPS
 
 
 def test_no_episodes_are_refused():
@@ -106,6 +147,24 @@ def test_recorded_observations_are_as_many_as_asked_for():
     observations = record_observations(ScriptedEnv([20] * 4), stand_still, count=250, seed=0)
     assert observations.shape == (250, 2)
     assert set(observations[:, 1].tolist()) == set(map(float, range(20)))
+    assert set(observations[:, 0].tolist()) == {0.0, 1.0}  # few worlds, so that the episodes are whole
+
+
+@pytest.mark.parametrize(("count", "num_worlds"), [(1, 1), (5, 1), (199, 1), (200, 2), (300, 3), (1001, 4)])
+def test_recorded_observations_are_of_few_worlds_and_whole_episodes(count, num_worlds):
+    """Step after step of the same worlds, whose memory the env may use again."""
+
+    class InPlace(ScriptedEnv):
+        def observe(self):
+            features = torch.stack((self.world, self.age), dim=-1).float()
+            self.memory = features if not hasattr(self, "memory") else self.memory.copy_(features)
+            return TensorDict({"policy": self.memory, "other": -self.memory}, batch_size=[self.num_envs])
+
+    found = record_observations(InPlace([7] * 4), stand_still, count, seed=0)
+    steps = torch.arange(count) // num_worlds % 7
+    assert found.tolist() == [[index % num_worlds, step] for index, step in enumerate(steps.tolist())]
+    other = record_observations(InPlace([7] * 4), stand_still, count, seed=0, group="other")
+    assert torch.equal(other, -found)
 
 
 def swing(obs):

@@ -30,7 +30,7 @@ BUILD = ROOT / "build" / "mutation"
 AREAS = {
     "pi_incubator/evaluation": ["tests/evaluation", "tests/cli/test_eval.py"],
     "pi_incubator/runtime": ["tests/runtime"],
-    "pi_incubator/deploy/promotion.py": ["tests/deploy/test_promotion.py", "tests/cli"],
+    "pi_incubator/deploy/promotion.py": ["tests/deploy/test_promotion.py"],
     "pi_incubator/algorithms": [
         "tests/algorithms",
         "tests/training",
@@ -40,10 +40,15 @@ AREAS = {
     "pi_incubator/data": ["tests/data", "tests/algorithms", "tests/training/test_rollout.py"],
     "pi_incubator/checkpoint.py": [
         "tests/test_checkpoint.py",
+        "tests/test_checkpoint_fuzz.py",
         "tests/test_start_from.py",
         "tests/test_masking.py",
     ],
-    "pi_incubator/checkpoint_files.py": ["tests/test_checkpoint.py", "tests/test_start_from.py"],
+    "pi_incubator/checkpoint_files.py": [
+        "tests/test_checkpoint.py",
+        "tests/test_checkpoint_fuzz.py",
+        "tests/test_start_from.py",
+    ],
 }
 """What is mutated, and the tests that must notice."""
 

@@ -72,7 +72,17 @@ class Ring(Replay):
         return state | {"count": torch.tensor(self._count)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        self._count = int(state["count"])
-        filled = min(self._count, self._length)
+        """Continue from what `state_dict` gave.
+
+        Raises:
+            ValueError: it does not hold as many steps as it says, or steps of another shape.
+        """
+        count = int(state["count"])
+        filled = min(count, self._length)
+        for name, tensor in self._tensors.items():
+            if count < 0 or state[name].shape != (filled, *tensor.shape[1:]):
+                problem = f"has {name!r} {list(state[name].shape)} of {count} steps"
+                raise ValueError(f"{problem}, needed is {[filled, *tensor.shape[1:]]}")
+        self._count = count
         for name, tensor in self._tensors.items():
             tensor[:filled].copy_(state[name])
