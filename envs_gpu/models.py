@@ -193,7 +193,7 @@ def _check_is_file(path: Path) -> None:
 
 
 def _check_values(elements: list[Element]) -> None:
-    """MuJoCo takes nan for a number, and `%` in the name of an unknown class for a format of C, which crashes."""
+    """MuJoCo takes nan for a number, and `%` in a class name for a format of C, which crashes."""
     for element in elements:
         for attribute, value in element.attributes.items():
             if attribute == "class" and "%" in value:
