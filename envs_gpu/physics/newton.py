@@ -53,6 +53,7 @@ class NewtonPhysics(WarpPhysics):
         super().__init__(model, num_worlds, device, options)
         with wp.ScopedDevice(self._wp_device):
             room = self.room
+            assert room is not None
             imported = _import(options.mjcf, room)
             own, geoms = restored(without_pgs(honours.prepared(model, self.name)), imported)
             with honours.refusing(model, self.name):
