@@ -54,6 +54,7 @@ class NewtonPhysics(WarpPhysics):
         with wp.ScopedDevice(self._wp_device):
             assert self.room is not None
             room = self.room
+            assert room is not None
             imported = _import(options.mjcf, room)
             own, geoms = restored(without_pgs(honours.prepared(model, self.name)), imported)
             with honours.refusing(model, self.name):
