@@ -2,5 +2,5 @@
 
 from envs_gpu.registry import Registry
 
-BACKENDS = Registry("backend", "envs_gpu.physics", exclude=("base",))
+BACKENDS = Registry("backend", "envs_gpu.physics", exclude=("base", "honours"))
 backend = BACKENDS.register

@@ -150,10 +150,10 @@ def test_an_unsupported_pair_states_its_reason_and_is_not_run(
 ) -> None:
     pretend(monkeypatch, "failing")
     file = tmp_path / "check.json"
-    assert ends(["check", "hopper", "--backend", "newton", "--json", str(file)]) == 0
-    assert "unsupported: Newton's importer" in capsys.readouterr().out
+    assert ends(["check", "inverted_double_pendulum", "--backend", "mjx", "--json", str(file)]) == 0
+    assert "unsupported: MJX's" in capsys.readouterr().out
     (pair,) = json.loads(file.read_text())["pairs"]
-    assert pair["reason"] == TASKS.get("hopper").unsupported["newton"]
+    assert pair["reason"] == TASKS.get("inverted_double_pendulum").unsupported["mjx"]
     assert pair["findings"] == []
 
 

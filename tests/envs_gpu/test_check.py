@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 
-from envs_gpu import check
+from envs_gpu import check, parity
 from envs_gpu.check import CHECKS, Pair, check_pair
 
 NUM_WORLDS = 4
@@ -142,11 +142,11 @@ def test_drift_is_named_or_fails(monkeypatch):
     pair = Broken(weigh_more, backend="warp")
     with pytest.raises(check.CheckFailedError, match="rounding accounts for; 1 times may be"):
         CHECKS["drift"](pair)
-    monkeypatch.setitem(check.DEVIATIONS, ("cartpole_balance", "warp"), (1e9, "gravity is 1 % off"))
+    monkeypatch.setitem(parity.DEVIATIONS, ("cartpole_balance", "warp"), (1e9, "gravity is 1 % off"))
     status, detail = CHECKS["drift"](pair)
     assert status == "named"
     assert "gravity is 1 % off" in detail
-    monkeypatch.setitem(check.DEVIATIONS, ("cartpole_balance", "warp"), (1.1, "gravity is 1 % off"))
+    monkeypatch.setitem(parity.DEVIATIONS, ("cartpole_balance", "warp"), (1.1, "gravity is 1 % off"))
     with pytest.raises(check.CheckFailedError, match=r"1\.1 times may be"):
         CHECKS["drift"](pair)
 
