@@ -29,6 +29,7 @@ from envs_gpu.pixels import GROUP as PIXELS
 from envs_gpu.pixels import NoPixels
 from envs_gpu.random import WorldRandom, draws
 from envs_gpu.randomize import Randomization, Randomizer
+from envs_gpu.scene.contents import contents_of
 from envs_gpu.tasks.base import Episode, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
@@ -108,8 +109,8 @@ class SimEnv(VecEnv):
     ) -> None:
         self.task = task
         scene = task.scene()
-        self.notes = task.notes
         model = compile_model(scene, task.source or f"task {name}")
+        self.notes = (str(contents_of(model)), *task.notes) if task.takes_model else task.notes
         self.compiled_model = model
         with naming(f"task {name}"):
             task.attach(model, device)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from types import MappingProxyType
+from typing import Any
 
 import mujoco
 import numpy as np
@@ -16,8 +17,9 @@ from envs_gpu.errors import EnvError
 from envs_gpu.make import make_env, make_task
 from envs_gpu.parity import deviation, one_step_drift
 from envs_gpu.render import Renderer, RenderError
-from envs_gpu.robot_report.scene import Contents, contents_of, tear_of
+from envs_gpu.scene.contents import Contents, contents_of, tear_of
 from envs_gpu.sim_env import SimEnv
+from envs_gpu.tasks.base import Task
 from envs_gpu.user_model import UserModel
 
 CPU = torch.device("cpu")
@@ -25,6 +27,8 @@ NUM_STARTS = 16
 """Worlds whose start states are looked at."""
 HOLD_S = 2.0
 """Simulated time under an action of zero."""
+HELD = 0.1
+"""rad or m: closer to the pose counts as held."""
 DRIFT_WORLDS, DRIFT_STEPS = 4, 5
 PICTURE_SIZE = (640, 480)
 
@@ -54,17 +58,38 @@ class Engine:
 
 
 @dataclass(frozen=True)
+class Hold:
+    """What happens under an action of zero for `HOLD_S`."""
+
+    error: float
+    """Root mean square of the joints' distance from the pose at the end, in rad and m; the median world's."""
+    ended: float
+    """Share of the worlds whose episode ended meanwhile."""
+    broken: float
+    """Share of the worlds whose physics blew up meanwhile."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether the robot stays where it is."""
+        return self.ended == 0.0 and self.error < HELD
+
+    def __str__(self) -> str:
+        verdict = "holds the pose" if self.holds else "does NOT hold the pose"
+        ended = f", {self.ended:.0%} of the episodes end" if self.ended else ""
+        broken = f", and the physics BLEW UP in {self.broken:.0%} of the worlds" if self.broken else ""
+        return f"zero action {verdict}: {self.error:.2g} rad or m away after {HOLD_S:g} s{ended}{broken}"
+
+
+@dataclass(frozen=True)
 class RobotReport:
     """What a user should know about a robot before training it."""
 
     file: str
     contents: Contents
     remarks: tuple[str, ...]
-    """What was added to the file or assumed about it: limits, a floor."""
-    hold_error: float
-    """Root mean square of the joints' distance from the pose, in rad and m, after `HOLD_S` at zero action."""
-    hold_share: float
-    """Share of the worlds whose episode did not end meanwhile."""
+    """What is in the file, and what was added to it or assumed about it: limits, a floor. As at the start of a
+    run (`VecEnv.notes`)."""
+    hold: Hold
     tear: float
     """Largest violation of an equality constraint over the start states, in m or rad."""
     engines: tuple[Engine, ...]
@@ -72,24 +97,15 @@ class RobotReport:
     picture: NDArray[np.uint8] | None = field(default=None, repr=False, compare=False)
     """The start pose `[H, W, 3]`; None where nothing can be drawn."""
 
-    @property
-    def holds_pose(self) -> bool:
-        """Whether an action of zero keeps the robot where it is."""
-        return self.hold_share == 1.0 and self.hold_error < 0.1
-
     def lines(self) -> list[str]:
         """The report as sentences."""
         found = self.contents
-        joints = ", ".join(f"{number} {kind}" for kind, number in found.joints.items()) or "no joints"
-        lines = [
-            f"{found.num_bodies} bodies ({found.mass_kg:.4g} kg), joints: {joints}; {found.num_dofs} degrees "
-            f"of freedom, {len(found.actuators)} actuators, timestep {found.timestep_s:g} s",
-            *self.remarks,
-            self._about_pose(),
-        ]
+        lines = [*self.remarks, str(self.hold)]
         if found.loops:
             kinds = ", ".join(f"{number} {kind}" for kind, number in found.loops.items())
             lines.append(f"equality constraints: {kinds}; violated by at most {self.tear:.2g} at the start")
+        if found.keyframes:
+            lines.append(f"keyframes: {', '.join(found.keyframes)}")
         if found.num_flexes:
             lines.append(f"{found.num_flexes} flexible bodies")
         return [*lines, *map(str, self.engines)]
@@ -104,21 +120,19 @@ class RobotReport:
             "actuators": [vars(actuator) for actuator in self.contents.actuators],
             "loops": self.contents.loops,
             "tear": self.tear,
-            "holds_pose": self.holds_pose,
-            "hold_error": self.hold_error,
+            "holds_pose": self.hold.holds,
+            "hold_error": self.hold.error,
+            "broken": self.hold.broken,
             "engines": [vars(engine) for engine in self.engines],
             "took_s": round(self.took_s, 2),
         }
-
-    def _about_pose(self) -> str:
-        verdict = "holds the pose" if self.holds_pose else "does NOT hold the pose"
-        ended = f", {1 - self.hold_share:.0%} of the episodes end" if self.hold_share < 1 else ""
-        return f"zero action {verdict}: {self.hold_error:.2g} rad or m away after {HOLD_S:g} s{ended}"
 
 
 def report_on(
     model: str | UserModel,
     backends: Sequence[str] = ("mujoco",),
+    keyframe: str | int | None = None,
+    parameters: Mapping[str, float] = MappingProxyType({}),
     begins: Callable[[str], None] = lambda name: None,
 ) -> RobotReport:
     """Look at the robot of an MJCF file.
@@ -126,6 +140,8 @@ def report_on(
     Args:
         model: the robot, or its name as in `env.model`.
         backends: engines to try; `mujoco` is always looked at.
+        keyframe: the pose, as in `env.keyframe`.
+        parameters: of the task, as in `env.task`.
         begins: hears the name of each part before it begins.
 
     Raises:
@@ -133,25 +149,33 @@ def report_on(
     """
     began_s = time.perf_counter()
     begins("scene")
-    env = cast(SimEnv, make_env("hold_pose", backend="mujoco", num_envs=NUM_STARTS, device=CPU, model=model))
+    env = make_env(
+        "hold_pose",
+        backend="mujoco",
+        num_envs=NUM_STARTS,
+        device=CPU,
+        model=model,
+        keyframe=keyframe,
+        task_parameters=parameters,
+    )
+    assert isinstance(env, SimEnv)
     scene = env.physics.model
     tear = max(tear_of(scene, qpos) for qpos in env.physics.state.qpos.double().numpy())
     begins("picture")
     picture = _draw(env)
     begins("pose")
-    hold_error, hold_share = _hold(env)
+    hold = _hold(env)
     env.close()
     engines = []
     for backend in dict.fromkeys(("mujoco", *backends)):
         begins(backend)
-        engines.append(_try_engine(model, scene, backend))
+        engines.append(_try_engine(make_task("hold_pose", model, keyframe), scene, backend))
     took_s = time.perf_counter() - began_s
     return RobotReport(
         UserModel.of(model).name,
         contents_of(scene),
-        tuple(env.notes),
-        hold_error,
-        hold_share,
+        env.notes,
+        hold,
         tear,
         tuple(engines),
         took_s,
@@ -159,14 +183,15 @@ def report_on(
     )
 
 
-def _hold(env: SimEnv) -> tuple[float, float]:
-    """Distance from the pose and share of the worlds still in their first episode, after `HOLD_S`."""
+def _hold(env: SimEnv) -> Hold:
     zero = torch.zeros(env.num_envs, env.spec.action_dim)
-    ended = torch.zeros(env.num_envs, dtype=torch.bool)
+    ended, broken = (torch.zeros(env.num_envs, dtype=torch.bool) for _ in range(2))
     for _ in range(round(HOLD_S * env.spec.control_hz)):
         result = env.step(zero)
-        ended |= result.terminated
-    return float(result.metrics["pose_error"].median()), 1.0 - float(ended.float().mean())
+        broken |= result.metrics["physics/broken"].bool()
+        ended |= result.terminated | broken
+    error = result.metrics["pose_error"].median().item()
+    return Hold(error, ended.float().mean().item(), broken.float().mean().item())
 
 
 def _draw(env: SimEnv) -> NDArray[np.uint8] | None:
@@ -179,10 +204,9 @@ def _draw(env: SimEnv) -> NDArray[np.uint8] | None:
     return picture
 
 
-def _try_engine(model: str | UserModel, scene: mujoco.MjModel, backend: str) -> Engine:
+def _try_engine(task: Task, scene: mujoco.MjModel, backend: str) -> Engine:
     if backend == "mujoco":
         return Engine(backend)
-    task = make_task("hold_pose", model)
     try:
         excess = one_step_drift(task, backend, DRIFT_WORLDS, DRIFT_STEPS).excess()
     except EnvError as error:

@@ -12,21 +12,27 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from envs_gpu.engine_log import EngineLog
 from envs_gpu.errors import EnvError
 from envs_gpu.user_model import UserModel
+from pi_incubator.config import explain_settings, load_with_sources
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import Cell, print_table, write_json
 
+if TYPE_CHECKING:
+    from envs_gpu.robot_report import RobotReport
+
+CONFIG = "configs/hold_pose.yaml"
 TIMEOUT_S = 600.0
 """For one robot of many."""
 END_S = 10.0
@@ -49,21 +55,19 @@ class Order:
     """What to do with one robot of many."""
 
     file: str
-    root: str | None
-    """The folder that it may read, as `env.model_root`."""
+    settings: list[str]
+    """As of `pi-train`: `env.model_root=DIR`, `env.limits.NAME=[low, high]`, ..."""
     backends: list[str]
     train_steps: int | None
 
 
 def check_one(arguments: argparse.Namespace) -> int:
     """Print what there is to know about one robot; 2 where it is refused."""
-    from envs_gpu.robot_report import report_on
     from envs_gpu.robot_report.page import page_of, png_of
 
-    console = Console(stderr=True)
-    with console.status("scene") as status:
-        robot = UserModel(arguments.model, arguments.model_root)
-        report = report_on(robot, arguments.backend or ("mujoco",), begins=status.update)
+    with Console(stderr=True).status("scene") as status, EngineLog(None):
+        order = Order(arguments.model, arguments.settings, arguments.backend or ["mujoco"], None)
+        report = _report(order, begins=status.update)
     print(report.file)
     for line in report.lines():
         print(f"  {line}")
@@ -87,10 +91,9 @@ def check_many(arguments: argparse.Namespace) -> int:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     results: list[dict[str, Any]] = []
-    root = arguments.model_root and os.path.abspath(arguments.model_root)
-    orders = [
-        Order(os.path.abspath(file), root, arguments.backend or ["mujoco"], arguments.train) for file in files
-    ]
+    backends = arguments.backend or ["mujoco"]
+    settings = [_absolute(setting) for setting in arguments.settings]
+    orders = [Order(os.path.abspath(file), settings, backends, arguments.train) for file in files]
     with _progress(len(files)) as advance, ThreadPoolExecutor(arguments.jobs) as pool:
         for result in pool.map(lambda order: _look(context, order), orders):
             results.append(result)
@@ -144,18 +147,33 @@ def _child(order: Order, answer: Connection) -> None:
     answer.close()
 
 
+def _report(order: Order, begins: Callable[[str], None] = lambda name: None) -> RobotReport:
+    """The report on one robot, with the settings that training would have."""
+    from envs_gpu.robot_report import report_on
+
+    cfg, sources = load_with_sources(CONFIG, [*order.settings, f"env.model={order.file}"])
+    robot = UserModel(order.file, cfg.env.model_root, cfg.env.limits)
+    with explain_settings(sources, CONFIG):
+        return report_on(robot, order.backends, cfg.env.keyframe, cfg.env.task, begins)
+
+
 def _examine(order: Order, folder: str) -> dict[str, Any]:
     """The report, and where it was asked for a short training with all that follows it, in `folder`."""
-    from envs_gpu.robot_report import report_on
     from pi_incubator.run import run
 
-    report = report_on(UserModel(order.file, order.root), order.backends).as_json()
+    with EngineLog(None):
+        report = _report(order).as_json()
     if not order.train_steps:
         return report | {"outcome": "checked", "reason": ""}
-    own = [f"env.model={order.file}", f"training.total_steps={order.train_steps}"]
-    own += [f"env.model_root={order.root}"] if order.root else []
-    run("configs/hold_pose.yaml", [*TRAIN, *own, f"experiment.output_dir={folder}"])
+    steps, place = f"training.total_steps={order.train_steps}", f"experiment.output_dir={folder}"
+    run(CONFIG, [*TRAIN, *order.settings, f"env.model={order.file}", steps, place])
     return report | {"outcome": "trained", "reason": ""}
+
+
+def _absolute(setting: str) -> str:
+    """`setting` for another working directory."""
+    name, _, value = setting.partition("=")
+    return f"{name}={os.path.abspath(value)}" if name == "env.model_root" else setting
 
 
 @contextlib.contextmanager

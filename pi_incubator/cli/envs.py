@@ -112,6 +112,8 @@ def show_robots(arguments: argparse.Namespace) -> int:
 
 def show_check(arguments: argparse.Namespace) -> int:
     """Check whether tasks keep their promises on a backend, or what becomes of a robot."""
+    arguments.settings = [word for word in arguments.tasks if "=" in word]
+    arguments.tasks = [word for word in arguments.tasks if "=" not in word]
     _refuse_unknown(arguments)
     if arguments.model:
         return check_one(arguments)
@@ -141,6 +143,8 @@ def _refuse_unknown(arguments: argparse.Namespace) -> None:
         raise UserError("pi-envs check: nothing is named; name tasks, or give --all, --model or --models")
     if sum(asked) > 1:
         raise UserError("pi-envs check: tasks, --model and --models exclude each other; give one of them")
+    if arguments.settings and not (arguments.model or arguments.models):
+        raise UserError(f"{arguments.settings[0]}: settings go with --model and --models only; leave it out")
     for option, needed in (("out", "model"), ("train", "models")):
         if getattr(arguments, option) and not getattr(arguments, needed):
             raise UserError(f"--{option}: goes with --{needed} only; leave it out")
@@ -170,15 +174,17 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     add("list", show_list)
     add("robots", show_robots)
     check = add("check", show_check)
-    check.add_argument("tasks", nargs="*", metavar="NAME", help="tasks to check")
+    check.add_argument(
+        "tasks",
+        nargs="*",
+        metavar="NAME",
+        help="tasks to check; with --model and --models, settings as of pi-train",
+    )
     check.add_argument("--all", action="store_true", help="every task")
     check.add_argument(
         "--model", metavar="FILE", help="a robot, as in env.model: what training would see of it"
     )
     check.add_argument("--models", metavar="GLOB", help="many robots: what becomes of each; ** is any folder")
-    check.add_argument(
-        "--model-root", metavar="DIR", help="folder below which robots may read, as env.model_root"
-    )
     check.add_argument("--train", type=count, metavar="STEPS", help="also train and export each of --models")
     check.add_argument(
         "--out", type=page, metavar="FILE", help="report on --model as .html, or its picture as .png"

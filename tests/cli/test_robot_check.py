@@ -9,7 +9,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_gpu.robot_report.scene import contents_of, tear_of
+from envs_gpu.scene.contents import contents_of, tear_of
 from pi_incubator.cli import envs
 from pi_incubator.cli._main import run
 
@@ -91,6 +91,26 @@ def test_a_robot_that_sinks_down_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "zero action does NOT hold the pose" in capsys.readouterr().out
 
 
+def test_settings_of_training_count(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arm.write_text(ARM.replace(' ctrlrange="-2 2"', ""))
+    assert check("--model", str(arm)) == 2
+    assert "elbow servo" in capsys.readouterr().err
+    limits = "env.limits={'elbow servo': [-3, 3]}"
+    page = arm.with_suffix(".html")
+    assert check("--model", str(arm), limits, "--out", str(page)) == 0
+    assert "elbow servo [-3, 3]" in capsys.readouterr().out
+    assert "<td>-3</td><td>3</td>" in page.read_text()
+
+
+def test_physics_that_blows_up_is_told_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "wild.xml"
+    file.write_text(ARM.replace('damping="2"', 'damping="-2000"'))
+    assert check("--model", str(file)) == 0
+    out, err = capfd.readouterr()
+    assert "BLEW UP" in out
+    assert len([line for line in err.splitlines() if "MuJoCo" in line]) <= 4
+
+
 def test_an_engine_is_compared_with_c_mujoco(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check("--model", str(arm), "--backend", "warp") == 0
     assert "warp: runs, within the parity rule" in capsys.readouterr().out
@@ -115,6 +135,7 @@ def test_many_robots_are_sorted_by_what_became_of_them(
         ([], "nothing is named"),
         (["ant", "--model", "x.xml"], "exclude each other"),
         (["--models", "*.nothing"], "matches no file"),
+        (["ant", "env.keyframe=1"], "settings go with --model and --models only"),
         (["ant", "--train", "5"], "--train: goes with --models only"),
         (["--model", "x.xml", "--out", "x.pdf"], "ends neither in .html nor in .png"),
         (["--model", "nowhere.xml"], "no such file"),

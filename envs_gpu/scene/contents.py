@@ -49,6 +49,13 @@ class Contents:
     num_flexes: int
     timestep_s: float
 
+    def __str__(self) -> str:
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.joints.items()) or "no joints"
+        return (
+            f"{self.num_bodies} bodies ({self.mass_kg:.4g} kg), joints: {kinds}; {self.num_dofs} degrees of "
+            f"freedom, {len(self.actuators)} controls, timestep {self.timestep_s:g} s"
+        )
+
 
 def contents_of(model: mujoco.MjModel) -> Contents:
     """Count what is in a compiled scene."""
