@@ -87,8 +87,7 @@ class RobotReport:
     file: str
     contents: Contents
     remarks: tuple[str, ...]
-    """What is in the file, and what was added to it or assumed about it: limits, a floor. As at the start of a
-    run (`VecEnv.notes`)."""
+    """What is in the file, and what was added to it or assumed about it, as the start of a run tells it."""
     hold: Hold
     tear: float
     """Largest violation of an equality constraint over the start states, in m or rad."""
