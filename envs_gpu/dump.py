@@ -189,10 +189,13 @@ def _portable(spec: mujoco.MjSpec) -> tuple[str, dict[str, bytes]]:
     for texture in spec.textures:
         spec.delete(texture)
     assets = dict(spec.assets or {})
-    for mesh in spec.meshes:
-        if mesh.file and mesh.file not in assets:
-            assets[mesh.file] = (Path(spec.modelfiledir) / spec.meshdir / mesh.file).read_bytes()
-    spec.compile(assets) if assets else spec.compile()
+    # Names of their own, because a file's name may be an absolute path.
+    for number, asset in enumerate(one for one in (*spec.meshes, *spec.hfields) if one.file):
+        folder, name = Path(spec.modelfiledir) / spec.meshdir, f"{number}{Path(asset.file).suffix}"
+        assets[name] = assets.pop(asset.file, None) or (folder / asset.file).read_bytes()
+        asset.file = name
+    spec.meshdir, spec.assets = "", assets
+    spec.compile()
     return spec.to_xml(), assets
 
 

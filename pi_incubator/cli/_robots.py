@@ -141,7 +141,7 @@ def _child(order: Order, answer: Connection) -> None:
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            reason = f"{type(error).__name__}: {' '.join(str(error).split())} ({where})"
+            reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]} ({where})"
             result = {"outcome": "failed", "reason": reason}
     answer.send({"file": order.file} | result)
     answer.close()

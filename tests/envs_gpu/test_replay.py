@@ -324,3 +324,26 @@ def test_dumps_hold_no_path_of_this_machine(tmp_path):
         text = " ".join(str(file[name]) for name in file.files if file[name].dtype.kind == "U")
     assert "/" not in text.replace("/>", "").replace("</", "")
     assert only_dump(tmp_path).stat().st_size < 50_000
+
+
+def test_a_dump_holds_the_meshes_of_the_robot(tmp_path):
+    robot = tmp_path / "robot"
+    robot.mkdir()
+    corners = "v 0 0 0\nv .2 0 0\nv 0 .2 0\nv 0 0 .2\n"
+    (robot / "wedge.obj").write_text(corners + "f 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
+    (robot / "robot.xml").write_text(
+        '<mujoco><asset><mesh name="wedge" file="wedge.obj"/></asset><worldbody><geom type="plane" size="1 1 1"/>'
+        '<body pos="0 0 1"><joint name="turn" axis="0 1 0"/><geom type="mesh" mesh="wedge" mass="1"/></body>'
+        '</worldbody><actuator><motor joint="turn" ctrlrange="-1 1"/></actuator></mujoco>'
+    )
+    guards = GuardOptions(history_steps=HISTORY, dump_dir=tmp_path / "broken", energy_margin=None)
+    env = make_env(
+        "hold_pose", backend="mujoco", num_envs=3, device=CPU, guards=guards, model=str(robot / "robot.xml")
+    )
+    expected = env.physics.model.mesh_vert.copy()
+    blow_up(env, world=1, speed=1e12, dof=0)
+    env.close()
+    for file in robot.iterdir():
+        file.unlink()
+    _, model = read_dump(only_dump(tmp_path))
+    np.testing.assert_array_equal(model.mesh_vert, expected)
