@@ -332,8 +332,9 @@ def test_a_dump_holds_the_meshes_of_the_robot(tmp_path):
     corners = "v 0 0 0\nv .2 0 0\nv 0 .2 0\nv 0 0 .2\n"
     (robot / "wedge.obj").write_text(corners + "f 1 3 2\nf 1 2 4\nf 1 4 3\nf 2 3 4\n")
     (robot / "robot.xml").write_text(
-        '<mujoco><asset><mesh name="wedge" file="wedge.obj"/></asset><worldbody><geom type="plane" size="1 1 1"/>'
-        '<body pos="0 0 1"><joint name="turn" axis="0 1 0"/><geom type="mesh" mesh="wedge" mass="1"/></body>'
+        '<mujoco><asset><mesh name="wedge" file="wedge.obj"/></asset><worldbody>'
+        '<geom type="plane" size="1 1 1"/><body pos="0 0 1"><joint name="turn" axis="0 1 0"/>'
+        '<geom type="mesh" mesh="wedge" mass="1"/></body>'
         '</worldbody><actuator><motor joint="turn" ctrlrange="-1 1"/></actuator></mujoco>'
     )
     guards = GuardOptions(history_steps=HISTORY, dump_dir=tmp_path / "broken", energy_margin=None)
@@ -342,6 +343,7 @@ def test_a_dump_holds_the_meshes_of_the_robot(tmp_path):
     )
     expected = env.physics.model.mesh_vert.copy()
     blow_up(env, world=1, speed=1e12, dof=0)
+    env.check()
     env.close()
     for file in robot.iterdir():
         file.unlink()
