@@ -1,83 +1,75 @@
-"""What a robot stands on: whether something is below what falls, and a floor where nothing is.
-
-"Up" is against gravity. Something falls if its root has a free joint, gravity acts on it, and no constraint
-fastens it to what does not fall.
-"""
+"""What a robot stands on: ground that its file has, or a floor where something would fall for ever."""
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 
 import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+from envs_gpu.scene.falling import falling_roots, up_direction
+from envs_gpu.scene.ground import Ground, ground_below
 from envs_gpu.scene.keyframe import unused_name
+from envs_gpu.scene.lowest import lowest_of_flexes, lowest_of_geoms
+from envs_gpu.scene.touch import colliding, flexes_of, geoms_of, touches_floor
 
-Array = NDArray[np.float64]
-_GEOM = mujoco.mjtGeom
-_TIES = (int(mujoco.mjtEq.mjEQ_CONNECT), int(mujoco.mjtEq.mjEQ_WELD))
-_OWN = (
+_NOT_FROM_DEFAULTS = (
     *("condim", "priority", "friction", "solmix", "solref", "solimp", "margin", "gap", "surfacevel"),
     *("adhesion", "material", "rgba", "group", "hfieldname", "meshname", "fluid_coefs", "fromto"),
 )
-"""What a floor does not take from the model's default classes."""
-_SHOWN, _HIDDEN = 0, 5
-"""Groups of geoms that a ray hits, and does not hit."""
+"""Fields of a floor that must not come from the model's default classes."""
+_DEEP_M = 0.01
+"""A contact that is deeper than this at the start is told."""
+_TOUCHES_M = 0.01
+"""A robot whose lowest point is further above the ground falls onto it first, which is told."""
 
 
-def up_direction(model: mujoco.MjModel) -> Array | None:
-    """The unit vector `[3]` against gravity; None where there is none."""
-    strength = float(np.linalg.norm(model.opt.gravity))
-    if strength == 0 or model.opt.disableflags & mujoco.mjtDisableBit.mjDSBL_GRAVITY:
-        return None
-    return -np.asarray(model.opt.gravity) / strength
+def provide_ground(
+    spec: mujoco.MjSpec, model: mujoco.MjModel, data: mujoco.MjData, robot: Sequence[int]
+) -> tuple[str, ...]:
+    """Add a floor to `spec` where it is needed, and say what the robot stands on.
 
+    Args:
+        spec: may be changed.
+        model: compiled from `spec` as it was.
+        data: of `model`, at the start pose.
+        robot: the root bodies of the robot.
 
-def falling_roots(model: mujoco.MjModel, data: mujoco.MjData) -> list[int]:
-    """The bodies with a free joint that fall, each with everything that it carries."""
-    if up_direction(model) is None:
-        return []
-    free = model.jnt_bodyid[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]
-    weight = model.body_mass * (1.0 - model.body_gravcomp)
-    falling = {int(body) for body in free if weight[model.body_rootid == body].sum() > 0}
-    ties = _tied_roots(model, data)
-    while held := {a for a, b in ties if a in falling and b not in falling}:
-        falling -= held
-    return sorted(falling)
-
-
-def ground_below(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> float | None:
-    """The height, m, of what is below the body `root` and all that it carries; None where nothing is.
-
-    Heights are along `up_direction`. A ray down from the center of mass decides; where it hits nothing, rays
-    from the body's geoms, half of which must hit something.
+    Returns:
+        Sentences for the user.
     """
-    up = up_direction(model)
-    assert up is not None
-    solid = _only_ground(model, data, root)
-    geoms = [g for g in _colliding(model) if model.body_rootid[model.geom_bodyid[g]] == root]
-    center = data.subtree_com[root]
-    if (height := _height_below(solid, data, center, up)) is not None:
-        return height
-    heights = [_height_below(solid, data, data.geom_xpos[geom], up) for geom in geoms]
-    hit = [height for height in heights if height is not None]
-    return max(hit) if 2 * len(hit) >= max(len(heights), 1) else None
+    grounds = {root: ground_below(model, data, root) for root in falling_roots(model, data)}
+    own = [(root, ground) for root in robot if (ground := grounds.get(root)) is not None]
+    notes = [_standing(model, data, root, ground) for root, ground in own]
+    bare = [root for root, ground in grounds.items() if ground is None]
+    lost = [root for root in bare if not _floor_carries(model, root)]
+    if len(lost) < len(bare):
+        height_m = add_floor(spec, model, data)
+        notes.append(f"a floor was added below the robot, at a height of {height_m:.3g} m")
+    if lost:
+        names = ", ".join(_name(model, mujoco.mjtObj.mjOBJ_BODY, root) for root in lost)
+        notes.append(
+            f"no floor was added for {names}, which will fall: contype, conaffinity, <exclude> or a flag "
+            "of the model keep it from touching one"
+        )
+    return tuple(dict.fromkeys([*notes, *_deepest_contact(model, data)]))
 
 
 def lowest_point(model: mujoco.MjModel, data: mujoco.MjData) -> float | None:
-    """Height, m, of the lowest point of all geoms that move and collide, with margin; None without any."""
+    """Height, m, of the lowest point of all that moves and can touch a floor, with margin; None without any.
+
+    Geoms and flexes count.
+    """
     up = up_direction(model)
     assert up is not None
-    geoms = _colliding(model) or list(range(model.ngeom))
-    moving = [geom for geom in geoms if model.body_weldid[model.geom_bodyid[geom]]]
-    heights = (_lowest_of(model, data, geom, up) - model.geom_margin[geom] for geom in moving)
-    return min(heights, default=None)
-
-
-def needs_floor(model: mujoco.MjModel, data: mujoco.MjData) -> bool:
-    """Whether something falls with nothing below it."""
-    return any(ground_below(model, data, root) is None for root in falling_roots(model, data))
+    geoms, flexes = touches_floor(model)
+    moving = geoms & (model.body_weldid[model.geom_bodyid] != 0)
+    lowest = (
+        lowest_of_geoms(model, data, np.flatnonzero(moving).tolist(), up),
+        lowest_of_flexes(model, data, np.flatnonzero(flexes).tolist(), up),
+    )
+    return min((height for height in lowest if height is not None), default=None)
 
 
 def add_floor(spec: mujoco.MjSpec, model: mujoco.MjModel, data: mujoco.MjData) -> float:
@@ -96,79 +88,55 @@ def add_floor(spec: mujoco.MjSpec, model: mujoco.MjModel, data: mujoco.MjData) -
     turn, pos = np.zeros(4), height * up
     mujoco.mju_quatZ2Vec(turn, up)
     name = unused_name("floor", [geom.name for geom in spec.geoms])
-    plane = _GEOM.mjGEOM_PLANE
+    plane = mujoco.mjtGeom.mjGEOM_PLANE
     floor = spec.worldbody.add_geom(name=name, type=plane, size=(0, 0, 0.05), pos=pos, quat=turn)
     empty = mujoco.MjSpec()
     plain = empty.worldbody.add_geom()
-    for field in _OWN:
+    for field in _NOT_FROM_DEFAULTS:
         setattr(floor, field, getattr(plain, field))
-    geoms = _colliding(model)
-    floor.contype = _all_bits(model.geom_conaffinity[geoms]) or 1
-    floor.conaffinity = _all_bits(model.geom_contype[geoms]) or 1
+    geoms = colliding(model)
+    floor.contype = _all_bits(model.geom_conaffinity[geoms], model.flex_conaffinity)
+    floor.conaffinity = _all_bits(model.geom_contype[geoms], model.flex_contype)
     return height
 
 
-def _all_bits(values: NDArray[np.int32]) -> int:
-    return int(np.bitwise_or.reduce(values)) if len(values) else 0
+def _floor_carries(model: mujoco.MjModel, root: int) -> bool:
+    """Whether the body `root`, or what it carries, can touch a geom that is added to the world."""
+    geoms, flexes = touches_floor(model)
+    return bool(geoms[geoms_of(model, root)].any() or flexes[flexes_of(model, root)].any())
 
 
-def _colliding(model: mujoco.MjModel) -> list[int]:
-    """The geoms that can touch anything."""
-    return np.flatnonzero(model.geom_contype | model.geom_conaffinity).tolist()
+def _all_bits(*values: NDArray[np.int32]) -> int:
+    return int(np.bitwise_or.reduce(np.concatenate(values)))
 
 
-def _tied_roots(model: mujoco.MjModel, data: mujoco.MjData) -> set[tuple[int, int]]:
-    """Pairs of root bodies (0 is the world) that an active `connect` or `weld` ties, both ways round."""
-    ties: set[tuple[int, int]] = set()
-    for number in np.flatnonzero(data.eq_active):
-        if model.eq_type[number] not in _TIES:
-            continue
-        ends = (int(model.eq_obj1id[number]), int(model.eq_obj2id[number]))
-        if model.eq_objtype[number] == mujoco.mjtObj.mjOBJ_SITE:
-            ends = (int(model.site_bodyid[ends[0]]), int(model.site_bodyid[ends[1]]))
-        first, second = (int(model.body_rootid[end]) for end in ends)
-        ties |= {(first, second), (second, first)}
-    return ties
+def _standing(model: mujoco.MjModel, data: mujoco.MjData, root: int, ground: Ground) -> str:
+    up = up_direction(model)
+    assert up is not None
+    name = _name(model, mujoco.mjtObj.mjOBJ_GEOM, ground.geom)
+    lowest = lowest_of_geoms(model, data, geoms_of(model, root), up)
+    above_m = 0.0 if lowest is None else lowest - ground.height_m
+    far = f", which is {above_m:.2g} m below it at the start" if above_m > _TOUCHES_M else ""
+    return f"stands on {name}{far}"
 
 
-def _only_ground(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> mujoco.MjModel:
-    """A copy of `model` in which a ray hits only what can carry the body `root`."""
-    solid = copy.copy(model)
-    roots = model.body_rootid[model.geom_bodyid]
-    carries = ~np.isin(roots, [*falling_roots(model, data), root])
-    carries &= (model.geom_contype | model.geom_conaffinity) != 0
-    solid.geom_group[:] = np.where(carries, _SHOWN, _HIDDEN)
-    solid.geom_matid[:], solid.geom_rgba[:, 3] = -1, 1.0  # rays go through what is transparent
-    solid.geom_size[model.geom_type == _GEOM.mjGEOM_PLANE, :2] = 0.0  # their size is for pictures alone
-    return solid
+def _deepest_contact(model: mujoco.MjModel, data: mujoco.MjData) -> list[str]:
+    """A sentence about the deepest contact at the pose of `data`, if it is deep."""
+    contacts = [contact for contact in data.contact if contact.exclude == 0]
+    deepest = min(contacts, key=lambda contact: float(contact.dist), default=None)
+    if deepest is None or deepest.dist > -_DEEP_M:
+        return []
+    sides = zip(deepest.geom.tolist(), deepest.flex.tolist(), strict=True)
+    first, second = (
+        _name(model, mujoco.mjtObj.mjOBJ_GEOM, geom)
+        if geom >= 0
+        else _name(model, mujoco.mjtObj.mjOBJ_FLEX, flex)
+        for geom, flex in sides
+    )
+    return [f"at the start pose {first} and {second} are {-deepest.dist:.2g} m inside of each other"]
 
 
-def _height_below(solid: mujoco.MjModel, data: mujoco.MjData, point: Array, up: Array) -> float | None:
-    shown = np.zeros(mujoco.mjNGROUP, np.uint8)
-    shown[_SHOWN] = 1
-    geom = np.full(1, -1, np.int32)
-    distance = mujoco.mj_ray(solid, data, point, -up, shown, True, -1, geom)
-    return None if geom[0] < 0 else float(point @ up) - distance
-
-
-def _lowest_of(model: mujoco.MjModel, data: mujoco.MjData, geom: int, up: Array) -> float:
-    """Height of the lowest point of a geom."""
-    kind, size = model.geom_type[geom], model.geom_size[geom]
-    turn = data.geom_xmat[geom].reshape(3, 3)
-    own = up @ turn  # the direction up in the geom's frame
-    middle = float(data.geom_xpos[geom] @ up)
-    if kind == _GEOM.mjGEOM_SPHERE:
-        return middle - size[0]
-    if kind == _GEOM.mjGEOM_CAPSULE:
-        return middle - abs(own[2]) * size[1] - size[0]
-    if kind == _GEOM.mjGEOM_CYLINDER:
-        return middle - abs(own[2]) * size[1] - size[0] * float(np.hypot(own[0], own[1]))
-    if kind == _GEOM.mjGEOM_ELLIPSOID:
-        return middle - float(np.linalg.norm(own * size))
-    if kind == _GEOM.mjGEOM_BOX:
-        return middle - float(np.abs(own) @ size)
-    if kind == _GEOM.mjGEOM_MESH:
-        mesh = model.geom_dataid[geom]
-        first, count = model.mesh_vertadr[mesh], model.mesh_vertnum[mesh]
-        return middle + float((model.mesh_vert[first : first + count] @ own).min())
-    return middle - float(model.geom_rbound[geom])
+def _name(model: mujoco.MjModel, kind: mujoco.mjtObj, number: int) -> str:
+    word = kind.name.removeprefix("mjOBJ_").lower()
+    name = mujoco.mj_id2name(model, kind, number)
+    return f"{word} {name!r}" if name else f"{word} number {number}"

@@ -11,6 +11,7 @@ Letters: K displacements in the pool, nv velocities, C coupled degrees of freedo
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import mujoco
@@ -22,7 +23,7 @@ _HINGE, _SLIDE = int(mujoco.mjtJoint.mjJNT_HINGE), int(mujoco.mjtJoint.mjJNT_SLI
 NOISE = 0.1
 """Half the width of the uniform noise on the start: rad, m, rad/s and m/s."""
 LIFT_M = 0.02
-"""A floating base starts up to this much higher, and never lower, where its feet would be in the ground."""
+"""A floating or sliding base starts up to this much higher, never lower: its feet would be in the ground."""
 POOL = 128
 """K."""
 _CLOSED = 1e-9
@@ -49,7 +50,13 @@ class StartNoise(NamedTuple):
     """`[K, nv]` displacements and velocities of the coupled ones; K is 0 where there are none."""
 
 
-def start_noise(model: mujoco.MjModel, data: mujoco.MjData, base: int | None, up: Array) -> StartNoise:
+def start_noise(
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    base: int | None,
+    up: Array,
+    falling_slides: Sequence[int] = (),
+) -> StartNoise:
     """The noise for a robot, at its start pose.
 
     Args:
@@ -57,8 +64,12 @@ def start_noise(model: mujoco.MjModel, data: mujoco.MjData, base: int | None, up
         data: at the start pose; see `close_loops`.
         base: position address of the robot's free joint; other free bodies and flex vertices get no noise.
         up: `[3]` the direction in which a base is lifted.
+        falling_slides: joints along which a base falls; they are lifted, as a free joint is.
     """
     low, high = _bounds(model, base, up)
+    for joint in falling_slides:
+        dof, upward = model.jnt_dofadr[joint], np.sign(data.xaxis[joint] @ up)
+        low[dof], high[dof] = sorted((0.0, LIFT_M * upward))
     loops = _Loops(model, data)
     coupled = loops.coupled & (high > low)
     nothing = np.zeros((0, model.nv))

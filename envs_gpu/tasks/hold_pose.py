@@ -22,7 +22,9 @@ from envs_gpu.models import compile_model
 from envs_gpu.observation import ObservationTerm, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.scene.floor import add_floor, falling_roots, ground_below, needs_floor, up_direction
+from envs_gpu.scene.falling import falling_roots, falling_slides, up_direction
+from envs_gpu.scene.floor import provide_ground
+from envs_gpu.scene.ground import ground_below
 from envs_gpu.scene.keyframe import data_at, find_keyframe, move_mocap_bodies
 from envs_gpu.scene.start_noise import close_loops, position_limits, start_noise
 from envs_gpu.tasks import task
@@ -81,10 +83,7 @@ class HoldPose(Task):
         model = compile_model(spec, self.source)
         data = self._start(model)
         move_mocap_bodies(spec, model, data)
-        if needs_floor(model, data):
-            height_m = add_floor(spec, model, data)
-            notes += (f"a floor was added right below the robot, at a height of {height_m:.3g} m",)
-        self.notes = notes
+        self.notes = (*notes, *provide_ground(spec, model, data, _robot_roots(model, data)))
         return spec
 
     def _start(self, model: mujoco.MjModel) -> mujoco.MjData:
@@ -131,8 +130,8 @@ class HoldPose(Task):
             return
         root = model.jnt_bodyid[model.jnt_qposadr == self._base].item()
         self._falls = root in falling_roots(model, start)
-        ground_m = ground_below(model, start, root) if self._falls else None
-        height_m = None if ground_m is None else float(start.xpos[root] @ up) - ground_m
+        ground = ground_below(model, start, root) if self._falls else None
+        height_m = None if ground is None else float(start.xpos[root] @ up) - ground.height_m
         if height_m is not None and height_m > _LEAST_HEIGHT_M:
             self._height_m = height_m
 
@@ -142,7 +141,8 @@ class HoldPose(Task):
         def on_device(values: NDArray[np.float64]) -> Tensor:
             return torch.tensor(values, device=device)
 
-        noise = start_noise(model, start, self._base, self._up.cpu().numpy())
+        slides = falling_slides(model, start)
+        noise = start_noise(model, start, self._base, self._up.cpu().numpy(), slides)
         self.start_act = tuple(start.act.tolist())
         self._start_qpos, self._start_qvel = on_device(start.qpos)[None], on_device(start.qvel)[None]
         self._noise = on_device(np.stack((noise.low, noise.high)))  # [2, nv]
