@@ -35,9 +35,9 @@ def ground_below(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> Groun
 
     Ground is a geom that can touch the body, does not fall, is at most 60 degrees steep where a ray hits it,
     and is no further away than three extents of the scene. A ray down from the center of mass decides. Where
-    it hits nothing, rays from the centers of the body's geoms decide: half of them must hit something, and the
-    highest hit is the ground. A plane is ground for what is below its surface too, because its inside has no
-    end.
+    it hits nothing, rays from the centers of the body's geoms decide: half of them must hit something, and
+    the highest hit is the ground. A plane is also ground for what is below its surface, because its inside
+    has no end.
     """
     up = up_direction(model)
     assert up is not None
