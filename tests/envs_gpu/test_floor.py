@@ -290,7 +290,7 @@ def test_what_can_touch_a_floor_is_what_mujoco_finds_in_contact_with_one():
     ids=("no_bits", "excluded", "contact_off"),
 )
 def test_a_robot_that_no_floor_can_carry_is_told(tmp_path, robot):
-    (note,) = make(tmp_path, robot).notes
+    (note,) = make(tmp_path, robot).task.notes
     assert note.startswith("no floor was added for body 'base', which will fall")
 
 
@@ -307,7 +307,7 @@ def test_a_start_inside_of_the_ground_is_told_with_its_depth(tmp_path, height):
     env = make(tmp_path, tripod(GROUND, height=height))
     depth_m = -min(data_at(env.physics.model, None).contact.dist)
     assert depth_m == pytest.approx(0.27 - height)
-    (note,) = (note for note in env.notes if "inside of" in note)
+    (note,) = (note for note in env.task.notes if "inside of" in note)
     assert "geom 'ground'" in note
     assert f"{depth_m:.2g} m" in note
 
@@ -323,7 +323,7 @@ def test_a_start_inside_of_the_ground_is_told_with_its_depth(tmp_path, height):
     ids=("named", "lower", "unnamed", "added"),
 )
 def test_what_a_robot_stands_on_is_told(tmp_path, robot, note):
-    assert make(tmp_path, robot).notes == (note,)
+    assert make(tmp_path, robot).task.notes == (note,)
 
 
 def test_a_planar_base_starts_no_lower_than_its_pose(tmp_path):
