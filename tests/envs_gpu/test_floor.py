@@ -32,7 +32,7 @@ LIFT = '<motor joint="z" ctrlrange="-100 100"/>'
 PLANAR = """<joint name="x" type="slide" axis="1 0 0"/><joint name="z" type="slide" axis="0 0 1" {z}/>
   <joint name="pitch" axis="0 1 0"/>"""
 CLOTH = """<flexcomp name="cloth" type="grid" count="3 3 1" spacing="0.1 0.1 0.1" pos="0 1 -0.4" radius="0.01"
-  dim="2" mass="0.1"/>"""
+  dim="2" mass="0.1"><edge equality="true"/></flexcomp>"""
 
 
 def without_contacts(robot):
