@@ -184,8 +184,8 @@ from pi_incubator.runtime.log import StepLog
 
 contract = check_contract(json.load(sys.stdin))
 log = StepLog(Path(sys.argv[1]), contract, format=sys.argv[2], steps_per_chunk=500)
-ends, times = time.monotonic() + 1.8, []
-while time.monotonic() < ends:
+times = []
+while len(times) <= 560 or time.monotonic() < times[560] + 1.2:
     i = len(times)
     log.add(np.full(33, i, np.float32), np.full(12, -i, np.float32), i % 32)
     times.append(time.monotonic())
