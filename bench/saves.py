@@ -23,11 +23,14 @@ from pi_incubator.evaluation.table import print_table, show
 from pi_incubator.provenance import flatten
 from pi_incubator.run_folder import RunFolder
 
+KINDS = {True: "with a checkpoint", False: "without"}
+"""Of a stretch of iterations: whether a checkpoint is saved -> how the progress names it."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `main` reads."""
     parser.add_argument("--config", default="configs/experiment_config_baseline.yaml", help="experiment file")
-    parser.add_argument("--rounds", type=count, default=5, help="stretches of each kind (default: 5)")
+    parser.add_argument("--rounds", type=count, default=10, help="stretches of each kind (default: 10)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
     add_output_arguments(parser)
 
@@ -66,7 +69,7 @@ def _measure(cfg: ExperimentConfig, num_rounds: int) -> dict[str, Metric]:
             saver.wait()
             loop.synchronize()
             walls_s[saves].append(time.perf_counter() - began_s)
-        told = ", ".join(f"{show(walls_s[saves][-1])} s {kind}" for saves, kind in _KINDS.items())
+        told = ", ".join(f"{show(walls_s[saves][-1])} s {kind}" for saves, kind in KINDS.items())
         print(
             f"round {turn} of {num_rounds}: {cfg.checkpoint.save_every} iterations, {told}", file=sys.stderr
         )
@@ -80,9 +83,6 @@ def _measure(cfg: ExperimentConfig, num_rounds: int) -> dict[str, Metric]:
         "saves: stall": make_metric([1000 * stall_s for stall_s in stalls_s], "ms", "lower"),
         "saves: cost": make_metric(costs, "%", "lower"),
     }
-
-
-_KINDS = {True: "with a checkpoint", False: "without"}
 
 
 def _save(saver: BackgroundSaver, loop: OurLoop) -> float:

@@ -165,3 +165,22 @@ def test_a_block_that_may_be_given_up_ends_and_the_program_goes_on():
     with pytest.raises(Interrupted):
         program()
     assert passed == ["went on"]
+
+
+ENDED_WITH_A_SEMAPHORE = """
+import multiprocessing, os, signal, sys
+from pi_incubator.cli import _main
+def main(arguments):
+    global kept
+    kept = multiprocessing.get_context("spawn").RLock()  # as tqdm makes one while torch compiles
+    os.kill(os.getpid(), signal.SIGTERM)
+_main.run(main)
+"""
+
+
+def test_nothing_is_printed_after_the_line_that_says_how_to_go_on():
+    """Python's own process that removes what a library has left behind is silent."""
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDED_WITH_A_SEMAPHORE], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (143, "stopped by SIGTERM\n")

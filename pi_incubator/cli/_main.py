@@ -40,6 +40,8 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
     on SIGTERM and SIGINT. Any other exception is a bug and keeps its traceback.
     """
     protect_output()
+    if argv is None:
+        _silence_resource_tracker()
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         faults.arm()
@@ -63,6 +65,17 @@ def run(main: Callable[[list[str]], int | None], argv: Sequence[str] | None = No
         where = f"{error.filename}: " if error.filename else ""
         _report(UserError(f"{where}{error.strerror}; {MACHINE_FIXES[error.errno]}, then run this again"))
         sys.exit(UserError.exit_code)
+
+
+def _silence_resource_tracker() -> None:
+    """Let Python's process that removes semaphores do so without a warning, which no user can act on.
+
+    After a signal it may find some, for `_end_now` leaves those of libraries, such as tqdm's, to it. It reads
+    the variable when it starts, which is at the first semaphore.
+    """
+    given = os.environ.get("PYTHONWARNINGS")
+    ours = "ignore:resource_tracker:UserWarning"
+    os.environ["PYTHONWARNINGS"] = f"{given},{ours}" if given else ours
 
 
 def _end_now(exit_code: int) -> NoReturn:

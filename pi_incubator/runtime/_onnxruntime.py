@@ -15,6 +15,7 @@ from .errors import RuntimeBundleError
 logger = logging.getLogger(__name__)
 
 FLOAT = "tensor(float)"
+MAX_REASON_CHARACTERS = 200  # of an error of onnxruntime in a message
 
 
 class OnnxRuntimeNetwork(Network):
@@ -47,7 +48,7 @@ class OnnxRuntimeNetwork(Network):
         except Exception as error:  # an index out of range that follows from the observation, for example
             self.target.fill(np.nan)
             if not self._has_failed:  # told once: a robot's journal is not to fill at its control rate
-                logger.warning("onnxruntime cannot run the network on an observation: %s", error)
+                logger.warning("onnxruntime cannot run the network on an observation: %s", _in_short(error))
             self._has_failed = True
 
     def _bind(self, side: int) -> Any:
@@ -87,9 +88,15 @@ def _open(bundle: Bundle) -> Any:
 
 
 def _refused(bundle: Bundle, error: Exception) -> RuntimeBundleError:
-    name, reason = bundle.contract.onnx.file, " ".join(str(error).split())
+    name = bundle.contract.onnx.file
     fix = "export the policy again, or update onnxruntime"
-    return RuntimeBundleError(f"{bundle.path}/{name}: refused by onnxruntime ({reason}); {fix}")
+    return RuntimeBundleError(f"{bundle.path}/{name}: refused by onnxruntime ({_in_short(error)}); {fix}")
+
+
+def _in_short(error: Exception) -> str:
+    """An error of onnxruntime in one line of a readable length."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= MAX_REASON_CHARACTERS else text[: MAX_REASON_CHARACTERS - 3] + "..."
 
 
 def _check_tensors(session: Any, bundle: Bundle) -> None:

@@ -70,11 +70,15 @@ def main() -> int:
     BUILD.mkdir(parents=True, exist_ok=True)
     results = BUILD / "results.jsonl"
     if not options.report:
-        _test_all(options, results)
+        num_failed = _test_all(options, results)
+        if num_failed:
+            print(f"{num_failed} mutants could not be tested, as the lines that begin with 'failed' say")
+            return 2
     return print_report(results, options.files)
 
 
-def _test_all(options: argparse.Namespace, results: Path) -> None:
+def _test_all(options: argparse.Namespace, results: Path) -> int:
+    """Append the results to the file; returns how many mutants could not be tested, which are not in it."""
     warm_up()
     done = outcomes(results)
     chosen = _chosen(options)
@@ -84,7 +88,7 @@ def _test_all(options: argparse.Namespace, results: Path) -> None:
         todo = [one for one in survived if options.explained or not is_explained(one.key)] + todo
     areas = {_area(candidate.file) for candidate in todo}
     reached = {area: coverage_of(ROOT, BUILD, area, AREAS[area]) for area in sorted(areas)}
-    began_s, num_done = time.monotonic(), 0
+    began_s, num_done, num_failed = time.monotonic(), 0, 0
     with (
         tempfile.TemporaryDirectory(dir=BUILD, ignore_cleanup_errors=True) as copies,
         results.open("a", buffering=1) as log,
@@ -96,14 +100,19 @@ def _test_all(options: argparse.Namespace, results: Path) -> None:
                     candidate = todo.pop(0)
                     worker.start(candidate, *reached[_area(candidate.file)].tests_of(candidate))
                 elif ended := worker.poll():
-                    log.write(json.dumps(ended) + "\n")
                     num_done += 1
+                    if ended["outcome"] == "failed":
+                        num_failed += 1
+                        print(f"failed: {ended['by']}")
+                    else:
+                        log.write(json.dumps(ended) + "\n")
                     left_min = len(todo) * (time.monotonic() - began_s) / num_done / 60
                     print(
                         f"{ended['outcome']:8s} {ended['file']}:{ended['line']} {ended['mutant']}", end="   "
                     )
                     print(f"[{len(todo)} left, {left_min:.0f} min]", flush=True)
             time.sleep(0.02)
+    return num_failed
 
 
 def _chosen(options: argparse.Namespace) -> list[Candidate]:

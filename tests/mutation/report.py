@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from rich.console import Console
@@ -13,14 +13,15 @@ from tests.mutation.candidate import Candidate, Key, candidates_of
 
 ROOT = Path(__file__).parents[2]
 REASONS = Path(__file__).parent / "survivors.txt"
-"""Survivors that no test should kill: `file | line of source | mutant | reason`."""
+"""Survivors that no test should kill: `file | line | mutant | reason`; `mutant #2` is the second such."""
 TARGET = 0.9
 
 
 def print_report(results: Path, files: list[str]) -> int:
     """Print each file's score and the survivors without a reason; returns 1 if it is below `TARGET`.
 
-    Explained survivors count as survivors. Results of lines that are no longer in the code do not count.
+    The score is the share that is killed or does not end. Explained survivors count as survivors. Results of
+    lines that are no longer in the code do not count.
     """
     by_file: dict[str, list[dict]] = defaultdict(list)
     found = outcomes(results)
@@ -30,27 +31,32 @@ def print_report(results: Path, files: list[str]) -> int:
         if is_asked and key in current:
             result["explained"] = is_explained(key)
             by_file[result["file"]].append(result)
-    table = Table("file", "tested", "noticed", "explained", "score")
+    table = Table("file", "tested", "killed", "timeouts", "survived", "explained", "score")
     total = [result for of_file in by_file.values() for result in of_file]
     for name, of_file in [*by_file.items(), ("all", total)]:
-        survived = [result for result in of_file if result["outcome"] == "survived"]
-        explained = sum(result["explained"] for result in survived)
-        table.add_row(
-            name, str(len(of_file)), str(len(of_file) - len(survived)), str(explained), _percent(of_file)
-        )
+        num = Counter(result["outcome"] for result in of_file)
+        explained = sum(result["explained"] for result in of_file if result["outcome"] == "survived")
+        counts = (len(of_file), num["killed"], num["timeout"], num["survived"], explained)
+        table.add_row(name, *map(str, counts), _percent(of_file))
     for result in total:
         if result["outcome"] == "survived" and not result["explained"]:
-            print(
-                f"survived {result['file']}:{result['line']} | {result['source_line']} | {result['mutant']}"
-            )
+            mutant = numbered(result["mutant"], result["nth"])
+            print(f"survived {result['file']}:{result['line']} | {result['source_line']} | {mutant}")
     Console(width=120).print(table)
     return int(bool(total) and _score(total) < TARGET)
 
 
 def is_explained(key: Key) -> bool:
     """Whether `survivors.txt` says why a mutant survives."""
-    start = " | ".join(key[:3]) + " | "  # the parts may hold the separator themselves
+    file, source_line, mutant, nth = key
+    # The parts may hold the separator themselves.
+    start = " | ".join((file, source_line, numbered(mutant, nth))) + " | "
     return any(line.startswith(start) for line in _lines(REASONS))
+
+
+def numbered(mutant: str, nth: int) -> str:
+    """A mutant with its number, where the same mistake can be made in the same line more than once."""
+    return f"{mutant} #{nth + 1}" if nth else mutant
 
 
 def outcomes(results: Path) -> dict[Key, dict]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
+import io
 import json
 import os
 import signal
@@ -40,6 +42,12 @@ QUIET = ["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-p", "pytest_time
 QUIET += ["-m", "not slow and not gpu"]
 CONTEXT = "PI_MUTATION_CONTEXT"
 """The environment variable that tells a process which test started it."""
+CONFTEST_FAILED = "while loading conftest"
+"""What pytest says where a mutant keeps it from importing conftest.py."""
+SURVIVED, KILLED, FAILED = range(3)
+"""Exit codes of the process that tests a mutant; FAILED: it could not be tested."""
+LONGER = 3.0
+"""How many times the limit a mutant gets that was not done in time: the machine may have been busy."""
 MAX_TESTS_S = 60.0
 """At most this long are the tests of one mutant, by the time they took unchanged."""
 
@@ -83,7 +91,12 @@ class Reached:
 
 def coverage_of(root: Path, build: Path, area: str, tests: list[str]) -> Reached:
     """Run the tests of an area once and note which lines each runs; kept until code or tests change."""
-    newest_s = max(file.stat().st_mtime for place in [area, *tests] for file in _python_files(root / place))
+    shared = [
+        *(root / "tests").glob("*.py"),
+        root / "tests/mutation/__main__.py",
+    ]  # helpers, the list of tests
+    watched = [*(root / place for place in [area, *tests]), *shared]
+    newest_s = max(file.stat().st_mtime for place in watched for file in _python_files(place))
     kept = build / f"coverage_{area.replace('/', '_')}.json"
     if not kept.exists() or kept.stat().st_mtime < newest_s:
         print(f"which tests run which lines of {area}", flush=True)
@@ -134,7 +147,9 @@ def _record(root: Path, area: str, tests: list[str], out: Path, folder: Path) ->
     plugin = _Recorder(recorder)
     _record_children(folder, included)
     recorder.start()
-    pytest.main([*QUIET[1:], *tests], plugins=[plugin])
+    code = pytest.main([*QUIET[1:], *tests], plugins=[plugin])
+    if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        raise RuntimeError(f"pytest ended with {code!r}: not all tests were run")
     recorder.stop()
     recorder.save()
     recorder.combine([str(folder)], keep=True)
@@ -149,7 +164,9 @@ def _record(root: Path, area: str, tests: list[str], out: Path, folder: Path) ->
         for file in data.measured_files()
     }
     assert lines, f"no test ran a line of {area}"
-    out.write_text(json.dumps({"lines": lines, "took_s": plugin.took_s}))
+    part = out.with_suffix(".part")
+    part.write_text(json.dumps({"lines": lines, "took_s": plugin.took_s}))
+    part.replace(out)
 
 
 def _record_children(folder: Path, included: list[str]) -> None:
@@ -168,7 +185,7 @@ def _record_children(folder: Path, included: list[str]) -> None:
 
 
 class _Killer:
-    """A pytest plugin that writes the name of the test that noticed."""
+    """A pytest plugin that writes the name of the test, or the file that cannot be imported, that noticed."""
 
     def __init__(self, file: Path) -> None:
         self.name = ""
@@ -180,14 +197,35 @@ class _Killer:
             self.name = report.nodeid
             self._file.write_text(report.nodeid)
 
+    pytest_collectreport = pytest_runtest_logreport
+
 
 def _is_noticed(tests: list[str], killer: _Killer) -> bool:
-    """Whether a test fails, and fails again: what fails once was disturbed by others on the machine."""
-    while tests and pytest.main([*QUIET, *tests], plugins=[killer]):
-        if not killer.name or pytest.main([*QUIET, killer.name], plugins=[killer]):
+    """Whether a test fails, and fails again: what fails once was disturbed by others on the machine.
+
+    Raises:
+        RuntimeError: pytest was called wrongly, found none of the tests, or failed itself.
+    """
+    while tests and _run_pytest(tests, killer):
+        name = killer.name
+        if not name or _run_pytest([name], killer):
             return True
-        tests = [test for test in tests if test != killer.name]
+        tests = [test for test in tests if test != name and not test.startswith(f"{name}::")]
     return False
+
+
+def _run_pytest(tests: list[str], killer: _Killer) -> bool:
+    """Whether tests fail or cannot be imported."""
+    errors, killer.name = io.StringIO(), ""
+    with contextlib.redirect_stderr(errors):
+        code = pytest.main([*QUIET, *tests], plugins=[killer])
+    sys.stderr.write(errors.getvalue())
+    # pytest says USAGE_ERROR also where a file that it was given cannot be imported.
+    is_by_mutant = killer.name or CONFTEST_FAILED in errors.getvalue()
+    usual = (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.INTERRUPTED)
+    if code not in usual and not is_by_mutant:
+        raise RuntimeError(f"pytest ended with {code!r}, and no test failed")
+    return code != pytest.ExitCode.OK
 
 
 class Worker:
@@ -204,23 +242,35 @@ class Worker:
 
     def start(self, candidate: Candidate, tests: list[str], expected_s: float) -> None:
         """Put the mutant into the copy and begin to test it."""
-        self._candidate, self._began_s = candidate, time.monotonic()
-        self._limit_s = 15.0 + 3.0 * expected_s
+        self._candidate, self._tests = candidate, tests
+        self._limit_s, self._is_repeated = 15.0 + 3.0 * expected_s, False
         self._file = self.copy / candidate.file
         self._original, self._times = self._file.read_bytes(), self._file.stat()
         self._file.write_text(candidate.mutant.source)
+        self._fork()
+
+    def _fork(self) -> None:
+        self._began_s = time.monotonic()
         sys.stdout.flush()
         self._child = os.fork()
         if self._child == 0:
-            os.setsid()
-            _enter(self.copy)
-            silent = os.open(self.copy.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(silent, 1)
-            os.dup2(silent, 2)
-            _leave(int(_is_noticed(tests, _Killer(self.copy.parent / "killer.txt"))))
+            try:
+                os.setsid()
+                silent = os.open(self.copy.parent / "output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+                os.dup2(silent, 1)
+                os.dup2(silent, 2)
+                _enter(self.copy)
+                is_noticed = _is_noticed(self._tests, _Killer(self.copy.parent / "killer.txt"))
+            except BaseException:
+                traceback.print_exc()
+                _leave(FAILED)
+            _leave(KILLED if is_noticed else SURVIVED)
 
     def poll(self) -> dict[str, Any] | None:
-        """The result, once the tests have ended."""
+        """The result, once the tests have ended; tests that are not done in time are given more once.
+
+        Its `outcome` is survived, killed, timeout, or failed: it could not be tested, and `by` says why.
+        """
         ended, status = os.waitpid(self._child, os.WNOHANG) if self._child else (0, 0)
         took_s = time.monotonic() - self._began_s if self._child else 0.0
         late = self._child and not ended and took_s > self._limit_s
@@ -231,14 +281,30 @@ class Worker:
             return None
         subprocess.run(["pkill", "-KILL", "-s", str(self._child)], check=False)  # what its tests left behind
         self._child = 0
+        if late and not self._is_repeated:
+            self._limit_s, self._is_repeated = LONGER * self._limit_s, True
+            self._fork()
+            return None
         self._file.write_bytes(self._original)
         os.utime(self._file, ns=(self._times.st_atime_ns, self._times.st_mtime_ns))
-        outcome = "timeout" if late else "survived" if status == 0 else "killed"
+        outcome = "timeout" if late else _outcome(status)
         file, source_line, label, nth = self._candidate.key
         place = {"file": file, "line": self._candidate.mutant.line, "source_line": source_line}
-        killer = (self.copy.parent / "killer.txt").read_text() if outcome == "killed" else ""
-        ended = {"outcome": outcome, "by": killer, "took_s": round(took_s, 1)}
+        ended = {"outcome": outcome, "by": self._reason(outcome), "took_s": round(took_s, 1)}
         return place | {"mutant": label, "nth": nth} | ended
+
+    def _reason(self, outcome: str) -> str:
+        """The test that noticed, or the last line of what could not be run."""
+        if outcome == "killed" and (killer := self.copy.parent / "killer.txt").exists():
+            return killer.read_text()
+        lines = (self.copy.parent / "output.txt").read_text(errors="replace").splitlines()
+        return lines[-1] if outcome == "failed" and lines else ""
+
+
+def _outcome(status: int) -> str:
+    """What a process that ended with this wait status found; a mutant may also end the process itself."""
+    code = os.waitstatus_to_exitcode(status)
+    return {SURVIVED: "survived", FAILED: "failed"}.get(code, "killed")
 
 
 def _enter(root: Path) -> None:

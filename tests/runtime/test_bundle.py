@@ -425,13 +425,22 @@ def test_opset_of_the_network(tmp_path):
     )
 
 
-def test_an_operator_that_onnxruntime_does_not_have(tmp_path):
+def network_of(operator):
+    """A network of one operator."""
     graph = bundles.Graph()
-    graph.add("NoSuchOperator", "observation", out="target")
-    model = graph.model(bundles.WIDTH, 12, [], 18)
-    refused(
-        bundles.write_bundle(tmp_path / "b", model), "policy.onnx: refused by onnxruntime .*NoSuchOperator"
-    )
+    graph.add(operator, "observation", out="target")
+    return graph.model(bundles.WIDTH, 12, [], 18)
+
+
+def test_an_operator_that_onnxruntime_does_not_have(tmp_path):
+    path = bundles.write_bundle(tmp_path / "b", network_of("NoSuchOperator"))
+    refused(path, "policy.onnx: refused by onnxruntime .*NoSuchOperator")
+
+
+def test_a_long_reason_of_onnxruntime_is_cut(tmp_path):
+    """It quotes names of the file, which may be of any length; the fix is still told."""
+    path = bundles.write_bundle(tmp_path / "b", network_of("NoSuchOperator" * 100))
+    refused(path, r"refused by onnxruntime \(.{197}\.\.\.\); export the policy again, or update onnxruntime$")
 
 
 @pytest.mark.parametrize("agrees", [True, False])
