@@ -5,6 +5,7 @@ Letters: nu controls.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import mujoco
@@ -73,15 +74,30 @@ def drives_joint(model: mujoco.MjModel) -> np.ndarray:
 def driven_joints(model: mujoco.MjModel) -> tuple[str, ...]:
     """`[nu]` the joint that each control drives; the actuator's own name where that drives something else.
 
-    The controls of an actuator with several have a suffix: `wrist_x`, `knee_velocity`.
+    No two are equal. The controls of an actuator with several have a suffix: `wrist_x`, `knee_velocity`.
+    Where several actuators drive a joint, the actuator's name follows: `knee_servo`, `knee_damper`.
     """
     on_joint = drives_joint(model)
-    names = []
+    short, long = [], []
     for control in controls(model):
-        actuator = control.actuator
+        actuator, own = control.actuator, actuator_name(model, control.actuator)
         joint = model.joint(model.actuator_trnid[actuator, 0]).name if on_joint[actuator] else ""
-        names.append((joint or actuator_name(model, actuator)) + control.suffix)
-    return tuple(names)
+        short.append((joint or own) + control.suffix)
+        long.append((f"{joint}_{own}" if joint else own) + control.suffix)
+    count = Counter(short)
+    return _distinct([name if count[name] == 1 else full for name, full in zip(short, long, strict=True)])
+
+
+def _distinct(names: list[str]) -> tuple[str, ...]:
+    """`names`, with a number behind each that is equal to an earlier one: `a`, `b`, `a_2`."""
+    given: list[str] = []
+    for name in names:
+        candidate, number = name, 1
+        while candidate in given or (number > 1 and candidate in names):
+            number += 1
+            candidate = f"{name}_{number}"
+        given.append(candidate)
+    return tuple(given)
 
 
 def _inputs(model: mujoco.MjModel, actuator: int, count: int) -> list[str]:

@@ -43,6 +43,8 @@ class ModelText:
     """What MuJoCo may open, as `text` and `children` call it."""
     absolute: list[str] = field(default_factory=list)
     """The elements that name a file by an absolute path."""
+    clashes: list[str] = field(default_factory=list)
+    """The elements that name, through a link and `..`, another file than the one of that name in `files`."""
     is_urdf: bool = False
 
     def every_element(self) -> list[Element]:
@@ -173,10 +175,18 @@ class _Reader:
                 raise self._leads_out(place, blame or f'{element} {attribute}="{value}"')
         if found is None:
             raise ModelError(f"{element}: no file {value!r}; put it there, or correct the path")
-        name = os.path.relpath(os.path.normpath(found), self._top)
-        if name != os.path.relpath(self._out.files[ITSELF], self._top):
-            self._out.files.setdefault(name, found)
+        self._note(found, f'{element} {attribute}="{value}"')
         return found
+
+    def _note(self, found: Path, blame: str) -> None:
+        """Write down that a file is read."""
+        top = self._top if found.is_relative_to(self._top) else real(self._top)
+        name = os.path.relpath(os.path.normpath(found), top)
+        if name == os.path.relpath(self._out.files[ITSELF], self._top):
+            name = ITSELF
+        known = self._out.files.setdefault(name, found)
+        if real(known) != real(found):
+            self._out.clashes.append(f"{blame}: would be one file with {known} in a copy of the model")
 
     def _leads_out(self, place: Path, blame: str) -> ModelError:
         assert self._root is not None

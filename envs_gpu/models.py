@@ -7,9 +7,11 @@ user trusts, and from nowhere else (`model_files`). Models of installed packages
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -87,11 +89,13 @@ def model_files(path: str | Path, root: str | Path | None = None) -> dict[str, P
 
     Raises:
         ModelError: it is missing, or reads outside of that folder, or names a file by an absolute path, which
-            a copy of the model would not find.
+            a copy of the model would not find, or two files by paths that are one path in a copy.
     """
     text = _read(path, False, root)
     for where in text.absolute:
         raise ModelError(f"{where}: is an absolute path, which a copy of the model lacks; write it relative")
+    for where in text.clashes:
+        raise ModelError(f"{where}; write both without '..' after a link")
     return dict(sorted(text.files.items()))
 
 
@@ -241,10 +245,17 @@ def _check_actuators(model: mujoco.MjModel, source: str) -> None:
         (low, high), who = model.actuator_ctrlrange[control.index], f"actuator {control.name!r}"
         if not model.actuator_ctrllimited[control.index]:
             problem = "has no limits, so an action has no scale, and nothing else bounds it"
-            fix = f'set env.limits.{control.name}=[low, high], or give it ctrlrange="low high"'
+            fix = f'set {_setting(control.name)} with its own numbers, or give it ctrlrange="low high"'
             raise ModelError(f"{source}: {who} {problem}; {fix}")
         if not (math.isfinite(low) and math.isfinite(high)):
             raise ModelError(f'{source}: {who} has ctrlrange="{low:g} {high:g}"; write finite numbers')
+
+
+def _setting(control: str) -> str:
+    """A setting of a control's limits that can be pasted into a shell."""
+    is_plain = re.fullmatch(r"[\w./-]+", control)
+    name = f".{control}=[-1, 1]" if is_plain else f"={{{json.dumps(control, ensure_ascii=False)}: [-1, 1]}}"
+    return shlex.quote(f"env.limits{name}")
 
 
 def _name(model: mujoco.MjModel, kind: str, index: int) -> str:

@@ -11,10 +11,10 @@ from envs_gpu.control_limits import ControlLimit, limit_controls
 from envs_gpu.model_files import ModelText
 from envs_gpu.model_names import find_model
 from envs_gpu.models import compile_model, compiled, load_with_text
-from envs_gpu.scene.sleep import stay_awake
 
 MOST_SHOWN = 40
 """Limits in a report."""
+_SLEEP = int(mujoco.mjtEnableBit.mjENBL_SLEEP)
 _DRIVABLE = (mujoco.mjtJoint.mjJNT_HINGE, mujoco.mjtJoint.mjJNT_SLIDE)
 
 
@@ -73,7 +73,8 @@ class UserModel:
         place = find_model(self.name, self.root)
         source, notes = str(place.path), []
         spec, text = load_with_text(place.path, root=place.root)
-        if stay_awake(spec):
+        if spec.option.enableflags & _SLEEP:
+            spec.option.enableflags &= ~_SLEEP
             notes.append("sleep is turned off: no engine here lets bodies sleep")
         if text.is_urdf and not spec.actuators:
             added = _add_motors(spec, _mimics(text))

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 from envs_gpu.errors import ModelError
+from envs_gpu.model_files import real
 from envs_gpu.model_names import find_model, is_collected
 from pi_incubator.checkpoint_files import Checkpoint, read_newest, sha256_of
 from pi_incubator.config import ConfigError, ExperimentConfig
@@ -41,6 +43,12 @@ class Input:
     """Absolute."""
     files: dict[str, str]
     """Name -> SHA-256."""
+    places: dict[str, str] = field(default_factory=dict)
+    """Name -> path as it is written, where that is another one: `..` after a link leads elsewhere."""
+
+    def place(self, name: str) -> str:
+        """The path of a file, relative to the folder of `path`."""
+        return Path(self.path).name if name == ITSELF else self.places.get(name, name)
 
 
 Inputs = dict[str, list[Input]]
@@ -144,7 +152,10 @@ def read_inputs(folder: RunFolder) -> Inputs:
             )
             raise UserError(f"{folder.inputs}: {problem}; {fix}")
         entries = content["inputs"].items()
-        return {field: [Input(one["path"], dict(one["files"])) for one in found] for field, found in entries}
+        return {
+            setting: [Input(one["path"], dict(one["files"]), dict(one.get("places", {}))) for one in found]
+            for setting, found in entries
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         fix = "restore it from a copy, or set another experiment.name"
         raise UserError(f"{folder.inputs}: is damaged ({error!r}); {fix}") from None
@@ -179,7 +190,7 @@ def original_model(cfg: ExperimentConfig, folder: RunFolder) -> list[str]:
             continue
         folder_of = Path(model.path).parent
         for name, sha256 in model.files.items():
-            file = Path(model.path) if name == ITSELF else Path(os.path.normpath(folder_of / name))
+            file = folder_of / model.place(name)
             if os.path.isfile(file) and sha256_of(file) != sha256:
                 own = f"the run's own copy {cfg.env.model} is used"
                 return [f"note: {file} has changed since the run began; {own}"]
@@ -200,14 +211,13 @@ def copy_model(inputs: Inputs, to: Path) -> Path | None:
         return None
     (model,) = inputs[MODEL]
     source = Path(model.path)
-    place = _place_in_copy(source, model.files)
+    place = _place_in_copy(model)
     for name, sha256 in model.files.items():
-        relative = source.name if name == ITSELF else name
-        target = Path(os.path.normpath(to / place.parent / relative))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source.parent / relative, target)
+        original, target = source.parent / model.place(name), to / place.parent / model.place(name)
+        target.parent.mkdir(parents=True, exist_ok=True)  # also of folders that a later `..` leaves
+        shutil.copyfile(original, target)
         if sha256_of(target) != sha256:
-            problem, fix = f"{source.parent / relative} changed while the run was starting", "start again"
+            problem, fix = f"{original} changed while the run was starting", "start again"
             raise ConfigError(str(source), MODEL, model.path, problem=problem, fix=fix)
     return to / place
 
@@ -217,10 +227,16 @@ def same_content(field: str, folder: RunFolder) -> bool:
     return field in read_inputs(folder) and field not in NOT_COMPARED
 
 
-def _place_in_copy(model: Path, files: Iterable[str]) -> Path:
+def _place_in_copy(model: Input) -> Path:
     """Where the model's own file is in a copy: as far below it as its files lead up."""
-    ups = max((sum(part == os.pardir for part in Path(name).parts) for name in files), default=0)
-    return Path(*model.absolute().parent.parts[1:][-ups:] if ups else (), model.name)
+    path, ups = Path(model.path), max(_ups(model.place(name)) for name in model.files)
+    return Path(*real(path.parent).parts[1:][-ups:] if ups else (), path.name)
+
+
+def _ups(path: str) -> int:
+    """How many folders up a path leads at its highest."""
+    heights = accumulate(1 if part == os.pardir else -1 for part in Path(path).parts)
+    return max(0, *heights)
 
 
 def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
@@ -234,7 +250,7 @@ def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
             raise ConfigError(str(folder.inputs), field, problem=problem, fix=fix)
         for old, new in zip(earlier, named, strict=True):
             for name in _differences(old.files, new.files):
-                file = new.path if name == ITSELF else os.path.join(_root(field, new.path), name)
+                file = new.path if name == ITSELF else os.path.join(_root(field, new.path), new.place(name))
                 problem = f"{file} is not what the run began with"
                 raise ConfigError(
                     str(folder.inputs), field, new.path, problem=problem, fix=_fix(field, new, folder)
@@ -243,7 +259,7 @@ def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
 
 def _fix(field: str, now: Input, folder: RunFolder) -> str:
     kept = sorted(folder.model.rglob(f"*{Path(now.path).suffix}")) if field == MODEL else []
-    own = folder.model.absolute() / _place_in_copy(Path(now.path), now.files)
+    own = folder.model.absolute() / _place_in_copy(now)
     if kept and own != Path(now.path):
         copy = own if own in kept else kept[0]
         return f"restore it, set this to the run's own copy {copy}, or set another experiment.name"
@@ -267,9 +283,17 @@ def _model(cfg: EnvSection) -> Input:
     path = cfg.model
     try:
         files = model_files(path, cfg.model_root)
-        return Input(path, {name: sha256_of(file) for name, file in files.items()})
+        hashes = {name: sha256_of(file) for name, file in files.items()}
+        return Input(path, hashes, _places(Path(path).parent, files))
     except (ModelError, OSError) as error:
         raise UserError(f"{MODEL} = {path!r}: {error}") from None
+
+
+def _places(folder: Path, files: Mapping[str, Path]) -> dict[str, str]:
+    """As of `Input`, of files that a model in `folder` names."""
+    below = {name: file for name, file in files.items() if name != ITSELF and file.is_relative_to(folder)}
+    written = {name: str(file.relative_to(folder)) for name, file in below.items()}
+    return {name: path for name, path in written.items() if path != name}
 
 
 def _run(path: str) -> Input:

@@ -122,7 +122,11 @@ class Start:
         if self.resumes:
             return
         shutil.rmtree(self._partial_model, ignore_errors=True)
-        copied = copy_model(self._inputs, self._partial_model)  # first: it may be the older run's own
+        try:
+            copied = copy_model(self._inputs, self._partial_model)  # first: it may be the older run's own
+        except OSError as error:
+            problem, fix = f"cannot be copied into the run ({error})", "make its files readable, and room"
+            raise UserError(f"{MODEL} = {self.cfg.env.model!r}: {problem}; {fix}") from error
         self._aside = set_aside(self._folder)
         self._has_made_room = True
         if copied:

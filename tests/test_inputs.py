@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from envs_gpu.errors import ModelError
 from envs_gpu.make import make_env
 from envs_gpu.models import model_files
+from envs_gpu.user_model import UserModel
 from pi_incubator import checkpoint
 from pi_incubator.checkpoint import Part
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
@@ -231,6 +233,84 @@ def test_a_robot_that_reads_beside_its_folder_is_copied_whole(tmp_path: Path, ro
         "servo.xml",
         "../meshes/link.obj",
     }
+
+
+@pytest.fixture
+def linked(robot: Path) -> Path:
+    """The robot with its mesh as `link/../link.obj`, where `link` leads to another folder."""
+    (robot.parent / "store" / "deep").mkdir(parents=True)
+    (robot.parent / "parts" / "link.obj").rename(robot.parent / "store" / "link.obj")
+    (robot.parent / "link").symlink_to("store/deep")
+    robot.write_text(ROBOT.replace(' meshdir="parts"', "").replace("link.obj", "link/../link.obj"))
+    return robot
+
+
+def test_a_file_behind_a_link_and_two_dots_is_copied(
+    tmp_path: Path, linked: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A file system follows the link before it goes up; the copy has no links, and reads the same."""
+    cfg = make_config(tmp_path / "runs", linked)
+    folder = leave_run(cfg)
+    opened, _ = open_run(str(folder.path))
+    assert opened.env.model == str(folder.model / "arm.xml")
+    files = model_files(opened.env.model)
+    assert files["link.obj"].read_text() == TETRAHEDRON
+    assert not any(path.is_symlink() for path in folder.model.rglob("*"))
+    UserModel(opened.env.model).check()
+    assert check_resume(cfg, folder) is True
+    assert check_resume(make_config(tmp_path / "runs", folder.model / "arm.xml"), folder) is True
+    (linked.parent / "store" / "link.obj").write_text(TETRAHEDRON + "\n")
+    capsys.readouterr()
+    open_run(str(folder.path))
+    assert "link.obj has changed since the run began" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"link/\.\./link\.obj is not what the run began with"):
+        check_resume(cfg, folder)
+
+
+def test_two_files_that_would_be_one_in_the_copy_are_refused(linked: Path) -> None:
+    (linked.parent / "link.obj").write_text(TETRAHEDRON)
+    other = '<mesh name="other" file="link.obj"/></asset>'
+    linked.write_text(linked.read_text().replace("</asset>", other))
+    UserModel(str(linked)).check()  # MuJoCo can tell them apart
+    with pytest.raises(
+        ModelError, match=r'arm\.xml, line 4, <mesh .*file="link\.obj": would be one file with'
+    ):
+        model_files(linked)
+
+
+@pytest.mark.parametrize("folder", ["empty/..", "../robot", "../../{root}/robot/empty/../parts/.."])
+def test_a_path_that_leaves_a_folder_again_is_found_in_the_copy(
+    tmp_path: Path, robot: Path, folder: str
+) -> None:
+    """The folder that is left has nothing that is read, and is there in the copy."""
+    (robot.parent / "empty").mkdir()
+    path = f"{folder.format(root=tmp_path.name)}/parts/link.obj"
+    robot.write_text(ROBOT.replace(' meshdir="parts"', "").replace("link.obj", path))
+    settings = {"name": "hold_pose", "model": str(robot), "model_root": str(tmp_path.parent)}
+    folder_of_run = leave_run(make_config(tmp_path / "runs", robot, env=settings))
+    shutil.rmtree(robot.parent)
+    opened, _ = open_run(str(folder_of_run.path))
+    assert opened.env.model is not None
+    UserModel(opened.env.model, opened.env.model_root).check()
+
+
+def test_a_copy_that_fails_is_not_told_as_an_older_run(
+    tmp_path: Path, robot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the run that is there stays as it was."""
+    folder = leave_run(make_config(tmp_path / "runs", robot))
+    before = sorted(folder.path.rglob("*"))
+
+    def full(source: Path, target: Path) -> None:
+        raise OSError(28, "No space left on device", str(target))
+
+    monkeypatch.setattr(shutil, "copyfile", full)
+    with pytest.raises(
+        UserError, match=r"^env\.model = '.*arm\.xml': cannot be copied .*No space left"
+    ) as error:
+        begin(make_config(tmp_path / "runs", robot, checkpoint={"resume": "never"}), folder)
+    assert "older run" not in str(error.value)
+    assert sorted(folder.path.rglob("*")) == before
 
 
 def test_a_changed_original_is_told_and_the_copy_is_used(

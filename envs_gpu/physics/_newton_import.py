@@ -21,34 +21,26 @@ import numpy as np
 from envs_gpu.physics.base import UnsupportedModelError
 
 _SIZES = (
-    *("nq", "nv", "nu", "na", "nactuator", "nbody", "njnt", "ntree", "nsite", "ntendon", "neq"),
-    *(
-        "npair",
-        "nhfield",
-        "nhfielddata",
-        "nflex",
-        "nplugin",
-        "ngravcomp",
-        "nhistory",
-        "nJmom",
-    ),
+    *("nq", "nv", "nu", "na", "nactuator", "nbody", "njnt", "ntree", "nsite", "ntendon", "neq", "npair"),
+    *("nhfield", "nhfielddata", "nflex", "nplugin", "ngravcomp", "nhistory", "nJmom"),
 )
 _STRUCTURE = ("body_parentid", "body_jntnum", "jnt_type", "jnt_bodyid", "dof_bodyid", "site_bodyid")
 """Where these differ, Newton has built another tree: rows of one model are not rows of the other."""
 _TENDONS = ("nwrap", "nJten")
 _KINDS = ("body", "jnt", "dof", "site", "tendon", "actuator", "eq", "hfield", "wrap", "pair")
 _OWN = (
-    *("body_geomadr", "body_geomnum", "body_bvhadr", "body_bvhnum", "body_user", "body_simple", "jnt_user"),
-    *("dof_Madr", "dof_simplenum", "site_user", "site_matid", "tendon_user", "tendon_matid", "geom_bodyid"),
     *(
-        "actuator_user",
-        "hfield_pathadr",
+        "body_geomadr",
+        "body_geomnum",
+        "body_bvhadr",
+        "body_bvhnum",
+        "body_user",
+        "body_simple",
         "body_mocapid",
-        "geom_dataid",
-        "geom_matid",
-        "geom_user",
-        "geom_plugin",
     ),
+    *("jnt_user", "dof_Madr", "dof_simplenum", "site_user", "site_matid", "tendon_user", "tendon_matid"),
+    *("geom_bodyid", "geom_dataid", "geom_matid", "geom_user", "geom_plugin"),
+    *("actuator_user", "hfield_pathadr"),
 )
 """How the imported model is laid out, which stays its own; the rest is for pictures."""
 _FRAME = ("geom_pos", "geom_quat", "geom_size", "geom_aabb", "geom_rbound", "geom_sameframe")
@@ -89,11 +81,9 @@ def _tendons_act(scene: mujoco.MjModel) -> bool:
     """Whether a tendon exerts a force; Newton loses parts of some that do not."""
     fields = ("limited", "stiffness", "damping", "frictionloss", "armature")
     passive = any(getattr(scene, f"tendon_{field}").any() for field in fields)
-    return passive or _uses(scene, mujoco.mjtTrn.mjTRN_TENDON, mujoco.mjtEq.mjEQ_TENDON)
-
-
-def _uses(scene: mujoco.MjModel, transmission: int, equality: int) -> bool:
-    return bool((scene.actuator_trntype == transmission).any() or (scene.eq_type == equality).any())
+    pulled = (scene.actuator_trntype == mujoco.mjtTrn.mjTRN_TENDON).any()
+    coupled = (scene.eq_type == mujoco.mjtEq.mjEQ_TENDON).any()
+    return bool(passive or pulled or coupled)
 
 
 def _fields(scene: mujoco.MjModel) -> list[str]:
@@ -170,12 +160,17 @@ def _scene_geoms(scene: mujoco.MjModel, own: mujoco.MjModel) -> np.ndarray:
 
 def _are_alike(scene: mujoco.MjModel, geom: int, own: mujoco.MjModel, index: int) -> bool:
     """Both are of one body and type, and either collide or do not; a name of the scene's is kept."""
-    name = scene.geom(geom).name
     return bool(
         scene.geom_bodyid[geom] == own.geom_bodyid[index]
         and scene.geom_type[geom] == own.geom_type[index]
-        and (not name or name in own.geom(index).name)
+        and _keeps_name(scene.geom(geom).name, own.geom(index).name)
     )
+
+
+def _keeps_name(name: str, imported: str) -> bool:
+    """Whether the last part of Newton's name of a geom, `MODEL/worldbody/BODY/NAME_NUMBER`, is `name`."""
+    label = imported.rpartition("_")[0]
+    return not name or label == name or label.endswith(f"/{name}")
 
 
 def _distance(scene: mujoco.MjModel, geom: int, own: mujoco.MjModel, index: int) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import importlib.util
+import re
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -142,10 +143,18 @@ def refusing(model: mujoco.MjModel, engine: str) -> Iterator[None]:
     except UnsupportedModelError:
         raise
     except (NotImplementedError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = " ".join(" ".join(map(str, error.args)).split()).rstrip(".")
+        reason = re.sub(r"(?<=geom types )(\d+), (\d+)", _in_words, reason)  # of MJX
         raise UnsupportedModelError(
             f"{_label(engine)} cannot simulate this model: {reason}; {_advice(model, engine)}"
         ) from error
+
+
+def _in_words(types: re.Match[str]) -> str:
+    """Two numbers of `mjtGeom` as MJCF calls them."""
+    return " and ".join(
+        mujoco.mjtGeom(int(kind)).name.removeprefix("mjGEOM_").lower() for kind in types.groups()
+    )
 
 
 def _label(engine: str) -> str:

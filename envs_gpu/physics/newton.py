@@ -25,7 +25,7 @@ from envs_gpu.physics import backend, honours
 from envs_gpu.physics._capacity import Capacity, overflow_of
 from envs_gpu.physics._newton_import import check_pairs, restored
 from envs_gpu.physics._solver import without_pgs
-from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, nominal
+from envs_gpu.physics.base import PhysicsOptions, nominal
 from envs_gpu.physics.warp import WarpPhysics
 
 _STATE = ("qpos", "qvel", "act", "ctrl", "time", "qacc_warmstart")
@@ -55,7 +55,8 @@ class NewtonPhysics(WarpPhysics):
             assert self.room is not None
             room = self.room
             assert room is not None
-            imported = _import(options.mjcf, room)
+            with honours.refusing(model, self.name):
+                imported = _import(options.mjcf, room)
             own, geoms = restored(without_pgs(honours.prepared(model, self.name)), imported)
             with honours.refusing(model, self.name):
                 self._stepping = mjw.put_model(own)
@@ -102,7 +103,7 @@ def _import(mjcf: str, room: Capacity) -> mujoco.MjModel:
     """What Newton's solver compiles from one copy of the scene.
 
     Raises:
-        UnsupportedModelError: Newton cannot read it; the reason is its own.
+        ValueError: Newton cannot read it; the reason is its own.
     """
     try:
         with warnings.catch_warnings():
@@ -124,6 +125,6 @@ def _import(mjcf: str, room: Capacity) -> mujoco.MjModel:
     # Newton's importer and MuJoCo's compiler fail in many ways, and each says what it lacks.
     except Exception as error:
         reason = " ".join(str(error).split())
-        raise UnsupportedModelError(f"newton cannot read this scene: {reason}") from error
+        raise ValueError(f"its importer says: {reason}") from error
     imported: mujoco.MjModel = solver.mj_model
     return imported

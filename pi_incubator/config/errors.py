@@ -184,6 +184,8 @@ def _explain(details: ErrorDetails, default: Any) -> tuple[str, str]:
             return details["ctx"]["problem"], details["ctx"]["fix"]
         case "string_unicode":
             return "holds bytes that are not UTF-8 text", "set a name in UTF-8"
+        case "dict_type":
+            return "must be a mapping of names to values", "write them in braces: {NAME: value}"
         case "model_type":
             return "must be a mapping of fields", "write fields in braces, for example {low: 0.8, high: 1.2}"
         case "extra_forbidden":

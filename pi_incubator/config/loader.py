@@ -43,7 +43,7 @@ MAX_KEYS = 10_000  # repeated ones of aliases count each time; an experiment has
 YAML_ERRORS = (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
 TABLES = ("env.task", "env.limits")
-"""Fields that map any names to values; null empties them."""
+"""Fields that map any names, dots included, to values; null empties them."""
 
 Sources = dict[str, str]  # "section.key" -> "file:line" or "command line"
 
@@ -108,10 +108,17 @@ def _merge(lower: Settings, upper: Settings) -> Settings:
     return merged
 
 
+def _keys(field: str) -> list[str]:
+    """The keys of a dotted name, outermost first: what follows the name of a table is one key."""
+    table = next((table for table in TABLES if field.startswith(f"{table}.")), None)
+    return field.split(".") if table is None else [*table.split("."), field[len(table) + 1 :]]
+
+
 def _put(settings: Settings, field: str, setting: Setting) -> None:
     """Set `field`, after what `settings` says: an entry beside the others, null instead of all entries."""
     if setting.resets:
-        for name in [name for name in settings if name.startswith(f"{field}.")]:
+        keys = _keys(field)
+        for name in [name for name in settings if name != field and _keys(name)[: len(keys)] == keys]:
             del settings[name]
     elif before := settings.get(field):  # after null, an empty mapping holds the defaults
         setting = setting._replace(resets=before.resets)
@@ -141,10 +148,10 @@ def _check_union_keys(settings: Settings) -> None:
 def _nested(settings: Settings) -> dict[str, Any]:
     """The values as nested mappings; a deeper field is set within what a shorter one gave."""
     values: dict[str, Any] = {}
-    for field, setting in sorted(settings.items(), key=lambda item: item[0].count(".")):
+    for field, setting in sorted(settings.items(), key=lambda item: len(_keys(item[0]))):
         if field in TABLES and setting.value is None:
             continue
-        *parents, key = field.split(".")
+        *parents, key = _keys(field)
         mapping = values
         for parent in parents:
             inner = mapping.get(parent)
@@ -377,7 +384,7 @@ def _flatten(data: Mapping[Any, Any], lines: Sources, file: str) -> Settings:
                     raise ConfigError(setting.source, found, setting.value, problem=problem, fix=fix)
                 entries[found] = setting
     settings: Settings = {}
-    for field in sorted(entries, key=lambda field: field.count(".")):  # null first, then what is set within
+    for field in sorted(entries, key=lambda field: len(_keys(field))):  # null first, then what is set within
         _put(settings, field, entries[field])
     return settings
 

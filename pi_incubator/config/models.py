@@ -24,7 +24,7 @@ from pi_incubator.config.section import (
     Name,
     Number,
     Positive,
-    Range,
+    Ranges,
     Seconds,
     Section,
     SmallCount,
@@ -109,7 +109,7 @@ class EnvSection(Section):
     """Robot of a task that takes any: MJCF or URDF file, menagerie:ROBOT/FILE or robot_descriptions:NAME."""
     model_root: Name | None = None
     """Folder below which the robot's meshes, textures, includes may be; null is the folder of its file."""
-    limits: dict[str, Range] = Field(default_factory=dict)
+    limits: Ranges = Field(default_factory=dict)
     """Limits [low, high] of controls by name, in place of the robot's own or of those that it lacks."""
     keyframe: Name | Annotated[int, Field(ge=0)] | None = None
     """Pose of env.model: the name or number of a keyframe, or qpos0; null takes the first, and else qpos0."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -29,12 +29,24 @@ Sizes = Annotated[
 ]
 Threads = Annotated[int, Field(ge=0, le=1024)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
-# A file gives a list, which is not a tuple.
-Range = Annotated[tuple[Number, Number], Field(strict=False)]
 Positive = Annotated[float, Field(gt=0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0, le=LARGEST)]
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def _pair(value: Any) -> Any:
+    """`value`, if it has two entries, whatever they are."""
+    if isinstance(value, (list, tuple)) and len(value) == 2:
+        return value
+    raise _text_error("must be a list of two numbers", "write [low, high], for example [-1, 1]")
+
+
+def _mapping_of_ranges(value: Any) -> Any:
+    """`value`, if it is a mapping, of whatever."""
+    if isinstance(value, dict):
+        return value
+    raise _text_error("must be a mapping", "write {NAME: [low, high]}, for example {knee: [-1, 1]}")
 
 
 def _file_system_text(text: str) -> str:
@@ -61,6 +73,9 @@ def _text_error(problem: str, fix: str) -> PydanticCustomError:
 
 
 Name = Annotated[str, Field(min_length=1), AfterValidator(_file_system_text)]
+# A file gives a list, which is not a tuple.
+Range = Annotated[tuple[Number, Number], Field(strict=False), BeforeValidator(_pair)]
+Ranges = Annotated[dict[str, Range], BeforeValidator(_mapping_of_ranges)]
 FolderName = Annotated[Name, AfterValidator(_folder_name)]
 """Any name that a folder can have."""
 

@@ -54,6 +54,31 @@ def test_an_entry_keeps_the_other_entries(tmp_path: Path, base: Path, way: str) 
     )
 
 
+DOTTED = {
+    "file, mapping": ("env: {limits: {m.x: [-1, 1]}}", []),
+    "file, dotted": ("env.limits.m.x: [-1, 1]", []),
+    "command line, mapping": ("{}", ['env.limits={"m.x": [-1, 1]}']),
+    "command line, dotted": ("{}", ["env.limits.m.x=[-1, 1]"]),
+}
+
+
+@pytest.mark.parametrize("way", DOTTED)
+def test_a_name_with_dots_is_one_name(tmp_path: Path, way: str) -> None:
+    """An actuator `m` keeps its own limits beside one called `m.x`, in any order, and after saving."""
+    text, overrides = DOTTED[way]
+    base, path = tmp_path / "base.yaml", tmp_path / "a.yaml"
+    base.write_text("env: {name: hold_pose, model: a.xml, limits: {m.x: [3, 4], m: [0, 2], n.y.z: [1, 2]}}")
+    path.write_text("base: base.yaml\n" + ("" if text == "{}" else text))
+    cfg, sources = load_with_sources(path, [*overrides, "env.limits.m=[0, 1]"])
+    assert cfg.env.limits == {"m.x": (-1, 1), "m": (0, 1), "n.y.z": (1, 2)}
+    assert sources["env.limits.m.x"] == ("command line" if overrides else f"{path}:2")
+    save_config(cfg, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml").env.limits == cfg.env.limits
+    assert load_config(path, [*overrides, "env.limits=null", "env.limits.m.x.y=[5, 6]"]).env.limits == {
+        "m.x.y": (5, 6)
+    }
+
+
 def test_json_merges_too(tmp_path: Path, base: Path) -> None:
     """A JSON file has the same keys."""
     path = tmp_path / "a.json"

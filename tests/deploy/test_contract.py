@@ -5,9 +5,15 @@ import json
 
 import onnx
 import pytest
+import torch
 
 from envs_gpu.robots import get_robot
-from pi_incubator.deploy.contract import normalizer_hash, short, to_json
+from pi_incubator.algorithms import make_policy
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.deploy.artifact import Source
+from pi_incubator.deploy.contract import Origin, normalizer_hash, short, to_json
+from pi_incubator.deploy.record import record
+from pi_incubator.envs import evaluation_env
 from pi_incubator.layers.normalizer import NoNormalizer
 from pi_incubator.runtime.contract import check_contract
 
@@ -50,6 +56,36 @@ def test_where_it_comes_from(contract, walker):
     lineage = ("config_sha256", "git_commit", "git_dirty", "training_return")
     assert [contract[key] for key in lineage] == ["c" * 64, "0123abc", False, 12.25]
     assert contract["gates"] == {}
+
+
+SHARED_JOINTS = """<mujoco><worldbody><body pos="0 0 1">
+  <joint name="ball" type="ball"/><geom type="capsule" fromto="0 0 0 .2 0 0" size=".02"/>
+  <body pos=".2 0 0"><joint name="knee" axis="0 1 0"/><joint axis="1 0 0"/><geom size=".1"/></body></body></worldbody>
+<actuator><motor name="x" joint="ball" gear="1 0 0"/><motor name="y" joint="ball" gear="0 1 0"/>
+  <motor joint="ball" gear="0 0 1"/><position name="servo" joint="knee" kp="2"/>
+  <damper name="damper" joint="knee" kv="1" ctrlrange="0 1"/><general name="knee_servo" tendon="t"/></actuator>
+<tendon><fixed name="t"><joint joint="knee" coef="1"/></fixed></tendon>
+<default><general ctrlrange="-1 1"/><motor ctrlrange="-1 1"/><position ctrlrange="-1 1"/></default></mujoco>"""
+
+
+def test_joints_that_several_actuators_drive_have_names_of_their_own(tmp_path):
+    """The runtime refuses a contract in which two joints have one name."""
+    path = tmp_path / "robot.xml"
+    path.write_text(SHARED_JOINTS)
+    cfg = ExperimentConfig.model_validate(
+        {"env": {"name": "hold_pose", "model": str(path)}, "network": {"hidden_sizes": [8]}}
+    )
+    env = evaluation_env(cfg, 2, torch.device("cpu"))
+    policy = make_policy(cfg, env.spec)
+    source = Source(
+        cfg, env, policy, Origin("c" * 64, "d" * 64, None, None, None), record(env, policy, 20, 7)
+    )
+    contract = check_contract(json.loads(source.artifact().contract_json))
+    names = [joint.name for joint in contract.joints]
+    assert names[:5] == ["ball_x", "ball_y", "ball_actuator_2", "knee_servo", "knee_damper"]
+    assert names == list(env.spec.joint_names)
+    assert len(set(names)) == 6
+    assert contract.joints[3].stiffness == 2
 
 
 def test_a_motor_has_neither_gains_nor_a_pose(source_of):

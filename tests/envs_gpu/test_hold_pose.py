@@ -100,7 +100,7 @@ def test_the_pose_is_the_keyframe_and_zero_is_its_control(zoo):
     np.testing.assert_allclose(env.obs["policy"][0, -model.nq :], data.qpos, rtol=1e-6)
     for action, ctrl in ((0, data.ctrl), (1, high), (-1, low)):
         np.testing.assert_allclose(task.control(torch.full((3, model.nu), float(action)))[1], ctrl, atol=1e-6)
-    assert env.spec.joint_names == ("slide", "hinge", "pull", "thrust", "ball", "hinge")
+    assert env.spec.joint_names == ("slide", "hinge_servo", "pull", "thrust", "ball", "hinge_slow")
     assert env.spec.control_hz == pytest.approx(50)
 
 

@@ -12,6 +12,7 @@ import torch
 
 from envs_gpu.parity import FACTOR, FLOAT32_EPS, FLOOR, NUM_DRAWS
 from envs_gpu.physics import BACKENDS, honours
+from envs_gpu.physics._newton_import import restored
 from envs_gpu.physics._solver import without_pgs
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from tests import engine_walk
@@ -155,6 +156,38 @@ def test_a_refusal_names_the_nearest_engine_that_can(mjcf, engine, advice):
     with pytest.raises(UnsupportedModelError, match="cannot simulate") as refusal:
         build(engine, model, mjcf)
     assert str(refusal.value).endswith(advice)
+
+
+def test_a_refusal_of_mjx_names_the_geoms_in_words():
+    """MJX gives two numbers in a tuple, which print as such."""
+    with pytest.raises(UnsupportedModelError, match="not found for geom types cylinder and mesh; set env"):
+        build("mjx", mujoco.MjModel.from_xml_string(WHEEL_ON_WEDGE), WHEEL_ON_WEDGE)
+
+
+def test_a_scene_that_newton_cannot_read_names_another_engine(monkeypatch):
+    def failing(builder, mjcf, **options):
+        raise RuntimeError("no such\nthing")
+
+    monkeypatch.setattr("newton.ModelBuilder.add_mjcf", failing)
+    model = mujoco.MjModel.from_xml_string(REPLICATED)
+    with pytest.raises(UnsupportedModelError, match=r"newton .*says: no such thing; set env\.backend=warp$"):
+        build("newton", model, REPLICATED)
+
+
+def test_newton_tells_geoms_apart_whose_names_contain_each_other():
+    """`a` is a part of `ba`: Newton's `ba`, where the scene has `a`, is another geom."""
+    scene, imported = (
+        mujoco.MjModel.from_xml_string(
+            f'<mujoco><worldbody><body><freejoint/><geom name="{name}" size=".1"/></body></worldbody></mujoco>'
+        )
+        for name in ("a", "m/worldbody/body_1/ba_0")
+    )
+    with pytest.raises(UnsupportedModelError, match="has a geom 'm/worldbody/body_1/ba_0', which the scene"):
+        restored(scene, imported)
+    same = mujoco.MjModel.from_xml_string(
+        '<mujoco><worldbody><body><freejoint/><geom name="m/worldbody/body_1/a_0" size=".1"/></body></worldbody></mujoco>'
+    )
+    assert restored(scene, same)[1].tolist() == [0]
 
 
 def test_sleep_is_off_on_every_engine():

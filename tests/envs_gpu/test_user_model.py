@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
+import subprocess
 from pathlib import Path
+from xml.sax.saxutils import quoteattr
 
 import mujoco
 import numpy as np
@@ -14,6 +17,7 @@ from envs_gpu.errors import ModelError, SettingError
 from envs_gpu.make import make_env
 from envs_gpu.models import compile_model
 from envs_gpu.user_model import LoadedModel, UserModel
+from pi_incubator.config import load_config
 
 CPU = torch.device("cpu")
 ROBOT = """<mujoco>
@@ -142,12 +146,31 @@ UNBOUNDED = {
 def test_what_nothing_bounds_is_refused_with_the_setting(tmp_path: Path, case: str) -> None:
     path = write(tmp_path, UNBOUNDED[case])
     with pytest.raises(
-        ModelError, match=r"'a' has no limits.*; set env\.limits\.a=\[low, high\], or give it"
+        ModelError, match=r"'a' has no limits.*; set 'env\.limits\.a=\[-1, 1\]' with its own numbers, or"
     ):
         UserModel(path).check()
     loaded = UserModel(path, limits={"a": (-2.0, 3.0)}).load()
     assert compile_model(loaded.spec, path).actuator_ctrlrange.tolist() == [[-2, 3]]
     assert loaded.limits[0].why == "env.limits"
+
+
+@pytest.mark.parametrize(
+    "name", ["m.x", "kn=e.e [1]", '../../it\'s "x"', "a: {b}, #c", "$HOME `id`", "ü%n", ""]
+)
+def test_the_proposed_setting_can_be_pasted_into_a_shell(tmp_path: Path, name: str) -> None:
+    """A shell makes one word of it, and with that word the robot has limits."""
+    path = write(tmp_path, f"<motor name={quoteattr(name)} joint='j'/>" if name else '<motor joint="j"/>')
+    with pytest.raises(ModelError) as refusal:
+        UserModel(path).check()
+    advice = re.search(r"; set (.*) with its own numbers", str(refusal.value))
+    assert advice
+    printed = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {advice[1]}"], capture_output=True, text=True, check=True
+    )
+    (word,) = printed.stdout.splitlines()
+    cfg = load_config("hold_pose.yaml", [f"env.model={path}", word])
+    assert cfg.env.limits == {name or "actuator_0": (-1, 1)}
+    UserModel(path, limits=cfg.env.limits).check()
 
 
 def test_limits_of_the_file_stay_unless_the_user_sets_others(tmp_path: Path) -> None:
@@ -265,7 +288,7 @@ def test_a_urdf_gets_a_motor_on_each_joint_within_its_effort(tmp_path: Path) -> 
 
 def test_a_urdf_without_effort_needs_limits(tmp_path: Path) -> None:
     robot = UserModel(urdf(tmp_path, "0"), root=str(tmp_path / "r"))
-    with pytest.raises(ModelError, match=r"'turn' has no limits.* set env\.limits\.turn="):
+    with pytest.raises(ModelError, match=r"'turn' has no limits.* set 'env\.limits\.turn="):
         robot.check()
     UserModel(robot.name, robot.root, {"turn": (-1, 1)}).check()
 
