@@ -23,6 +23,7 @@ import numpy as np
 from envs_gpu.actuators import actuator_name, actuator_of_output, controls
 from envs_gpu.errors import ModelError
 from envs_gpu.model_files import ModelText, is_inside, read_model, real
+from envs_gpu.model_sizes import check_sizes
 from envs_gpu.model_text import Element
 from envs_gpu.registry import nearest
 
@@ -34,6 +35,8 @@ _FINITE = (
 )
 """Fields of a compiled model in which a number that is not finite can never be meant."""
 _ZERO = 1e-12
+_REFUSALS = (ValueError, mujoco.FatalError, RuntimeError, MemoryError)
+"""What MuJoCo raises; a RuntimeError where it runs out of memory."""
 _PATHS = ("paths", "npaths", "nbuffer", "narena", "signature", "text_data")
 _NAMED = {"body": "body", "geom": "geom", "jnt": "joint", "site": "site"}
 _REFERENCE = "see https://mujoco.readthedocs.io/en/stable/XMLreference.html"
@@ -69,9 +72,10 @@ def load_with_text(
     """`load_model`, and the text that MuJoCo was given."""
     text = _read(path, trusted, root)
     _check_values(text.every_element())
+    check_sizes(text)
     try:
         spec = mujoco.MjSpec.from_string(text.text, include=text.children or None)
-    except (ValueError, mujoco.FatalError) as error:
+    except _REFUSALS as error:
         raise _from_mujoco(error, str(path), text) from None
     _check_assets(spec, text, str(path))
     options = [str(e) for e in text.elements if e.tag == "option" and "timestep" in e.attributes]
@@ -133,7 +137,7 @@ def compiled(spec: mujoco.MjSpec, source: str) -> mujoco.MjModel:
     """`spec`, compiled by MuJoCo and not checked; arguments and errors as of `compile_model`."""
     try:
         return spec.compile()
-    except (ValueError, mujoco.FatalError) as error:
+    except _REFUSALS as error:
         path = Path(os.path.expanduser(source))
         text = read_model(path, None) if os.path.isfile(path) else ModelText()
         raise _from_mujoco(error, source, text) from None
@@ -268,6 +272,8 @@ def _from_mujoco(error: Exception, source: str, text: ModelText) -> ModelError:
     """MuJoCo's message in one line, with the file and the line of the element that it is about."""
     message = " ".join(str(error).split())
     message = re.sub(r"^(XML Error: |Error: )+", "", message)
+    if isinstance(error, MemoryError) or "unknown exception" in message:
+        message = "MuJoCo cannot compile it and does not say why, which is mostly a lack of memory"
     fix = "correct it; " + _REFERENCE
     if file := re.search(r"Error opening file '(.*?)'", message):
         naming_it = [str(element) for element in text.every_element() if _names_file(element, file[1])]

@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pi_incubator import faults
 from pi_incubator.checkpoint_files import (
@@ -36,10 +36,11 @@ from pi_incubator.checkpoint_files import (
 )
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distributed import Distributed
-from pi_incubator.errors import UserError
+from pi_incubator.errors import StateError, UserError
 from pi_incubator.previous import forget_previous
 from pi_incubator.provenance import config_hash, git_state, library_versions
 from pi_incubator.run_folder import RunFolder
+from pi_incubator.saved_state import load_module, set_generator
 
 RANDOM = "random"
 POLICY = "policy"
@@ -56,7 +57,11 @@ log = logging.getLogger(__name__)
 
 
 class HasState(Protocol):
-    """Whatever can be saved as named tensors and continue from them."""
+    """Whatever can be saved as named tensors and continue from them.
+
+    `load_state_dict` gets tensors of the types and shapes that `state_dict` has, and raises `StateError`
+    where it cannot continue from them.
+    """
 
     def state_dict(self) -> dict[str, Tensor]: ...
 
@@ -87,9 +92,9 @@ class TorchRandom:
         return state | ({"cuda": torch.cuda.get_rng_state()} if torch.cuda.is_initialized() else {})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        torch.set_rng_state(state["cpu"])
+        set_generator(torch.set_rng_state, state["cpu"])
         if "cuda" in state and torch.cuda.is_initialized():
-            torch.cuda.set_rng_state(state["cuda"])
+            set_generator(torch.cuda.set_rng_state, state["cuda"])
 
 
 @dataclass(frozen=True)
@@ -347,8 +352,8 @@ def _read_states(
 ) -> list[State | None]:
     """The state of a part for every rank; of a common part, one."""
     num_ranks = distributed.world_size if part.per_rank else 1
-    files = [checkpoint.path / f"{_file_name(name, rank)}.safetensors" for rank in range(num_ranks)]
-    return [_read_state(file, part) for file in files]
+    names = [f"{_file_name(name, rank)}.safetensors" for rank in range(num_ranks)]
+    return [_read_state(checkpoint, name, part) for name in names]
 
 
 @dataclass(frozen=True)
@@ -435,9 +440,13 @@ def _manifest(snapshot: Snapshot, cfg: ExperimentConfig, files: dict[str, str]) 
     }
 
 
-def _read_state(file: Path, part: Part) -> State | None:
-    """What `file` holds; None where an older checkpoint has lost what only the newest keeps."""
-    if file.exists():
+def _read_state(checkpoint: Checkpoint, name: str, part: Part) -> State | None:
+    """What the file `name` holds; None where an older checkpoint has lost what only the newest keeps.
+
+    A file that the manifest does not list has not been verified, and is not opened.
+    """
+    file = checkpoint.path / name
+    if name in checkpoint.files and file.exists():
         with _reading_tensors(file):
             return load_file(file)
     if part.saved == "last":
@@ -462,11 +471,12 @@ def _load_state(file: Path, state: State, part: Part) -> None:
             problem = f"has {describe(there)} for {key!r}, needed is {describe(here)}"
             raise UserError(f"{file}: {problem}; {OTHER_RUN}")
     try:
-        part.value.load_state_dict(state)
-    except torch.OutOfMemoryError:
-        raise
-    except (RuntimeError, ValueError, LookupError, OverflowError) as error:
-        raise UserError(f"{file}: cannot be continued ({_in_short(error)}); {OTHER_RUN}") from error
+        if isinstance(part.value, nn.Module):
+            load_module(part.value, state)
+        else:
+            part.value.load_state_dict(state)
+    except StateError as error:
+        raise UserError(f"{file}: cannot be continued ({_in_short(str(error))}); {OTHER_RUN}") from error
 
 
 @contextmanager
@@ -476,12 +486,14 @@ def _reading_tensors(file: Path) -> Iterator[None]:
         yield
     except (SafetensorError, RuntimeError, ValueError, LookupError, TypeError, OSError) as error:
         fix = "restore the checkpoint from a copy, or train again with another experiment.name"
-        raise UserError(f"{file}: is no file of tensors ({_in_short(error)}); {fix}") from error
+        raise UserError(
+            f"{file}: is no file of tensors ({_in_short(f'{type(error).__name__}: {error}')}); {fix}"
+        ) from error
 
 
-def _in_short(error: Exception) -> str:
-    """An error of a library in one line of a readable length."""
-    text = " ".join(f"{type(error).__name__}: {error}".split())
+def _in_short(text: str) -> str:
+    """A text in one line of a readable length."""
+    text = " ".join(text.split())
     return text if len(text) <= 200 else text[:197] + "..."
 
 

@@ -15,5 +15,12 @@ class UserError(Exception):
         return masked(" ".join(super().__str__().split()))
 
 
+class StateError(ValueError):
+    """A saved state that its part cannot continue from; `checkpoint.restore` adds the file.
+
+    `load_state_dict` raises it where the state is to blame. Any other error is a bug and keeps its traceback.
+    """
+
+
 class DivergedError(UserError):
     """Training left numbers that are not finite."""

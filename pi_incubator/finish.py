@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -48,47 +49,53 @@ def finish_run(
     """
     num_worlds = max(cfg.evaluation.num_episodes, cfg.evaluation.video_worlds)
     worlds = evaluation_env(cfg, num_worlds, env.device)
-    failures: list[Exception] = []
+    failure: Exception | None = None
     try:
         faults.reach("evaluation")
         evaluation = evaluate(worlds, policy, cfg.evaluation.num_episodes, evaluation_seed(cfg))
         print_table(evaluation.summary(), title=f"{evaluation.num_episodes} episodes, deterministic policy")
-        for path in _write_files(cfg, folder, worlds, policy, evaluation, failures):
+        tracker.log_artifact(folder.config)
+        found = checkpoint.latest(folder)
+        assert found is not None  # training ends with a checkpoint
+        _set_old_export_aside(folder)
+        write_json(evaluation.summary() | {"checkpoint": found.progress}, folder.evaluation)
+        tracker.log_artifact(folder.evaluation)
+        # What is needed comes before what is only nice to have.
+        if _is_exported(cfg, policy):
+            try:
+                _export(cfg, folder, worlds, policy, origin_of(found, folder))
+            except Exception as error:  # it is raised once everything else is there
+                failure = error
+            else:
+                tracker.log_artifact(folder.onnx)
+        for path in _draw(cfg, folder, worlds, policy):
             tracker.log_artifact(path)
     finally:
         worlds.close()
     _print_summary(folder, evaluation)
-    if failures:
-        raise failures[0]
+    if failure is not None:
+        raise failure
     return evaluation
 
 
-def _write_files(
-    cfg: ExperimentConfig,
-    folder: RunFolder,
-    worlds: VecEnv,
-    policy: Policy,
-    evaluation: Evaluation,
-    failures: list[Exception],
-) -> Iterator[Path]:
-    """Yield each file of the run's end as soon as it is complete; a failed export goes into `failures`."""
-    yield folder.config
-    found = checkpoint.latest(folder)
-    assert found is not None  # training ends with a checkpoint
-    write_json(evaluation.summary() | {"checkpoint": found.progress}, folder.evaluation)
-    yield folder.evaluation
-    # What is needed comes before what is only nice to have.
-    if cfg.deployment.export == "onnx" and policy.group not in MEASURED:
+def _set_old_export_aside(folder: RunFolder) -> None:
+    """Rename the `policy.onnx` of an earlier end of this run, or it would lie beside a newer evaluation."""
+    if folder.onnx.exists():
+        os.replace(folder.onnx, folder.old_onnx)
+
+
+def _is_exported(cfg: ExperimentConfig, policy: Policy) -> bool:
+    """Whether the run ends with an export; a policy that cannot have one is a warning."""
+    if cfg.deployment.export != "onnx":
+        return False
+    if policy.group not in MEASURED:
         log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group)
-    elif cfg.deployment.export == "onnx":
-        try:
-            difference = _export(cfg, folder, worlds, policy, origin_of(found, folder))
-        except Exception as error:  # it is raised once everything else is there
-            failures.append(error)
-        else:
-            where = f"{cfg.deployment.num_check_observations:,} recorded observations"
-            print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
-            yield folder.onnx
+        return False
+    return True
+
+
+def _draw(cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy) -> Iterator[Path]:
+    """Yield the curve and the video as soon as each is complete."""
     with _optional("curve"):
         title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
         draw_curve(folder.metrics, folder.curve, title)
@@ -111,11 +118,19 @@ def _optional(name: str) -> Iterator[None]:
         log.warning("no %s: %s", name, " ".join(reason.split()))
 
 
-def _export(
+def _export(cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, origin: Origin) -> None:
+    """Write `policy.onnx`, and print its largest difference from the policy."""
+    faults.reach("export")
+    difference = _write_onnx(cfg, folder, worlds, policy, origin)
+    folder.old_onnx.unlink(missing_ok=True)
+    where = f"{cfg.deployment.num_check_observations:,} recorded observations"
+    print(f"{folder.onnx.name}: the same actions within {difference:.1e} on {where}")
+
+
+def _write_onnx(
     cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy, origin: Origin
 ) -> float:
     """Write `policy.onnx`, as it goes into a bundle; gives its largest difference from the policy."""
-    faults.reach("export")
     count, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
     if cfg.env.pixels:
         pixels = record_observations(worlds, policy, count, seed, policy.group)

@@ -19,7 +19,7 @@ from envs_gpu.errors import ModelError
 from envs_gpu.model_files import real
 from envs_gpu.model_names import find_model, is_collected
 from pi_incubator.checkpoint_files import Checkpoint, read_newest, sha256_of
-from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.config import ConfigError, ExperimentConfig, RunSettingError
 from pi_incubator.config.models import EnvSection
 from pi_incubator.errors import UserError
 from pi_incubator.run_paths import RunFolder
@@ -247,12 +247,12 @@ def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
         if len(earlier) != len(named):
             problem = f"names {len(named)}, and the run to be continued began with {len(earlier)}"
             fix = f"name {', '.join(one.path for one in earlier)}, or set another experiment.name"
-            raise ConfigError(str(folder.inputs), field, problem=problem, fix=fix)
+            raise RunSettingError(str(folder.inputs), field, problem=problem, fix=fix)
         for old, new in zip(earlier, named, strict=True):
             for name in _differences(old.files, new.files):
                 file = new.path if name == ITSELF else os.path.join(_root(field, new.path), new.place(name))
                 problem = f"{file} is not what the run began with"
-                raise ConfigError(
+                raise RunSettingError(
                     str(folder.inputs), field, new.path, problem=problem, fix=_fix(field, new, folder)
                 )
 

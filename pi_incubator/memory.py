@@ -51,7 +51,7 @@ class MemoryEstimate:
     """Bytes that a run allocates on its device, beside what libraries take to be loaded."""
 
     storage: int
-    """The rollout, or the replay buffer."""
+    """The rollout, or the replay buffer, and on a CPU its copy for a checkpoint where one holds it."""
     worlds: int
     learning: int
     """Weights, optimizer, their copy for a checkpoint, and the activations of a minibatch."""
@@ -86,13 +86,20 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     # Acting keeps no gradients, but sees all worlds at once.
     batch = max(algorithm.samples_per_update(cfg.env.num_envs), cfg.env.num_envs // ACTIVATION_COPIES)
     num_parameters = sum(parameter.numel() for parameter in policy.parameters())
-    copies = PARAMETER_COPIES + (SAVED_COPIES if device.type == "cpu" else 0)
+    # What is saved is copied on the host.
+    storage_copies = 2 if algorithm.saves_steps and device.type == "cpu" else 1
     env.close()
     return MemoryEstimate(
-        storage=algorithm.stored_steps(cfg) * step,
+        storage=storage_copies * algorithm.stored_steps(cfg) * step,
         worlds=cfg.env.num_envs * world,
-        learning=algorithm.num_networks * (copies * BYTES * num_parameters + batch * sample),
+        learning=algorithm.num_networks
+        * (_parameter_copies(device) * BYTES * num_parameters + batch * sample),
     )
+
+
+def _parameter_copies(device: torch.device) -> int:
+    """How many numbers as large as a weight there are of each on `device`."""
+    return PARAMETER_COPIES + (SAVED_COPIES if device.type == "cpu" else 0)
 
 
 def _one_world(cfg: ExperimentConfig) -> VecEnv:
@@ -137,7 +144,8 @@ def _check_layers(cfg: ExperimentConfig, device: torch.device) -> None:
         SettingError: they do not.
     """
     sizes = list(getattr(cfg.network, "hidden_sizes", ()))
-    needed = PARAMETER_COPIES * BYTES * sum(width * next_width for width, next_width in pairwise(sizes))
+    num_weights = sum(width * next_width for width, next_width in pairwise(sizes))
+    needed = _parameter_copies(device) * BYTES * num_weights
     free = free_bytes(device)
     if needed > free:
         problem = f"their weights need about {_gb(needed)} GB, {_gb(free)} GB are free on {device.type}"

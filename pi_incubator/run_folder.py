@@ -20,8 +20,8 @@ from envs_gpu.errors import SettingError
 from envs_gpu.registry import nearest
 from pi_incubator.checkpoint_files import Checkpoint
 from pi_incubator.config import (
-    ConfigError,
     ExperimentConfig,
+    RunSettingError,
     check_names,
     load_saved,
     save_config,
@@ -241,21 +241,21 @@ def check_resume(cfg: ExperimentConfig, folder: RunFolder) -> bool:
         return False
     if not folder.saved():
         if cfg.checkpoint.resume == "must":
-            file, problem = str(folder.checkpoints), "there is no checkpoint"
+            file, problem = str(folder.config), f"there is no checkpoint in {folder.checkpoints}"
             fix = "set it to auto, or name the run that has one in experiment.name"
-            raise ConfigError(file, "checkpoint.resume", "must", problem=problem, fix=fix)
+            raise RunSettingError(file, "checkpoint.resume", "must", problem=problem, fix=fix)
         return False
     old, new = flatten(load_saved(folder.config)[0]), flatten(cfg)
     # The names first: another algorithm or network has other keys too.
     for key in sorted(old.keys() | new.keys(), key=lambda key: not key.endswith(".name")):
         was, value = old.get(key), new.get(key)
         if not (_continues(key, was, value) or same_content(MODEL if key == ROOT else key, folder)):
-            problem = f"the run to be continued has {was!r}"
+            problem = f"the run to be continued, {folder.path}, has {was!r}"
             fix = (
                 "set another experiment.name, with checkpoint.from to start with the weights of that run, "
                 "or checkpoint.resume=never to start anew"
             )
-            raise ConfigError(str(folder.config), key, value, problem=problem, fix=fix)
+            raise RunSettingError(str(folder.config), key, value, problem=problem, fix=fix)
     _check_from(cfg, folder)
     check_unchanged(cfg, folder)
     return True
@@ -268,7 +268,7 @@ def _check_from(cfg: ExperimentConfig, folder: RunFolder) -> None:
     if asked is not None and os.path.realpath(asked) not in before:
         problem = f"the run in {folder.path} has begun already, {f'from {before[0]}' if before else 'anew'}"
         fix = "leave it out to continue that run, or set another experiment.name"
-        raise ConfigError(str(folder.config), FROM, asked, problem=problem, fix=fix)
+        raise RunSettingError(str(folder.config), FROM, asked, problem=problem, fix=fix)
 
 
 def _continues(key: str, old: Any, new: Any) -> bool:

@@ -34,6 +34,7 @@ class RunFolder:
         self.curve = self.path / "curve.png"
         self.video = self.path / "video.mp4"
         self.onnx = self.path / "policy.onnx"
+        self.old_onnx = self.path / "policy.old.onnx"
         self.evaluation = self.path / "evaluation.json"
         self.distillation = self.path / "distillation.json"
         self.mlflow_run_id = self.path / "mlflow_run_id"
@@ -52,7 +53,7 @@ class RunFolder:
     @property
     def owned(self) -> tuple[Path, ...]:
         """Every file and folder that a run writes here, whether it is there or not."""
-        results = (self.curve, self.video, self.onnx, self.evaluation, self.distillation)
+        results = (self.curve, self.video, self.onnx, self.old_onnx, self.evaluation, self.distillation)
         # A folder `model` without `inputs.json` is somebody else's.
         model = (self.model,) if self.inputs.exists() else ()
         notes = (self.metrics, self.engine_log, self.mlflow_run_id, self.config, self.inputs, self.scene)

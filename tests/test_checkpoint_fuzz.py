@@ -254,6 +254,47 @@ def test_a_hostile_file_with_the_right_hash_is_one_line(
     assert 0.3 < sum(refused) / len(refused) < 1.0
 
 
+@pytest.mark.parametrize(
+    ("name", "key", "value"),
+    [
+        ("policy", "more", torch.zeros(1)),
+        ("replay", "count", torch.tensor([1, 2])),
+        ("replay", "count", torch.tensor(-1)),
+        ("sampling", "0", None),
+        ("random", "cpu", None),
+    ],
+)
+def test_a_state_that_a_part_refuses_is_one_line(
+    good: RunFolder, trainee: Trainee, tmp_path: Path, name: str, key: str, value: Tensor | None
+) -> None:
+    """With file and fix; None is a state of a generator that torch refuses."""
+    folder, newest = copy_of(good, tmp_path)
+    file = newest / f"{name}.safetensors"
+    state = checkpoint.load_file(file)
+    state[key] = torch.full_like(state[key], 255) if value is None else value
+    file.write_bytes(to_bytes(state))
+    sign(newest)
+    with pytest.raises(
+        UserError, match=rf"{name}\.safetensors: cannot be continued \(has .*\); continue with"
+    ):
+        checkpoint.restore(folder, trainee.parts)
+
+
+@pytest.mark.parametrize("bug", [RuntimeError, ValueError, KeyError, OverflowError])
+def test_a_bug_in_loading_keeps_its_traceback(good: RunFolder, bug: type[Exception]) -> None:
+    """What a part or a hook does wrong is no mistake of the user's, and is not told as one."""
+
+    class Faulty(nn.Linear):
+        def load_state_dict(self, *_: object, **__: object) -> None:
+            raise bug("a bug of the part")
+
+    new = Trainee(0.0)
+    parts = new.parts | {"policy": Part(Faulty(2, 2))}
+    with pytest.raises(bug, match="a bug of the part") as caught:
+        checkpoint.restore(good, parts)
+    assert caught.traceback[-1].name == "load_state_dict"
+
+
 def test_a_hostile_manifest_with_the_right_hash_is_damage(
     good: RunFolder, trainee: Trainee, tmp_path: Path
 ) -> None:
@@ -265,7 +306,13 @@ def test_a_hostile_manifest_with_the_right_hash_is_damage(
         folder, newest = copy_of(good, tmp_path / "fuzz")
         manifest = json.loads((newest / MANIFEST).read_text())
         for key in data.draw(st.lists(st.sampled_from(sorted(manifest)), min_size=1, max_size=2)):
-            if key in ("files", "only_newest") and data.draw(st.booleans()):
+            if key == "files" and data.draw(st.booleans()):
+                for name in data.draw(st.lists(st.sampled_from(sorted(manifest[key])), unique=True)):
+                    del manifest[key][name]
+                    if data.draw(st.booleans()):
+                        (newest / name).unlink()
+                        os.mkfifo(newest / name)
+            elif key in ("files", "only_newest") and data.draw(st.booleans()):
                 names = data.draw(st.lists(ODD_NAMES, max_size=2))
                 manifest[key] = names if key == "only_newest" else dict.fromkeys(names, "0" * 64)
             else:
@@ -300,6 +347,36 @@ def test_what_is_no_file_is_damage_and_nobody_waits_for_it(
             place.symlink_to(place)
     assert checkpoint.pin(folder).checkpoint.iteration == 1
     assert checkpoint.restore(folder, trainee.parts) == 2
+
+
+def leave_out(newest: Path, name: str) -> None:
+    """Take a file off the list of the manifest, whose hash is made to fit."""
+    manifest = json.loads((newest / MANIFEST).read_text())
+    del manifest["files"][name]
+    write_manifest(newest, manifest)
+
+
+@pytest.mark.parametrize("kind", ["changed", "pipe"])
+@pytest.mark.parametrize("name", ["policy", "env", "replay", "random"])
+def test_a_file_that_the_manifest_does_not_list_is_not_in_the_checkpoint(
+    good: RunFolder, tmp_path: Path, kind: str, name: str
+) -> None:
+    """Nothing has verified it: not a byte of it is loaded, and nobody waits for it."""
+    folder, newest = copy_of(good, tmp_path)
+    file = newest / f"{name}.safetensors"
+    if kind == "changed":
+        file.write_bytes(file.read_bytes()[:-1] + b"\x55")
+    else:
+        file.unlink()
+        os.mkfifo(file)
+    leave_out(newest, file.name)
+    new = Trainee(0.0)
+    if name == "replay":  # an older checkpoint lacks it too
+        assert checkpoint.restore(folder, new.parts) == 3
+        assert len(new.ring) == 0
+        return
+    with pytest.raises(UserError, match=rf"{name}\.safetensors: is not in this checkpoint"):
+        checkpoint.restore(folder, new.parts)
 
 
 def test_an_unlisted_pipe_is_left_alone(good: RunFolder, trainee: Trainee, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run leaves where its end goes wrong."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -39,3 +40,29 @@ def test_a_failed_export_loses_nothing_else(tmp_path, monkeypatch, capsys):
     assert " times in all: " in (folder / "MUJOCO_LOG.TXT").read_text()
     assert list((folder / "checkpoints").iterdir())
     assert "trained in" in capsys.readouterr().out
+
+
+def test_an_old_export_never_lies_beside_a_newer_evaluation(tmp_path, monkeypatch):
+    """A continued run sets it aside under another name, and deletes it once the new one is written."""
+    place = f"experiment.output_dir={tmp_path}"
+    folder = tmp_path / "run"
+    cartpole = CONFIG.with_name("cartpole_balance.yaml")
+    quick = [*SETTINGS, "evaluation.video=false", place]
+    pi_incubator.run(cartpole, [*quick, "deployment.export=none"])
+    first = b"the export of an earlier end"
+    (folder / "policy.onnx").write_bytes(first)
+
+    def fails(*_):
+        raise UserError("policy.onnx: its actions differ from the policy's; do not deploy this file")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finish, "record", fails)
+        with pytest.raises(UserError, match="its actions differ"):
+            pi_incubator.run(cartpole, [*quick, "training.total_steps=64"])
+    evaluated = json.loads((folder / "evaluation.json").read_text())
+    assert evaluated["checkpoint"] == {"iteration": 1, "env_steps": 64}
+    assert not (folder / "policy.onnx").exists()
+    assert (folder / "policy.old.onnx").read_bytes() == first
+    pi_incubator.run(cartpole, [*quick, "training.total_steps=96"])
+    assert (folder / "policy.onnx").read_bytes() != first
+    assert not (folder / "policy.old.onnx").exists()

@@ -45,6 +45,7 @@ LAYERS = [
     ["pi_incubator.registry"],
     ["pi_incubator.faults"],
     ["pi_incubator.launcher"],
+    ["pi_incubator.saved_state"],
     ["pi_incubator.errors", "pi_incubator.version"],
     ["pi_incubator.masking"],
     ["envs_gpu"],

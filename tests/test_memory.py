@@ -109,6 +109,56 @@ def test_a_buffer_that_cannot_fit_is_refused_with_the_steps_that_would(tmp_path,
         memory.check_memory(config(env={"name": "cartpole_balance"}, algorithm=sac), CPU)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "factor"),
+    [
+        ({"name": "sac", "buffer_size": 100_000}, 2),
+        ({"name": "distillation", "teachers": ["a"]}, 2),
+        ({"name": "distillation", "teachers": ["a"], "dataset": "b"}, 1),
+        ({"name": "ppo"}, 1),
+    ],
+)
+def test_the_copy_of_what_a_checkpoint_holds_counts(algorithm, factor):
+    """A buffer that is saved is copied whole on the host; a rollout and a dataset are not saved."""
+    cfg = config(env={"name": "cartpole_balance", "num_envs": 64}, algorithm=algorithm)
+    here, on_gpu = memory.estimate(cfg, CPU), memory.estimate(cfg, torch.device("cuda"))
+    assert here.storage == factor * on_gpu.storage
+
+
+def test_what_is_counted_twice_is_what_algorithms_save():
+    """The copies that a save makes of SAC's full buffer take half of what is counted."""
+    from pi_incubator.algorithms import algorithm_class
+    from pi_incubator.checkpoint import take_snapshot
+    from pi_incubator.compute import plan_compute
+    from pi_incubator.distributed import Distributed
+
+    cfg = config(
+        env={"name": "ant", "num_envs": 64},
+        algorithm={"name": "sac", "buffer_size": 640, "learning_starts": 700},
+        compute={"device": "cpu", "compile": "off"},
+    )
+    plan, kind, alone = plan_compute(cfg), algorithm_class(cfg), Distributed()
+    algorithm = kind(cfg, kind.make_env(cfg, plan, None, alone), alone, plan)
+    for _ in range(10):
+        algorithm.collect()
+    snapshot = take_snapshot(0, 640, algorithm.parts())
+    copied = sum(tensor.nbytes for tensor in snapshot.states["replay"].values())
+    algorithm.close()
+    counted = memory.estimate(cfg, CPU).storage / 2
+    assert counted / FACTOR < copied < counted * FACTOR
+
+
+def test_layers_count_with_the_copies_that_a_save_makes(monkeypatch):
+    """Layers whose weights and moments fit on a CPU, and not their copies too, are refused at once."""
+    num_weights = 1_000_000
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 5 * 4 * num_weights)
+    monkeypatch.setattr(memory, "estimate", lambda *_: memory.MemoryEstimate(0, 0, 0))
+    cfg = config(network={"name": "mlp", "hidden_sizes": [1000, 1000]}, training=LONG)
+    with pytest.raises(SettingError, match=r"network\.hidden_sizes"):
+        memory.check_memory(cfg, CPU)
+    memory.check_memory(cfg, torch.device("cuda"))  # the copies are on the host
+
+
 def refuse(*_):
     raise torch.OutOfMemoryError("no room")
 

@@ -152,6 +152,30 @@ def test_a_failed_start_or_resume_leaves_the_run_as_it_was(tmp_path):
         assert after == before, mistake
 
 
+def test_a_setting_that_does_not_fit_the_run_names_where_it_came_from(tmp_path):
+    """The command line, or the line of the file that was named: never the saved settings of the run."""
+    folder = train(tmp_path / "run", 32).folder
+    place = (f"experiment.output_dir={tmp_path}", "experiment.name=run")
+    with pytest.raises(ConfigError) as caught:
+        pi_incubator.run(CONFIG, [*SETTINGS, *place, "algorithm.gamma=0.5"])
+    expected = f"command line: algorithm.gamma = 0.5: the run to be continued, {folder}, has "
+    assert str(caught.value).startswith(expected)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"base: {CONFIG}\nalgorithm:\n  gamma: 0.5\n")
+    with pytest.raises(ConfigError) as caught:
+        pi_incubator.run(mine, [*SETTINGS, *place])
+    assert str(caught.value).startswith(f"{mine}:3: algorithm.gamma = 0.5: the run to be continued, ")
+    away = ("tracking.backend=mlflow", "tracking.uri=foo://bar", "experiment.name=new")
+    with pytest.raises(ConfigError) as caught:
+        pi_incubator.run(CONFIG, [*SETTINGS, *place, *away])
+    assert str(caught.value).startswith("command line: tracking.uri = 'foo://bar': cannot be opened")
+    with pytest.raises(ConfigError) as caught:
+        pi_incubator.run(CONFIG, [*SETTINGS, *place, "experiment.name=none", "checkpoint.resume=must"])
+    assert str(caught.value).startswith(
+        "command line: checkpoint.resume = 'must': there is no checkpoint in "
+    )
+
+
 def test_a_renamed_run_continues_where_it_is(tmp_path):
     """By its new name, or by its own settings."""
     result = train(tmp_path / "runs" / "run", 32)

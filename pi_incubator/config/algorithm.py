@@ -42,6 +42,11 @@ class AlgorithmSettings(Section):
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         """Environment steps whose data is on the device at once; copies count."""
 
+    @property
+    def saves_steps(self) -> bool:
+        """Whether checkpoints hold the stored steps, which are then copied at each save."""
+        return False
+
     @abstractmethod
     def samples_per_update(self, num_envs: int) -> int:
         """Samples of one optimizer step."""
@@ -120,6 +125,10 @@ class ReplaySettings(RolloutSettings):
 
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         return 2 * self.buffer_size  # each step has the observations before and after it
+
+    @property
+    def saves_steps(self) -> bool:
+        return True
 
     def samples_per_update(self, num_envs: int) -> int:
         return self.batch_size

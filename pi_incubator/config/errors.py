@@ -62,6 +62,13 @@ class ConfigError(UserError):
         super().__init__(": ".join(part for part in (file, subject, f"{problem}; {fix}") if part))
 
 
+class RunSettingError(ConfigError):
+    """A setting that does not fit the run folder; who raises it does not know where the value came from.
+
+    It names the run's own settings as the file, until `explain_settings` gives it the true source.
+    """
+
+
 def show(value: Any) -> str:
     """`value` as a file would write it, cut to a readable length."""
     if value is None or isinstance(value, bool):
@@ -110,7 +117,8 @@ def _key_of_another_member(source: str, section: str, key: str, value: Any) -> C
 
 @contextmanager
 def explain_settings(sources: Mapping[str, str], file: str) -> Iterator[None]:
-    """Turn a `SettingError` of a lower layer into a ConfigError that says where the value came from.
+    """Turn a `SettingError` of a lower layer, or a `RunSettingError`, into a ConfigError that says where the
+    value came from.
 
     Args:
         sources: `section.key` -> where its value came from; see `load_with_sources`.
@@ -118,7 +126,7 @@ def explain_settings(sources: Mapping[str, str], file: str) -> Iterator[None]:
     """
     try:
         yield
-    except SettingError as error:
+    except (SettingError, RunSettingError) as error:
         source = _source(error.field, sources) or file
         raise ConfigError(source, error.field, error.value, problem=error.problem, fix=error.fix) from error
 

@@ -13,6 +13,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from pi_incubator.saved_state import set_generator
+
 
 class ShardedRandom:
     """One generator for each shard of worlds that this rank holds.
@@ -63,7 +65,7 @@ class ShardedRandom:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for index, generator in enumerate(self._generators):
-            generator.set_state(state[str(index)].cpu())
+            set_generator(generator.set_state, state[str(index)].cpu())
 
 
 def _seed_of(text: str) -> int:

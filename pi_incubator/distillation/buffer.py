@@ -13,6 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from pi_incubator.errors import StateError
+from pi_incubator.saved_state import count_of
+
 OBSERVATION = "observation."
 """What the names of raw observation groups begin with; the other names are those of `teacher.LABELS`."""
 FIRST_STATE, STARTS = "first_state", "starts"
@@ -71,13 +74,13 @@ class LabelBuffer:
         """Continue from what `state_dict` gave.
 
         Raises:
-            ValueError: it does not hold as many rows as it says.
+            StateError: it does not hold as many rows as it says.
         """
         rows = {name: tensor for name, tensor in state.items() if name != COUNT}
-        count = int(state[COUNT])
+        count = count_of(state[COUNT])
         for name, tensor in rows.items():
             if count < 0 or tensor.shape[:1] != (min(count, self.capacity),):
-                raise ValueError(f"has {name!r} {list(tensor.shape)} of {count} rows")
+                raise StateError(f"has {name!r} {list(tensor.shape)} of {count} rows")
         self.tensors, self._count = {}, 0
         if rows:
             self.add(rows)

@@ -47,7 +47,7 @@ class Hook(ABC):
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Continue from what `state_dict` gave."""
+        """Continue from what `state_dict` gave; raise `errors.StateError` where that is not possible."""
 
 
 def parts_of_hooks(hooks: Sequence[Hook]) -> dict[str, Part]:

@@ -30,7 +30,7 @@ from mlflow.entities import Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 from sqlalchemy.exc import SQLAlchemyError
 
-from pi_incubator.config import ConfigError, ExperimentConfig
+from pi_incubator.config import ConfigError, ExperimentConfig, RunSettingError
 from pi_incubator.masking import masked
 from pi_incubator.provenance import git_state
 from pi_incubator.registry import tracker
@@ -172,8 +172,10 @@ def open_store(cfg: ExperimentConfig, folder: RunFolder) -> Iterator[MlflowClien
     except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
         problem = f"cannot be opened ({_reason(error)})"
         fix = "check the address and its disk, or set tracking.backend to none"
-        source = store.source if store.source == VARIABLE else "tracking.uri"
-        raise ConfigError(str(folder.config), source, store.shown, problem=problem, fix=fix) from None
+        if store.source == VARIABLE:
+            raise ConfigError("", VARIABLE, store.shown, problem=problem, fix=fix) from None
+        file = str(folder.config)
+        raise RunSettingError(file, "tracking.uri", store.shown, problem=problem, fix=fix) from None
 
 
 def has_store(cfg: ExperimentConfig, folder: RunFolder) -> bool:

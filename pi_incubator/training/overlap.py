@@ -13,6 +13,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pi_incubator.policies.actor_critic import ActorCritic
+from pi_incubator.saved_state import load_module
 
 SWITCH_INTERVAL_S = 1e-4
 """How long a thread may hold the interpreter while another waits; Python's 5 ms is a control step or more."""
@@ -75,7 +76,7 @@ class OverlappedUpdates:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from what `state_dict` gave."""
         self._has_learned.copy_(state[HAS_LEARNED])
-        self.actor.load_state_dict({name: value for name, value in state.items() if name != HAS_LEARNED})
+        load_module(self.actor, {name: value for name, value in state.items() if name != HAS_LEARNED})
 
     def _hand_over(self) -> None:
         """Let the actor have the newest weights, and the model the actor's newest moments of observations."""

@@ -108,7 +108,36 @@ ATTRIBUTES = st.sampled_from(
         *("njmax", "nuser_geom", "nstack", "meshdir", "coordinate", "balanceinertia", "inertiafromgeom"),
     ]
 )
-"""Without sizes that ask for gigabytes (`memory`, `nrow`, `count`)."""
+"""Without sizes that ask for gigabytes, which `greedy` has."""
+
+
+SIZES = st.sampled_from(
+    ["0", "-1", "3", "1000", "1000001", "2000000000", "1e9", "3 4 5", "70000 70000 1", "x"]
+)
+GREEDY = ("nuser_geom", "nuser_sensor", "nkey", "nuserdata", "njmax", "nconmax")
+GRIDS = ("nrow", "ncol", "width", "height")
+
+
+@st.composite
+def greedy(draw: st.DrawFn) -> str:
+    """The good file with numbers in it that may ask for more than any machine has."""
+    size, count, other = draw(st.sampled_from(GREEDY)), draw(SIZES), draw(SIZES)
+    tag = draw(st.sampled_from(["replicate", "composite", "flexcomp", "size", "hfield", "texture"]))
+    ball = '<body><freejoint/><geom size="0.1"/></body>'
+    match tag:
+        case "size":
+            return GOOD.replace("<worldbody>", f'<size {size}="{count}"/><worldbody>')
+        case "hfield" | "texture":
+            across, down = draw(st.sampled_from([GRIDS[:2], GRIDS[2:]]))
+            kind = 'size="1 1 1 1"' if tag == "hfield" else 'type="2d" builtin="flat"'
+            grid = f'<{tag} name="grid" {kind} {across}="{count}" {down}="{other}"/>'
+            return GOOD.replace("<asset>", f"<asset>{grid}")
+        case "replicate":
+            inside = draw(st.sampled_from([ball, f'<replicate count="{other}">{ball}</replicate>']))
+        case _:
+            inside = "<geom/>"
+    counted = f'<{tag} count="{count}">{inside}</{tag}>'
+    return GOOD.replace("<worldbody>", f"<worldbody>{counted}")
 
 
 @st.composite
@@ -197,7 +226,7 @@ def test_the_good_file_is_taken(tmp_path: Path) -> None:
     assert check(tmp_path / "a.xml", GOOD)
 
 
-@pytest.mark.parametrize("kind", [with_fragments, with_other_values, with_other_bytes])
+@pytest.mark.parametrize("kind", [with_fragments, with_other_values, with_other_bytes, greedy])
 def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind) -> None:
     """Elements where none belong, values that do not fit, bytes that are no XML; some are harmless."""
     taken = []
@@ -220,3 +249,64 @@ def test_a_changed_file_is_taken_or_refused_in_one_line(tmp_path: Path, kind) ->
 def test_what_is_no_model(tmp_path: Path, content: bytes) -> None:
     """Anything at all; nothing of it has an actuator in a body."""
     assert not check(tmp_path / "a.xml", content)
+
+
+@pytest.mark.parametrize(
+    ("at", "element", "expected"),
+    [
+        ("worldbody", '<size nuser_geom="2000000000"/>', 'nuser_geom="2000000000": more than 1,000,000'),
+        ("worldbody", '<size nkey="2000000000"/>', 'nkey="2000000000": more than 10,000'),
+        ("body", '<replicate count="3000000"><geom size="1"/></replicate>', 'count="3000000": makes more'),
+        (
+            "body",
+            '<replicate count="999"><replicate count="999"><geom size="1"/></replicate></replicate>',
+            'count="999": makes more than 30,000 elements',
+        ),
+        ("body", '<composite type="cable" count="3000000 1 1"/>', 'count="3000000 1 1": makes more'),
+        ("body", '<flexcomp name="f" count="2000 2000 1"/>', 'count="2000 2000 1": makes more'),
+        ("material", '<hfield name="h" nrow="60000" ncol="60000"/>', 'ncol="60000": more than'),
+        ("material", '<texture name="t" width="60000" height="60000"/>', 'height="60000": more than'),
+    ],
+)
+def test_what_asks_for_too_much_is_refused_before_mujoco_sees_it(
+    tmp_path: Path, at: str, element: str, expected: str
+) -> None:
+    """MuJoCo would take all memory, or run for hours; the line names file, line, element and limit."""
+    path = tmp_path / "a.xml"
+    path.write_text(GOOD.replace(f"<{at}", f"{element}<{at}", 1))
+    with pytest.raises(ModelError) as caught:
+        load_model(path)
+    assert expected in str(caught.value)
+    assert f"{path}, line " in str(caught.value)
+
+
+def test_a_replicate_of_an_attached_model_counts_what_is_in_it(tmp_path: Path) -> None:
+    """300 times a model of 200 geoms is 60,000 geoms, which is refused; three times is not."""
+    geoms = '<geom size="1"/>' * 200
+    (tmp_path / "many.xml").write_text(
+        f'<mujoco><worldbody><body name="top">{geoms}</body></worldbody></mujoco>'
+    )
+    attach = '<replicate count="%d"><frame><attach model="many" body="top" prefix="x"/></frame></replicate>'
+    path = tmp_path / "a.xml"
+    with_model = GOOD.replace("<asset>", '<asset><model name="many" file="many.xml"/>')
+    path.write_text(with_model.replace("<worldbody>", f"<worldbody>{attach % 3}"))
+    assert load_model(path).compile().ngeom == 3 + 3 * 200
+    path.write_text(with_model.replace("<worldbody>", f"<worldbody>{attach % 300}"))
+    with pytest.raises(ModelError, match=r'count="300": makes more than'):
+        load_model(path)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Caught an unknown exception!"), MemoryError()])
+def test_mujoco_out_of_memory_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """MuJoCo tells it as a RuntimeError without a reason."""
+
+    def fails(*_: object, **__: object) -> None:
+        raise error
+
+    path = tmp_path / "a.xml"
+    path.write_text(GOOD)
+    monkeypatch.setattr(mujoco.MjSpec, "from_string", fails)
+    with pytest.raises(ModelError, match=r"a\.xml: MuJoCo cannot compile it and does not say why"):
+        load_model(path)

@@ -14,6 +14,8 @@ from torch import Tensor
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.data.replay.replay import NEXT, OBS, Replay
 from pi_incubator.data.sharded import ShardedRandom
+from pi_incubator.errors import StateError
+from pi_incubator.saved_state import count_of
 
 
 class Ring(Replay):
@@ -75,14 +77,14 @@ class Ring(Replay):
         """Continue from what `state_dict` gave.
 
         Raises:
-            ValueError: it does not hold as many steps as it says, or steps of another shape.
+            StateError: it does not hold as many steps as it says, or steps of another shape.
         """
-        count = int(state["count"])
+        count = count_of(state["count"])
         filled = min(count, self._length)
         for name, tensor in self._tensors.items():
             if count < 0 or state[name].shape != (filled, *tensor.shape[1:]):
                 problem = f"has {name!r} {list(state[name].shape)} of {count} steps"
-                raise ValueError(f"{problem}, needed is {[filled, *tensor.shape[1:]]}")
+                raise StateError(f"{problem}, needed is {[filled, *tensor.shape[1:]]}")
         self._count = count
         for name, tensor in self._tensors.items():
             tensor[:filled].copy_(state[name])
