@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.make import make_env
-from envs_gpu.parity import deviation, drift_of
+from envs_gpu.parity import drift_of, judge
 from envs_gpu.sim_env import SimEnv
 from envs_gpu.tasks import TASKS
 
@@ -269,12 +269,10 @@ def check_drift(pair: Pair) -> tuple[Status, str]:
     drift = drift_of(pair.env.physics, pair.env.task, DRIFT_STEPS)
     sizes = drift.engine._asdict().items()
     seen = ", ".join(f"{name} {errors.median():.0e} ({errors.max():.0e})" for name, errors in sizes)
-    if (excess := drift.excess()) <= 1:
-        return "ok", seen
-    allowed, reason = deviation(pair.task, pair.env.task, pair.backend, pair.env.physics.model)
-    if excess <= allowed:
-        return "named", f"{seen}: {reason}"
-    raise CheckFailedError(f"{seen}: {excess:.2g} times what rounding accounts for; {allowed:g} times may be")
+    verdict = judge(drift, pair.task, pair.env.task, pair.backend, pair.env.physics.model)
+    if verdict.status == "failed":
+        raise CheckFailedError(f"{seen}: {verdict.detail}")
+    return verdict.status, seen if verdict.status == "ok" else f"{seen}: {verdict.detail}"
 
 
 CHECKS: dict[str, Callable[[Pair], tuple[Status, str]]] = {

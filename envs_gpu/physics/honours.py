@@ -17,6 +17,7 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
+from envs_gpu.physics import _pairs
 from envs_gpu.physics.base import UnsupportedModelError
 
 ENGINES = ("mujoco", "warp", "newton", "mjx-warp", "mjx")
@@ -27,6 +28,7 @@ _WITHOUT_EFFECT = int(_DISABLE.mjDSBL_MIDPHASE) | int(_DISABLE.mjDSBL_AUTORESET)
 _MEASURES = int(_ENABLE.mjENBL_FWDINV)
 """A flag that adds a statistic."""
 _SLEEPS = int(_ENABLE.mjENBL_SLEEP)
+_NATIVE_CCD, _MULTI_CCD = int(_DISABLE.mjDSBL_NATIVECCD), int(_DISABLE.mjDSBL_MULTICCD)
 
 
 class Ignored(NamedTuple):
@@ -56,6 +58,17 @@ def _discrete(model: mujoco.MjModel) -> bool:
     return bool(model.opt.integrator == mujoco.mjtIntegrator.mjINT_DISCRETE)
 
 
+def _collides_without(flag: int, types: frozenset[frozenset[int]]) -> Callable[[mujoco.MjModel], bool]:
+    """Whether the model switches `flag` off, and has a colliding pair of `types`, which the flag concerns."""
+    return lambda model: (
+        bool(model.opt.disableflags & flag) and not types.isdisjoint(_pairs.colliding_types(model))
+    )
+
+
+def _swims_as_ellipsoid(model: mujoco.MjModel) -> bool:
+    return bool((model.geom_fluid[:, 0] > 0).any())
+
+
 _OTHERS = ENGINES[1:]
 IGNORED = (
     Ignored("plugins", lambda model: model.nplugin > 0, _OTHERS),
@@ -65,10 +78,18 @@ IGNORED = (
     Ignored("the flag ipc", _flag(_ENABLE.mjENBL_IPC), ENGINES),
     Ignored("delays of actuators and sensors", lambda model: model.nhistory > 0, _OTHERS),
     Ignored("an actuator with a state in a disabled group", _disabled_and_stateful, _OTHERS),
+    Ignored(
+        "nativeccd=disable for convex collisions", _collides_without(_NATIVE_CCD, _pairs.CONVEX), _OTHERS
+    ),
+    Ignored(
+        "multiccd=disable for convex collisions", _collides_without(_MULTI_CCD, _pairs.MANY_POINTS), ("mjx",)
+    ),
+    Ignored("fluidshape=ellipsoid", _swims_as_ellipsoid, ("mjx",)),
     Ignored("the discrete integrator", _discrete, ("mjx",)),
     Ignored("flexes", lambda model: model.nflex > 0, ("newton", "mjx")),
     Ignored("actuators with several controls", lambda model: model.nu != model.nactuator, ("mjx",)),
     Ignored("noslip_iterations", lambda model: model.opt.noslip_iterations > 0, ("mjx",)),
+    Ignored("actearly", _any("actuator_actearly"), ("mjx",)),
     Ignored("damping of actuators", _any("actuator_damping"), ("mjx",)),
     Ignored(
         "polynomial stiffness and damping",
@@ -100,7 +121,8 @@ def prepared(model: mujoco.MjModel, engine: str) -> mujoco.MjModel:
     """A copy of `model` for `engine` that says the same in terms that the engine honours.
 
     Actuators of a disabled group exert no force, flags without effect on the motion are taken away, and no
-    body sleeps: it saves time only, and which body sleeps is not part of the state.
+    body sleeps: it saves time only, and which body sleeps is not part of the state. MuJoCo Warp collides boxes
+    as C does where `nativeccd` is off; by its own search it was up to 1 rad/s away after a timestep.
 
     Raises:
         UnsupportedModelError: as `check`.
@@ -113,6 +135,8 @@ def prepared(model: mujoco.MjModel, engine: str) -> mujoco.MjModel:
         return own
     own.opt.disableflags &= ~_WITHOUT_EFFECT
     own.opt.enableflags &= ~_MEASURES
+    if engine != "mjx":
+        own.opt.disableflags |= _NATIVE_CCD
     if engine == "mjx":
         own.opt.enableflags &= ~int(_ENABLE.mjENBL_ENERGY)
     off = disabled_actuators(model)

@@ -17,11 +17,18 @@ import mujoco
 import numpy as np
 import torch
 from mujoco import mjx
-from mujoco.mjx._src import collision_driver, constraint, derivative, smooth, support
+from mujoco.mjx._src import collision_driver, constraint, derivative, smooth, solver, support
 from torch import Tensor
 
 from envs_gpu import bridge
-from envs_gpu.physics import _equality_velocity, _equality_velocity_jax, _force_limit, backend, honours
+from envs_gpu.physics import (
+    _equality_velocity,
+    _equality_velocity_jax,
+    _force_limit,
+    _newton_end,
+    backend,
+    honours,
+)
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
 from envs_gpu.physics._solver import without_pgs
@@ -185,6 +192,7 @@ def _put_jax(
     correct_mjx(collision_driver)
     _force_limit.correct_mjx(derivative)
     _equality_velocity_jax.correct_mjx(constraint, smooth, support)
+    _newton_end.correct_mjx(solver, support)
     model = copy.copy(model)
     # A contact sensor that does not reduce would read the scene's first contacts, whoever's they are. The
     # deepest of its own are what it should have read, as long as it has a slot for each.
