@@ -35,8 +35,8 @@ def check_sizes(text: ModelText) -> None:
         if grid := _GRIDS.get(element.tag):
             _check_grid(element, grid)
     children = [document[0] for document in text.child_elements if document]
-    attached = sum(len(document) for document in text.child_elements)
-    attached = sum(_made_by(child, attached) for child in children)
+    written = sum(len(document) for document in text.child_elements)
+    attached = sum(_made_by(child, written) for child in children)
     if text.elements:
         _made_by(text.elements[0], attached)
 
@@ -55,7 +55,7 @@ def _check_grid(element: Element, names: tuple[str, str]) -> None:
         raise ModelError(f"{element} {sizes}: more than {MOST_VALUES:,} values; write less")
 
 
-def _made_by(element: Element, attached: int) -> float:
+def _made_by(element: Element, attached: float) -> float:
     """How many elements MuJoCo makes of one and what is in it, where an attached model has `attached`."""
     inside = sum(_made_by(child, attached) for child in element.children)
     if element.tag not in _COUNTING:

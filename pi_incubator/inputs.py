@@ -240,20 +240,20 @@ def _ups(path: str) -> int:
 
 
 def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
-    for field, earlier in before.items():
-        if field in NOT_COMPARED:
+    for setting, earlier in before.items():
+        if setting in NOT_COMPARED:
             continue
-        named = now.get(field, [])
+        named = now.get(setting, [])
         if len(earlier) != len(named):
             problem = f"names {len(named)}, and the run to be continued began with {len(earlier)}"
             fix = f"name {', '.join(one.path for one in earlier)}, or set another experiment.name"
-            raise RunSettingError(str(folder.inputs), field, problem=problem, fix=fix)
+            raise RunSettingError(str(folder.inputs), setting, problem=problem, fix=fix)
         for old, new in zip(earlier, named, strict=True):
             for name in _differences(old.files, new.files):
-                file = new.path if name == ITSELF else os.path.join(_root(field, new.path), new.place(name))
+                file = new.path if name == ITSELF else os.path.join(_root(setting, new.path), new.place(name))
                 problem = f"{file} is not what the run began with"
                 raise RunSettingError(
-                    str(folder.inputs), field, new.path, problem=problem, fix=_fix(field, new, folder)
+                    str(folder.inputs), setting, new.path, problem=problem, fix=_fix(setting, new, folder)
                 )
 
 

@@ -35,8 +35,8 @@ MANY_POINTS = frozenset(
 def colliding(model: mujoco.MjModel) -> np.ndarray:
     """`[P, 2]` the pairs of geoms that C's filters let collide; explicit pairs last.
 
-    Geoms collide unless `contype` and `conaffinity`, a common body, the filter of parents or an `exclude` keep
-    them apart. Bodies without a joint between them count as one.
+    Geoms collide unless `contype` and `conaffinity`, a common body, the filter of parents or an `exclude`
+    keep them apart. Bodies without a joint between them count as one.
     """
     candidates = np.flatnonzero(model.geom_contype | model.geom_conaffinity)
     first, second = (candidates[side] for side in np.triu_indices(len(candidates), 1))

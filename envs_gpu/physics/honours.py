@@ -121,8 +121,8 @@ def prepared(model: mujoco.MjModel, engine: str) -> mujoco.MjModel:
     """A copy of `model` for `engine` that says the same in terms that the engine honours.
 
     Actuators of a disabled group exert no force, flags without effect on the motion are taken away, and no
-    body sleeps: it saves time only, and which body sleeps is not part of the state. MuJoCo Warp collides boxes
-    as C does where `nativeccd` is off; by its own search it was up to 1 rad/s away after a timestep.
+    body sleeps: it saves time only, and which body sleeps is not part of the state. MuJoCo Warp collides
+    boxes as C does where `nativeccd` is off; by its own search it was up to 1 rad/s away after a timestep.
 
     Raises:
         UnsupportedModelError: as `check`.
