@@ -18,8 +18,8 @@ _SHOWN, _HIDDEN = 0, 5
 """Groups of geoms that a ray hits, and does not hit."""
 _LEAST_COSINE = 0.5
 """Of the angle between up and the normal of a surface that carries: 60 degrees."""
-_REACH = 3.0
-"""Ground is no further away than this many extents of the scene."""
+_REACH, _LEAST_REACH_M = 5.0, 5.0
+"""Ground is no further below than this many extents of the scene, or than a second of free fall."""
 
 
 class Ground(NamedTuple):
@@ -34,10 +34,10 @@ def ground_below(model: mujoco.MjModel, data: mujoco.MjData, root: int) -> Groun
     """What is below the body `root` and all that it carries; None where nothing is.
 
     Ground is a geom that can touch the body, does not fall, is at most 60 degrees steep where a ray hits it,
-    and is no further away than three extents of the scene. A ray down from the center of mass decides. Where
-    it hits nothing, rays from the centers of the body's geoms decide: half of them must hit something, and
-    the highest hit is the ground. A plane is also ground for what is below its surface, because its inside
-    has no end.
+    and is no further below than five extents of the scene, or 5 m if that is more. A ray down from the
+    center of mass decides. Where it hits nothing, rays from the centers of the body's geoms decide: half of
+    them must hit something, and the highest hit is the ground. A plane is also ground for what is below its
+    surface, because its inside has no end.
     """
     up = up_direction(model)
     assert up is not None
@@ -54,7 +54,7 @@ class _Rays:
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, root: int, up: Array) -> None:
         self._data, self._up = data, up
-        self._reach_m = _REACH * _extent_m(model, data)
+        self._reach_m = max(_REACH * _extent_m(model, data), _LEAST_REACH_M)
         self._solid = copy.copy(model)
         roots = model.body_rootid[model.geom_bodyid]
         carries = touches_root(model, root) & ~np.isin(roots, [*falling_roots(model, data), root])
@@ -75,7 +75,7 @@ class _Rays:
         if cosine < _LEAST_COSINE:
             return None
         distance = float(normal @ (point - self._data.geom_xpos[geom])) / cosine
-        if abs(distance) > self._reach_m:
+        if distance > self._reach_m:
             return None
         return Ground(float(point @ self._up) - distance, geom)
 
@@ -100,7 +100,9 @@ class _Rays:
 
 
 def _extent_m(model: mujoco.MjModel, data: mujoco.MjData) -> float:
-    """The diagonal, m, of a box around all geoms; of a plane, which has no end, its position counts."""
-    radius = np.where(model.geom_type == _PLANE, 0.0, model.geom_rbound)[:, None]
-    low, high = (data.geom_xpos - radius).min(0), (data.geom_xpos + radius).max(0)
-    return float(np.linalg.norm(high - low))
+    """The diagonal, m, of a box around all geoms but planes, which have no end."""
+    ends = model.geom_type != _PLANE
+    if not ends.any():
+        return 0.0
+    center, radius = data.geom_xpos[ends], model.geom_rbound[ends][:, None]
+    return float(np.linalg.norm((center + radius).max(0) - (center - radius).min(0)))

@@ -90,6 +90,8 @@ def planes(model):
         (tripod(STEEP_BOX.format(angle=50)), 0),
         (tripod(STEEP_BOX.format(angle=70)), 1),
         (tripod(GROUND, height=-0.5), 0),
+        (tripod(GROUND, height=4.5), 0),
+        (tripod(GROUND, height=30), 1),
         (tripod(free=PLANAR.format(z="")), 1),
         (tripod(GROUND, free=PLANAR.format(z="")), 0),
         (tripod(free=PLANAR.format(z='stiffness="10"')), 0),
@@ -101,7 +103,18 @@ def planes(model):
     ids=(
         *("nothing", "wall", "origin", "default_class", "plane", "plane_beside", "box", "slab", "seesaw"),
         *("no_gravity", "gravcomp", "held", "fixed", "other_bits", "excluded", "no_bits", "contact_off"),
-        *("pairs", "almost_wall", "ramp", "steep", "below_plane", "planar", "planar_on_ground", "spring"),
+        *(
+            "pairs",
+            "almost_wall",
+            "ramp",
+            "steep",
+            "below_plane",
+            "high",
+            "far_too_high",
+            "planar",
+            "planar_on_ground",
+            "spring",
+        ),
         *("limited", "friction", "actuated", "rail"),
     ),
 )
