@@ -42,6 +42,7 @@ def test_a_failed_export_loses_nothing_else(tmp_path, monkeypatch, capsys):
     assert "trained in" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_an_old_export_never_lies_beside_a_newer_evaluation(tmp_path, monkeypatch):
     """A continued run sets it aside under another name, and deletes it once the new one is written."""
     place = f"experiment.output_dir={tmp_path}"
