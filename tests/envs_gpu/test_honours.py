@@ -176,17 +176,11 @@ def test_a_scene_that_newton_cannot_read_names_another_engine(monkeypatch):
 
 def test_newton_tells_geoms_apart_whose_names_contain_each_other():
     """`a` is a part of `ba`: Newton's `ba`, where the scene has `a`, is another geom."""
-    scene, imported = (
-        mujoco.MjModel.from_xml_string(
-            f'<mujoco><worldbody><body><freejoint/><geom name="{name}" size=".1"/></body></worldbody></mujoco>'
-        )
-        for name in ("a", "m/worldbody/body_1/ba_0")
-    )
+    mjcf = '<mujoco><worldbody><body><freejoint/><geom name="{}" size=".1"/></body></worldbody></mujoco>'
+    names = ("a", "m/worldbody/body_1/ba_0", "m/worldbody/body_1/a_0")
+    scene, other, same = (mujoco.MjModel.from_xml_string(mjcf.format(name)) for name in names)
     with pytest.raises(UnsupportedModelError, match="has a geom 'm/worldbody/body_1/ba_0', which the scene"):
-        restored(scene, imported)
-    same = mujoco.MjModel.from_xml_string(
-        '<mujoco><worldbody><body><freejoint/><geom name="m/worldbody/body_1/a_0" size=".1"/></body></worldbody></mujoco>'
-    )
+        restored(scene, other)
     assert restored(scene, same)[1].tolist() == [0]
 
 
