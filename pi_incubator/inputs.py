@@ -10,7 +10,8 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from dataclasses import field as dataclass_field
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ class Input:
     """Absolute."""
     files: dict[str, str]
     """Name -> SHA-256."""
-    places: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = dataclass_field(default_factory=dict)
     """Name -> path as it is written, where that is another one: `..` after a link leads elsewhere."""
 
     def place(self, name: str) -> str:

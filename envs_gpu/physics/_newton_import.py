@@ -29,18 +29,10 @@ _STRUCTURE = ("body_parentid", "body_jntnum", "jnt_type", "jnt_bodyid", "dof_bod
 _TENDONS = ("nwrap", "nJten")
 _KINDS = ("body", "jnt", "dof", "site", "tendon", "actuator", "eq", "hfield", "wrap", "pair")
 _OWN = (
-    *(
-        "body_geomadr",
-        "body_geomnum",
-        "body_bvhadr",
-        "body_bvhnum",
-        "body_user",
-        "body_simple",
-        "body_mocapid",
-    ),
-    *("jnt_user", "dof_Madr", "dof_simplenum", "site_user", "site_matid", "tendon_user", "tendon_matid"),
-    *("geom_bodyid", "geom_dataid", "geom_matid", "geom_user", "geom_plugin"),
-    *("actuator_user", "hfield_pathadr"),
+    *("body_geomadr", "body_geomnum", "body_bvhadr", "body_bvhnum", "body_user", "body_simple", "jnt_user"),
+    *("body_mocapid", "dof_Madr", "dof_simplenum", "site_user", "site_matid", "tendon_user", "tendon_matid"),
+    *("geom_bodyid", "geom_dataid", "geom_matid", "geom_user", "geom_plugin", "actuator_user"),
+    "hfield_pathadr",
 )
 """How the imported model is laid out, which stays its own; the rest is for pictures."""
 _FRAME = ("geom_pos", "geom_quat", "geom_size", "geom_aabb", "geom_rbound", "geom_sameframe")

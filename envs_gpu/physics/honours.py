@@ -176,9 +176,8 @@ def refusing(model: mujoco.MjModel, engine: str) -> Iterator[None]:
 
 def _in_words(types: re.Match[str]) -> str:
     """Two numbers of `mjtGeom` as MJCF calls them."""
-    return " and ".join(
-        mujoco.mjtGeom(int(kind)).name.removeprefix("mjGEOM_").lower() for kind in types.groups()
-    )
+    names = [mujoco.mjtGeom(int(number)).name for number in types.groups()]
+    return " and ".join(name.removeprefix("mjGEOM_").lower() for name in names)
 
 
 def _label(engine: str) -> str:
