@@ -60,19 +60,6 @@ def test_where_it_comes_from(contract, walker):
 
 SHARED_JOINTS = """<mujoco><worldbody><body pos="0 0 1">
   <joint name="ball" type="ball"/><geom type="capsule" fromto="0 0 0 .2 0 0" size=".02"/>
-<<<<<<< HEAD
-  <body pos=".2 0 0"><joint name="knee" axis="0 1 0"/><joint axis="1 0 0"/><geom size=".1"/></body>
-</body></worldbody>
-<actuator>
-  <motor name="x" joint="ball" gear="1 0 0"/><motor name="y" joint="ball" gear="0 1 0"/>
-  <motor joint="ball" gear="0 0 1"/><position name="servo" joint="knee" kp="2"/>
-  <damper name="damper" joint="knee" kv="1" ctrlrange="0 1"/><general name="knee_servo" tendon="t"/>
-</actuator>
-<tendon><fixed name="t"><joint joint="knee" coef="1"/></fixed></tendon>
-<default>
-  <general ctrlrange="-1 1"/><motor ctrlrange="-1 1"/><position ctrlrange="-1 1"/>
-</default></mujoco>"""
-=======
   <body pos=".2 0 0"><joint name="knee" axis="0 1 0"/><geom size=".1"/></body></body></worldbody>
 <actuator><motor name="x" joint="ball" gear="1 0 0"/><motor name="y" joint="ball" gear="0 1 0"/>
   <motor joint="ball" gear="0 0 1"/><position name="servo" joint="knee" kp="2"/>
@@ -81,7 +68,6 @@ SHARED_JOINTS = """<mujoco><worldbody><body pos="0 0 1">
 <tendon><fixed name="t"><joint joint="knee" coef="1"/></fixed></tendon>
 <default><general ctrlrange="-1 1"/>
   <motor ctrlrange="-1 1"/><position ctrlrange="-1 1"/></default></mujoco>"""
->>>>>>> work-h
 
 
 def test_joints_that_several_actuators_drive_have_names_of_their_own(tmp_path):
