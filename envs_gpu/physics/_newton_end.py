@@ -1,8 +1,8 @@
 """The last step of Newton's method, for MJX in float32.
 
-MJX 3.17 takes a step of its solver only where the cost falls. The cost is a float32 sum: near the minimum it no
-longer falls, while accelerations still have four correct digits only. The gradient is precise enough to go on:
-where the line search finds nothing, the whole step of Newton's method is taken if it makes the gradient smaller.
+MJX 3.17 takes a step of its solver only where the cost falls. The cost is a float32 sum: near the minimum it
+no longer falls, while accelerations still have four correct digits only. The gradient is precise enough to go
+on: where the line search finds nothing, the whole step of Newton's method is taken if the gradient shrinks.
 """
 
 from __future__ import annotations

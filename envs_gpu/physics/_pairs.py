@@ -10,8 +10,7 @@ _PLANE, _SPHERE, _CAPSULE, _HFIELD = (
     int(kind) for kind in (_GEOM.mjGEOM_PLANE, _GEOM.mjGEOM_SPHERE, _GEOM.mjGEOM_CAPSULE, _GEOM.mjGEOM_HFIELD)
 )
 _ELLIPSOID, _CYLINDER, _BOX, _MESH = (
-    int(kind)
-    for kind in (_GEOM.mjGEOM_ELLIPSOID, _GEOM.mjGEOM_CYLINDER, _GEOM.mjGEOM_BOX, _GEOM.mjGEOM_MESH)
+    int(kind) for kind in (_GEOM.mjGEOM_ELLIPSOID, _GEOM.mjGEOM_CYLINDER, _GEOM.mjGEOM_BOX, _GEOM.mjGEOM_MESH)
 )
 _SOLID = (_SPHERE, _CAPSULE, _ELLIPSOID, _CYLINDER, _BOX, _MESH)
 
@@ -36,8 +35,8 @@ MANY_POINTS = frozenset(
 def colliding(model: mujoco.MjModel) -> np.ndarray:
     """`[P, 2]` the pairs of geoms that C's filters let collide; explicit pairs last.
 
-    Geoms collide unless `contype` and `conaffinity`, a common body, the filter of parents or an `exclude` keep
-    them apart. Bodies without a joint between them count as one.
+    Geoms collide unless `contype` and `conaffinity`, a common body, the filter of parents or an `exclude`
+    keep them apart. Bodies without a joint between them count as one.
     """
     candidates = np.flatnonzero(model.geom_contype | model.geom_conaffinity)
     first, second = (candidates[side] for side in np.triu_indices(len(candidates), 1))

@@ -189,4 +189,6 @@ def _try_engine(model: str | UserModel, backend: str, scene: mujoco.MjModel) -> 
     except (UnsupportedModelError, EnvError) as error:
         return Engine(backend, refused=str(error))
     verdict = judge(drift, "hold_pose", task, backend, scene)
-    return Engine(backend, excess=drift.excess(), deviation=verdict.detail if verdict.status == "named" else "")
+    return Engine(
+        backend, excess=drift.excess(), deviation=verdict.detail if verdict.status == "named" else ""
+    )
