@@ -206,3 +206,73 @@ def kinds() -> Iterator[Case]:
     yield written(
         "exclude", "<equality>", '<contact><exclude body1="world" body2="ball"/></contact><equality>'
     )
+
+
+SENSORS = {
+    **{
+        f"mjSENS_{name.upper()}": f'<{name} site="hand"/>'
+        for name in ("accelerometer", "velocimeter", "gyro", "force", "torque", "magnetometer")
+    },
+    **{
+        f"mjSENS_{kind.upper()}{what.upper()}": f'<{kind}{what} {kind}="{name}"/>'
+        for kind, name in (("joint", "arm"), ("tendon", "sum"), ("actuator", "servo"))
+        for what in ("pos", "vel")
+    },
+    **{
+        f"mjSENS_FRAME{what.upper()}": f'<frame{what} objtype="site" objname="hand" {reference}/>'
+        for whats, reference in (
+            (("pos", "quat", "xaxis", "yaxis", "zaxis", "linvel", "angvel"), 'reftype="body" refname="far"'),
+            (("linacc", "angacc"), ""),
+        )
+        for what in whats
+    },
+    **{
+        f"mjSENS_{kind.upper()}LIMIT{what.upper()}": f'<{kind}limit{what} {kind}="{name}"/>'
+        for kind, name in (("joint", "arm"), ("tendon", "sum"))
+        for what in ("pos", "vel", "frc")
+    },
+    **{
+        f"mjSENS_SUBTREE{what.upper()}": f'<subtree{what} body="ball"/>'
+        for what in ("com", "linvel", "angmom")
+    },
+    "mjSENS_TOUCH": '<touch site="shell"/>',
+    "mjSENS_RANGEFINDER": '<rangefinder site="up"/>',
+    "mjSENS_ACTUATORFRC": '<actuatorfrc actuator="servo"/>',
+    "mjSENS_JOINTACTFRC": '<jointactuatorfrc joint="arm"/>',
+    "mjSENS_TENDONACTFRC": '<tendonactuatorfrc tendon="sum"/>',
+    "mjSENS_BALLQUAT": '<ballquat joint="ball"/>',
+    "mjSENS_BALLANGVEL": '<ballangvel joint="ball"/>',
+    "mjSENS_INSIDESITE": '<insidesite site="shell" objtype="body" objname="ball"/>',
+    "mjSENS_GEOMDIST": '<distance geom1="arm" geom2="bob" cutoff="5"/>',
+    "mjSENS_GEOMNORMAL": '<normal geom1="arm" geom2="bob" cutoff="5"/>',
+    "mjSENS_GEOMFROMTO": '<fromto geom1="arm" geom2="bob" cutoff="5"/>',
+    "capsules": '<distance geom1="arm" geom2="far" cutoff="2"/>',
+    "mjSENS_CONTACT": '<contact geom1="ball" geom2="floor" data="found force dist normal"/>',
+    "mjSENS_E_POTENTIAL": "<e_potential/>",
+    "mjSENS_E_KINETIC": "<e_kinetic/>",
+}
+_SENSED = (
+    SCENE.replace(
+        '<site name="hand" pos="0.2 0 0.1"/>',
+        '<site name="hand" pos="0.2 0 0.1"/><site name="up" pos="0.1 0 0.2" euler="180 0 0"/>',
+    )
+    .replace('<body name="arm"', '<site name="shell" size="0.12"/><body name="arm"')
+    .replace(
+        "</worldbody>",
+        """<body name="pendulum" pos="2 0 1"><joint name="ball" type="ball"/>
+        <geom name="bob" size="0.05" pos="0 0 -0.2" mass="0.2"/></body></worldbody>""",
+    )
+)
+"""The scene with a ball joint, and with sites to measure at."""
+_AT_LIMIT = {
+    "joint": _SENSED.replace('range="-5 5"', 'range="-0.5 0.5"'),
+    "tendon": _SENSED.replace('range="-0.1 0.1" stiffness', 'range="-0.01 0.01" stiffness'),
+}
+
+
+def sensors() -> Iterator[Case]:
+    """Every kind of sensor, alone."""
+    for name, text in SENSORS.items():
+        limited = next((kind for kind in _AT_LIMIT if f"<{kind}limit" in text), "")
+        scene = _AT_LIMIT.get(limited, _SENSED)
+        yield written(name, "</mujoco>", f"<sensor>{text}</sensor></mujoco>", scene)

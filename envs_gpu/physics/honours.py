@@ -69,6 +69,23 @@ def _swims_as_ellipsoid(model: mujoco.MjModel) -> bool:
     return bool((model.geom_fluid[:, 0] > 0).any())
 
 
+def _measures_between_likes(model: mujoco.MjModel) -> bool:
+    """Distances that MuJoCo Warp does not find; of boxes, because `prepared` has them collided as in C."""
+    sensor, geom = mujoco.mjtSensor, mujoco.mjtGeom
+    kinds = (sensor.mjSENS_GEOMDIST, sensor.mjSENS_GEOMNORMAL, sensor.mjSENS_GEOMFROMTO)
+    for number in np.flatnonzero(np.isin(model.sensor_type, kinds)):
+        first = _geom_types(model, model.sensor_objtype[number], model.sensor_objid[number])
+        second = _geom_types(model, model.sensor_reftype[number], model.sensor_refid[number])
+        if first & second & {int(geom.mjGEOM_CAPSULE), int(geom.mjGEOM_BOX)}:
+            return True
+    return False
+
+
+def _geom_types(model: mujoco.MjModel, kind: int, number: int) -> set[int]:
+    geoms = [number] if kind == mujoco.mjtObj.mjOBJ_GEOM else model.geom_bodyid == number
+    return set(model.geom_type[geoms].tolist())
+
+
 _OTHERS = ENGINES[1:]
 IGNORED = (
     Ignored("plugins", lambda model: model.nplugin > 0, _OTHERS),
@@ -83,6 +100,11 @@ IGNORED = (
     ),
     Ignored(
         "multiccd=disable for convex collisions", _collides_without(_MULTI_CCD, _pairs.MANY_POINTS), ("mjx",)
+    ),
+    Ignored(
+        "distance sensors between two capsules or two boxes",
+        _measures_between_likes,
+        ("warp", "newton", "mjx-warp"),
     ),
     Ignored("fluidshape=ellipsoid", _swims_as_ellipsoid, ("mjx",)),
     Ignored("the discrete integrator", _discrete, ("mjx",)),
@@ -139,12 +161,29 @@ def prepared(model: mujoco.MjModel, engine: str) -> mujoco.MjModel:
         own.opt.disableflags |= _NATIVE_CCD
     if engine == "mjx":
         own.opt.enableflags &= ~int(_ENABLE.mjENBL_ENERGY)
+        _switch_off_passive(own)
     off = disabled_actuators(model)
     own.actuator_gaintype[off] = mujoco.mjtGain.mjGAIN_FIXED
     own.actuator_biastype[off] = mujoco.mjtBias.mjBIAS_NONE
     own.actuator_gainprm[off] = own.actuator_biasprm[off] = 0.0
     own.opt.disableactuator = 0
     return own
+
+
+def _switch_off_passive(model: mujoco.MjModel) -> None:
+    """Take stiffness or damping out of `model`, where a flag switches one of them off.
+
+    MJX leaves out every passive force as soon as one of the flags is set, C only where both are.
+    """
+    spring, damper = int(_DISABLE.mjDSBL_SPRING), int(_DISABLE.mjDSBL_DAMPER)
+    switched_off = model.opt.disableflags & (spring | damper)
+    if switched_off == spring:
+        model.jnt_stiffness[:] = model.tendon_stiffness[:] = 0.0
+    elif switched_off == damper:
+        model.dof_damping[:] = model.tendon_damping[:] = 0.0
+    else:
+        return
+    model.opt.disableflags &= ~switched_off
 
 
 def disabled_actuators(model: mujoco.MjModel) -> np.ndarray:

@@ -25,13 +25,17 @@ WALK = [
     for case in cases()
 ]
 QUICK = {
-    *("mjDSBL_GRAVITY", "mjENBL_OVERRIDE", "actuatorgroupdisable", "mjCONE_ELLIPTIC", "geom_margin"),
-    *("opt.wind", "mjEQ_CONNECT", "solref trimmed", "mjDYN_FILTER"),
+    "warp": {"mjENBL_OVERRIDE", "actuatorgroupdisable", "opt.wind", "mjEQ_CONNECT", "mjDYN_FILTER"},
+    "newton": {"mjDSBL_GRAVITY", "mjENBL_OVERRIDE", "geom_margin", "solref trimmed"},
+    "mjx-warp": {"mjENBL_OVERRIDE"},
+    "mjx": {"mjENBL_OVERRIDE", "adhesion", "actearly", "fluidshape"},
 }
-"""Tried on Warp and Newton in every run; MJX compiles for half a minute."""
+"""Tried in every run; MJX compiles for half a minute what it does not refuse."""
 KNOWN = {
     **{("mjSOL_CG", engine): 200.0 for engine in honours.ENGINES[1:]},
-    **{("mjEQ_CONNECT", engine): 20.0 for engine in honours.ENGINES[1:]},
+    **{("mjEQ_CONNECT", engine): 20.0 for engine in ("warp", "newton", "mjx-warp")},
+    **{("mjSENS_TENDONLIMITFRC", engine): 20.0 for engine in ("warp", "mjx-warp")},
+    **{("mjSENS_TORQUE", engine): 2.0 for engine in ("warp", "mjx-warp")},
 }
 """How many times as far as the rule allows an engine may be, where docs/engines.md says why."""
 
@@ -39,7 +43,7 @@ KNOWN = {
 def walk():
     for engine in honours.ENGINES[1:]:
         for case in WALK:
-            quick = case.name in QUICK and not engine.startswith("mjx")
+            quick = case.name in QUICK[engine]
             yield pytest.param(
                 case, engine, marks=() if quick else pytest.mark.slow, id=f"{case.name}-{engine}"
             )
@@ -69,7 +73,7 @@ def after(physics, qpos, qvel, ctrl):
     return torch.cat([physics.state.qpos.double(), physics.state.qvel.double()], 1)
 
 
-def allowed(referee, expected, inputs, engine):
+def allowed(referee, expected, inputs, engine, look=after):
     """The largest error by `parity`'s rule: so many times what a float32 bit in the start makes of C."""
     generator = torch.Generator().manual_seed(0)
 
@@ -78,7 +82,7 @@ def allowed(referee, expected, inputs, engine):
         return values * (1 + FLOAT32_EPS * noise)
 
     qpos, qvel, ctrl = inputs
-    group = [after(referee, nudged(qpos), nudged(qvel), ctrl) for _ in range(NUM_DRAWS)]
+    group = [look(referee, nudged(qpos), nudged(qvel), ctrl) for _ in range(NUM_DRAWS)]
     factor = FACTOR["warp" if engine == "mjx-warp" else engine]
     return FLOOR + factor * max((end - expected).abs().max().item() for end in group)
 
@@ -105,10 +109,57 @@ def test_an_engine_does_as_c_or_refuses(case, engine):
     assert error <= KNOWN.get((case.name, engine), 1.0) * allowed(referee, expected, inputs, engine)
 
 
+def read(physics, qpos, qvel, ctrl):
+    """`[N, ns]` sensors one control step after a restart."""
+    after(physics, qpos, qvel, ctrl)
+    return physics.state.sensordata.double().clone()
+
+
+def sensing():
+    for engine in ("warp", "mjx-warp", "mjx"):  # newton senses with warp's
+        for case in engine_walk.sensors():
+            quick = engine == "warp" and case.name in ("mjSENS_ACCELEROMETER", "mjSENS_CONTACT")
+            yield pytest.param(
+                case, engine, marks=() if quick else pytest.mark.slow, id=f"{case.name}-{engine}"
+            )
+
+
+@pytest.mark.parametrize(("case", "engine"), sensing())
+def test_a_sensor_reads_as_in_c(case, engine):
+    """Readings of the state that the control step ends in, or the model is refused."""
+    inputs = start(case.model)
+    try:
+        physics = build(engine, case.model)
+    except UnsupportedModelError:
+        return  # how it is said, `test_an_engine_does_as_c_or_refuses` looks at
+    referee = build("mujoco", case.model)
+    expected = read(referee, *inputs)
+    assert expected.any(), "nothing to read"
+    error = (read(physics, *inputs) - expected).abs().max().item()
+    size = max(1.0, expected.abs().max().item())  # float32 rounds large readings more
+    rounding = allowed(referee, expected, inputs, engine, read) + FLOOR * (size - 1.0)
+    assert error <= KNOWN.get((case.name, engine), 1.0) * rounding
+
+
+ELSEWHERE = {
+    *("mjGAIN_MUSCLE", "mjBIAS_MUSCLE"),  # the case mjDYN_MUSCLE
+    *("mjGAIN_DCMOTOR", "mjBIAS_DCMOTOR", "mjGAIN_PID"),  # mjDYN_DCMOTOR, mjDYN_PID
+    *("mjGAIN_SO3", "mjBIAS_SO3"),  # several controls, which `honours` judges
+}
+NO_SENSORS = {
+    *("mjSENS_CAMPROJECTION", "mjSENS_TACTILE", "mjSENS_PLUGIN", "mjSENS_USER"),
+    "mjSENS_CLOCK",  # `state.time`
+}
+"""Sensors that need more than the small model has."""
+
+
 @pytest.mark.parametrize(
     ("enum", "covered"),
     [
         (mujoco.mjtDyn, {*engine_walk.ACTUATORS, "mjDYN_USER"}),
+        (mujoco.mjtGain, {*engine_walk.ACTUATORS, *ELSEWHERE, "mjGAIN_USER"}),
+        (mujoco.mjtBias, {*engine_walk.ACTUATORS, *ELSEWHERE, "mjBIAS_NONE", "mjBIAS_USER"}),
+        (mujoco.mjtSensor, {*engine_walk.SENSORS, *NO_SENSORS}),
         (mujoco.mjtTrn, {*engine_walk.ACTUATORS, "mjTRN_JOINT", "mjTRN_UNDEFINED", "mjTRN_SO3"}),
         (mujoco.mjtEq, {*engine_walk.EQUALITIES, "mjEQ_FLEX", "mjEQ_FLEXVERT", "mjEQ_FLEXSTRAIN"}),
     ],
@@ -141,13 +192,19 @@ WHEEL_ON_WEDGE = """
 <worldbody><geom type="mesh" mesh="wedge"/><body pos="0 0 0.3"><freejoint/>
 <geom type="cylinder" size="0.05 0.02"/></body></worldbody></mujoco>"""
 
+WHEELS_BY_LIBCCD, WHEELS_AT_A_POINT = (
+    WHEEL_ON_WEDGE.replace("<asset>", f'<option><flag {flag}="disable"/></option><asset>')
+    for flag in ("nativeccd", "multiccd")
+)
+
 
 @pytest.mark.parametrize(
     ("mjcf", "engine", "advice"),
     [
         (PLUGIN, "warp", "set env.backend=mujoco"),
         (PLUGIN, "newton", "set env.backend=mujoco"),
-        (PLUGIN, "mjx", "set env.backend=mujoco"),
+        (WHEELS_BY_LIBCCD, "warp", "set env.backend=mujoco"),
+        (WHEELS_AT_A_POINT, "mjx", "set env.mjx_impl=warp"),
         (WHEEL_ON_WEDGE, "mjx", "set env.mjx_impl=warp"),
     ],
 )
@@ -182,6 +239,35 @@ def test_newton_tells_geoms_apart_whose_names_contain_each_other():
     with pytest.raises(UnsupportedModelError, match="has a geom 'm/worldbody/body_1/ba_0', which the scene"):
         restored(scene, imported)
     assert restored(scene, same)[1].tolist() == [0]
+
+
+BOX_ON_BOX = """
+<mujoco><option timestep="0.002">{}</option><worldbody><geom type="box" size=".1 .08 .06"/>
+<body pos="0 0 .125"><freejoint/><geom type="box" size=".1 .08 .06"/></body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize("flag", ["nativeccd", "multiccd"])
+def test_a_flag_of_convex_collisions_refuses_no_model_without_them(flag):
+    mjcf = BOX_ON_BOX.format(f'<flag {flag}="disable"/>')
+    for engine in honours.ENGINES:
+        honours.check(mujoco.MjModel.from_xml_string(mjcf), engine)
+
+
+@pytest.mark.parametrize("engine", ["warp", pytest.param("mjx-warp", marks=pytest.mark.slow)])
+def test_a_box_on_a_box_moves_as_in_c(engine):
+    """MuJoCo Warp's own search for boxes is up to 1 rad/s away after a timestep."""
+    model = mujoco.MjModel.from_xml_string(BOX_ON_BOX.format(""))
+    qpos, qvel, ctrl = start(model)
+    generator = np.random.default_rng(1)
+    referee, physics = build("mujoco", model), build(engine, model)
+    for _ in range(40):
+        turn, tilt = generator.uniform(-0.4, 0.4, (2, NUM_WORLDS))
+        qpos[:, 3:] = torch.tensor(np.stack([np.ones(NUM_WORLDS), tilt, turn * tilt, turn], 1)).float()
+        qpos[:, 3:] /= qpos[:, 3:].norm(dim=1, keepdim=True)
+        inputs = (qpos.float().double(), qvel, ctrl)
+        expected = after(referee, *inputs)
+        error = (after(physics, *inputs) - expected).abs().max()
+        assert error <= allowed(referee, expected, inputs, engine)
 
 
 def test_sleep_is_off_on_every_engine():
@@ -220,8 +306,17 @@ LOOP = """
 CLOSED = ['<connect body1="b" body2="c" anchor="0 .3 0"/>', '<weld body1="b" body2="c" torquescale=".3"/>']
 
 
-@pytest.mark.parametrize("engine", ["warp", "newton", pytest.param("mjx", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("equality", CLOSED)
+SLOWLY = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("equality", "engine"),
+    [
+        *((CLOSED[0], "warp"), (CLOSED[1], "newton")),
+        *(pytest.param(CLOSED[0], engine, marks=SLOWLY) for engine in ("newton", "mjx")),
+        *(pytest.param(CLOSED[1], engine, marks=SLOWLY) for engine in ("warp", "mjx")),
+    ],
+)
 def test_a_closed_loop_moves_as_in_c(equality, engine):
     """The acceleration that keeps a turning loop closed; without it an engine is 1e-2 m/s off."""
     mjcf = LOOP.format(equality)

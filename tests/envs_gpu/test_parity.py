@@ -7,6 +7,7 @@
 
 import copy
 
+import mujoco
 import pytest
 import torch
 
@@ -80,8 +81,43 @@ def test_another_robot_is_seen(monkeypatch):
 def test_excess_is_the_worst_quantile():
     control = Errors(torch.full((100,), 1e-5), torch.full((100,), 1e-5))
     ours = Errors(torch.full((100,), 2e-5), torch.cat((torch.zeros(50), torch.full((50,), 9e-5))))
-    excess = Drift(ours, control, factor=2.0).excess()
+    excess = Drift(ours, control, 2.0, torch.zeros(100, dtype=torch.bool)).excess()
     assert excess == pytest.approx(9e-5 / 2.1e-5, rel=1e-4)
+
+
+WHEEL = """
+<mujoco><worldbody><geom type="box" size="1 1 .1"/><body pos="0 0 .5"><freejoint/>
+<geom type="cylinder" size=".1 .02"/></body></worldbody></mujoco>"""
+
+
+@pytest.mark.parametrize(
+    ("convex", "rest", "status", "words"),
+    [
+        (50, 1e-6, "named", "0.1 in the 50 of 100 states without contacts of convex geoms"),
+        (50, 1e-3, "failed", "in the 50 of 100 states without contacts of convex geoms"),
+        (90, 1e-3, "named", "too few to judge alone: 10 of 100 states"),
+    ],
+)
+def test_convex_contacts_excuse_the_states_they_are_in(convex, rest, status, words):
+    """An error of another kind is seen beside them."""
+    control = torch.full((100,), 9e-7)
+    error = torch.full((100,), rest)
+    error[:convex] = 1e-2
+    meets = torch.arange(100) < convex
+    drift = Drift(Errors(error, error), Errors(control, control), 10.0, meets)
+    task, model = TASKS.get("hold_pose"), mujoco.MjModel.from_xml_string(WHEEL)
+    verdict = parity.judge(drift, "hold_pose", task, "warp", model)
+    assert verdict.status == status
+    assert words in verdict.detail
+
+
+def test_states_with_convex_contacts_are_those_in_which_c_has_one():
+    model = mujoco.MjModel.from_xml_string(WHEEL)
+    referee = MujocoPhysics(model, 2, CPU, PhysicsOptions())
+    qpos = torch.tensor(model.qpos0).repeat(2, 1)
+    qpos[1, 2] = 0.115
+    meets = parity._ConvexContacts(referee, 5)(qpos, torch.zeros(2, model.nv), torch.zeros(2, 0))
+    assert meets.tolist() == [False, True]
 
 
 @pytest.mark.parametrize("name", ["ant", "half_cheetah", "go1_velocity"])
