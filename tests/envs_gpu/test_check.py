@@ -140,7 +140,7 @@ def test_drift_is_named_or_fails(monkeypatch):
     status, _ = CHECKS["drift"](Broken(lambda env: None, backend="warp"))
     assert status == "ok"
     pair = Broken(weigh_more, backend="warp")
-    with pytest.raises(check.CheckFailedError, match=r"rounding accounts for$"):
+    with pytest.raises(check.CheckFailedError, match="rounding accounts for; 1 times may be"):
         CHECKS["drift"](pair)
     monkeypatch.setitem(parity.DEVIATIONS, ("cartpole_balance", "warp"), (1e9, "gravity is 1 % off"))
     status, detail = CHECKS["drift"](pair)
