@@ -103,7 +103,7 @@ def _check_given(given: Mapping[str, tuple[float, float]], model: mujoco.MjModel
 
 
 def _write(actuator: mujoco.MjsActuator, control: Control, bound: _Bound) -> None:
-    # The first control of an actuator has the ctrlrange, whatever it is.
+    # `ctrlrange` belongs to the first control of an actuator, of every type.
     field = _FIELDS.get(control.input, "ctrlrange") if control.suffix else "ctrlrange"
     setattr(actuator, field, (bound.low, bound.high))
     actuator.ctrllimited = mujoco.mjtLimited.mjLIMITED_TRUE

@@ -136,16 +136,9 @@ def make_env(
     if device.type == "cuda" and device.index is None:  # Warp and JAX ask for the index
         device = torch.device("cuda", torch.cuda.current_device())
     if is_zoo_name(name):
-        if model is not None:
-            check_model_choice(name, model)
-        if pixels or episode_length_s:
-            given = "env.pixels" if pixels else "env.episode_length_s"
-            raise ZooError(f"{given} is for our own tasks only", f"set {given} to null")
-        if not randomization.is_off or observation_history > 1:
-            problem = f"{name} brings its own physics and observations, which cannot be randomized or stacked"
-            raise ZooError(problem, "leave randomization out and env.observation_history at 1")
-        for parameter, value in task_parameters.items():
-            raise unknown_parameter(name, parameter, value, {})
+        _check_zoo_choice(
+            name, model, pixels, episode_length_s, randomization, observation_history, task_parameters
+        )
         family, env_name = find(name)
         env = family.make(env_name, num_envs, device, seed, first_world)
         env.book.share.limit = guards.max_broken_share
@@ -178,6 +171,28 @@ def make_env(
         episode_length_s,
         task_parameters,
     )
+
+
+def _check_zoo_choice(
+    name: str,
+    model: str | UserModel | None,
+    pixels: PixelOptions | None,
+    episode_length_s: float | None,
+    randomization: Randomization,
+    observation_history: int,
+    task_parameters: Mapping[str, float],
+) -> None:
+    """Refuse what only our own tasks can have; errors as of `make_env`."""
+    if model is not None:
+        check_model_choice(name, model)
+    if pixels or episode_length_s:
+        given = "env.pixels" if pixels else "env.episode_length_s"
+        raise ZooError(f"{given} is for our own tasks only", f"set {given} to null")
+    if not randomization.is_off or observation_history > 1:
+        problem = f"{name} brings its own physics and observations, which cannot be randomized or stacked"
+        raise ZooError(problem, "leave randomization out and env.observation_history at 1")
+    for parameter, value in task_parameters.items():
+        raise unknown_parameter(name, parameter, value, {})
 
 
 def _pixel_maker(

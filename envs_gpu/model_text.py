@@ -54,7 +54,7 @@ def parse(file: Path, content: bytes) -> Element:
     root: list[Element] = []
     path: list[Element] = []
     doctypes: list[ModelError] = []
-    parser = expat.ParserCreate("UTF-8")  # whatever it declares, as MuJoCo does
+    parser = expat.ParserCreate("UTF-8")  # as MuJoCo, which ignores the declared encoding
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         element = Element(file, parser.CurrentLineNumber, tag, attributes)

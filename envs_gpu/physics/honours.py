@@ -245,7 +245,7 @@ def _runs(model: mujoco.MjModel, engine: str) -> bool:
 
     try:
         mujoco_warp.put_model(without_pgs(prepared(model, engine)))
-    except (NotImplementedError, ValueError):
+    except (NotImplementedError, ValueError):  # how MuJoCo Warp refuses: the advice is then C MuJoCo
         return False
     return True
 
