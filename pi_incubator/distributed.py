@@ -78,6 +78,14 @@ class Distributed:
         dist.all_reduce(largest, dist.ReduceOp.MAX, group=self.objects)
         return int(largest)
 
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """The largest over the ranks, element by element."""
+        if self.world_size == 1:
+            return tensor
+        largest = tensor.clone()
+        dist.all_reduce(largest, dist.ReduceOp.MAX)
+        return largest
+
     def gather(self, value: Any) -> list[Any]:
         """What every rank gave, in their order, on rank 0; empty on the others."""
         if self.world_size == 1:

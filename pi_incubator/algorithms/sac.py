@@ -16,13 +16,13 @@ from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.sac import SACSettings
-from pi_incubator.data.replay.replay import NEXT, OBS
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.critic import make_critics
 from pi_incubator.networks import make_network
 from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
+from pi_incubator.training.loss_input import loss_input
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
@@ -60,10 +60,6 @@ class SAC(OffPolicy[SACSettings]):
 
     def step(self, minibatch: TensorDict) -> Tensor:
         return self._step(minibatch)
-
-    def random_action(self, noise: Tensor) -> Tensor:
-        """Uniform between the env's limits: the normal distribution's quantile of the noise."""
-        return self.policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
 
     def parts(self) -> dict[str, Part]:
         weights = {"critic": self.critic_weights, "target": self.target_weights}
@@ -105,24 +101,10 @@ class SAC(OffPolicy[SACSettings]):
                 target.lerp_(weight, tau)
 
     def _loss_input(self, minibatch: TensorDict) -> TensorDict:
-        """The minibatch under the names that TorchRL's loss reads, observations normalized."""
-        normalizer, groups = self.policy.normalizer, self.network.groups
-        terminated = minibatch["terminated"]
-        following = {group: normalizer[group](minibatch[NEXT + group]) for group in groups}
-        following |= {
-            "noise": minibatch["noise"][:, 1],
-            "reward": (minibatch["reward"] * self.settings.reward_scale).unsqueeze(-1),
-            "terminated": terminated.unsqueeze(-1),
-            "done": (terminated | minibatch["truncated"]).unsqueeze(-1),
-        }
-        now = {group: normalizer[group](minibatch[OBS + group]) for group in groups}
-        now |= {
-            "action": self.policy.to_unit(minibatch["action"]),
-            "noise": minibatch["noise"][:, 0],
-            "valid": minibatch["valid"],
-        }
-        size = minibatch.batch_size
-        return TensorDict({**now, "next": TensorDict(following, size)}, size)
+        """The minibatch under the names that TorchRL's loss reads."""
+        now, following = minibatch["noise"].unbind(1)
+        scale = self.settings.reward_scale
+        return loss_input(minibatch, self.policy, self.network.groups, scale, (now, following))
 
     def _make_loss(self) -> SACLoss:
         network, policy, settings = self.network, self.policy, self.settings
@@ -135,14 +117,9 @@ class SAC(OffPolicy[SACSettings]):
                 return_log_prob=True,
             ),
         )
-        keys = [network.critic_group, "action"]
-        critics = [
-            TensorDictModule(_Critic(network), in_keys=keys, out_keys=["state_action_value"])
-            for _ in range(NUM_CRITICS)
-        ]
         loss = SACLoss(
             actor,
-            critics,
+            make_critics(network, NUM_CRITICS),
             loss_function="l2",
             alpha_init=settings.initial_temperature,
             target_entropy=settings.target_entropy * self.env.spec.action_dim,
@@ -165,17 +142,3 @@ class _Distribution(nn.Module):
         (policy,) = self._policy
         features, _ = self.encoder(observation, policy.initial_state(0))
         return policy.before_tanh(features)
-
-
-class _Critic(nn.Module):
-    """Normalized observation `[B, D]` and action in (-1, 1) `[B, A]` -> value `[B, 1]`."""
-
-    def __init__(self, network: Network) -> None:
-        super().__init__()
-        self.encoder = network.encoder(network.critic_group)
-        width = self.encoder.num_features + network.spec.action_dim
-        self.head = network.head(width, 1, output_gain=1.0)
-
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        features, _ = self.encoder(observation, observation.new_zeros(0))
-        return self.head(torch.cat((features, action), -1))

@@ -22,6 +22,8 @@ class AlgorithmSettings(Section):
     """The setting to lower where the stored steps do not fit in memory."""
     num_networks: ClassVar[int] = 2
     """Networks as large as the policy's, itself included: for the estimate of memory."""
+    keeps_batch_statistics: ClassVar[bool] = False
+    """Whether it maintains the moments of networks with batch normalization."""
     iteration_fields: ClassVar[str] = "env.num_envs"
     """The settings to lower where an iteration is too long."""
     runs_read: ClassVar[tuple[str, ...]] = ()

@@ -283,6 +283,8 @@ class ExperimentConfig(Section):
         check_effects(self)
         if self.network.sees_pixels != (self.env.pixels is not None):
             raise _pixels_error(self.network.name, self.env.pixels)
+        if self.network.needs_batch_statistics and not self.algorithm.keeps_batch_statistics:
+            raise _batch_statistics_error(self.network.name, self.algorithm.name)
         for field in self.algorithm.unused:
             self._check_unused(field)
         self.algorithm.check(self)
@@ -319,6 +321,18 @@ class ExperimentConfig(Section):
                 problem=f"must be at least one iteration, with env.num_envs = auto {worlds}",
                 fix=f"set it to {steps} or more, or lower what an iteration collects",
             )
+
+
+def _batch_statistics_error(network: str, algorithm: str) -> Exception:
+    """A network whose moments nobody would maintain."""
+    algorithms = [name for name, member in ALGORITHMS.members.items() if member.keeps_batch_statistics]
+    networks = [name for name, member in NETWORKS.members.items() if not member.needs_batch_statistics]
+    return cross_field_error(
+        field="network.name",
+        value=network,
+        problem=f"it is for algorithms that learn with batch normalization, which {algorithm} does not",
+        fix=f"set algorithm.name to {' or '.join(algorithms)}, or this to {' or '.join(networks)}",
+    )
 
 
 def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:

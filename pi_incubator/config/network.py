@@ -17,6 +17,9 @@ class NetworkSettings(Section):
     sees_pixels: ClassVar[bool] = False
     """Whether it reads `env.pixels`, and nothing else."""
 
+    needs_batch_statistics: ClassVar[bool] = False
+    """Whether it has batch normalizations, whose moments only some algorithms maintain."""
+
     name: str
     """Network: the name of a file in pi_incubator/networks."""
     init_log_std: Annotated[float, Field(ge=-20, le=5)] = 0.0

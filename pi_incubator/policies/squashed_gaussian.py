@@ -8,15 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
-from pi_incubator.policies.policy import Policy, PolicyStep
+from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.policy import PolicyStep
 
 LOG_STD_RANGE = (-5.0, 2.0)
 """Of the Gaussian before it is squashed."""
@@ -45,29 +44,28 @@ class SquashedGaussian:
         return before.tanh(), (gaussian - jacobian).sum(-1)
 
 
-class SquashedGaussianPolicy(Policy):
+class SquashedGaussianPolicy(BoundedPolicy):
     """Mean and standard deviation depend on the observation; actions lie within the env's limits.
 
     Args:
         settings: normalization.
         network: builds encoder and head.
         spec: the env's observation groups and action limits.
+        log_std_range: of the Gaussian before it is squashed, natural logarithms.
 
     Raises:
         SettingError: an action has no limits.
     """
 
-    center: Tensor
-    half_range: Tensor
-
-    def __init__(self, settings: NetworkSettings, network: Network, spec: EnvSpec) -> None:
+    def __init__(
+        self,
+        settings: NetworkSettings,
+        network: Network,
+        spec: EnvSpec,
+        log_std_range: tuple[float, float] = LOG_STD_RANGE,
+    ) -> None:
         super().__init__(settings, network, spec, num_outputs=2 * spec.action_dim)
-        low, high = torch.tensor(spec.action_low), torch.tensor(spec.action_high)
-        if not (low.isfinite() & high.isfinite()).all():
-            problem = f"actions without limits cannot be squashed into them, and {spec.name} has such"
-            raise SettingError("env.name", spec.name, problem, "choose another task or algorithm")
-        self.register_buffer("center", (low + high) / 2, persistent=False)
-        self.register_buffer("half_range", (high - low) / 2, persistent=False)
+        self.log_std_range = log_std_range
 
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         normalized = self.normalizer(obs)
@@ -79,7 +77,7 @@ class SquashedGaussianPolicy(Policy):
     def before_tanh(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[..., F]` -> mean and standard deviation before tanh, each `[..., A]`."""
         loc, raw = self.head(features).chunk(2, -1)
-        low, high = LOG_STD_RANGE
+        low, high = self.log_std_range
         return loc, (low + 0.5 * (high - low) * (raw.tanh() + 1.0)).exp()
 
     def action_of(self, features: Tensor) -> Tensor:
@@ -90,11 +88,3 @@ class SquashedGaussianPolicy(Policy):
         loc, scale = self.before_tanh(features)
         unit = loc.tanh()
         return self.to_env_units(unit), self.half_range * scale * (1.0 - unit.square()).clamp_min(1e-3)
-
-    def to_env_units(self, unit: Tensor) -> Tensor:
-        """Actions in (-1, 1) `[..., A]` -> the env's units."""
-        return self.center + self.half_range * unit
-
-    def to_unit(self, action: Tensor) -> Tensor:
-        """Actions in the env's units `[..., A]` -> (-1, 1)."""
-        return (action - self.center) / self.half_range

@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs_gpu.vec_env import VecEnv
+from envs_gpu.vec_env import StepResult, VecEnv
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
@@ -22,6 +22,7 @@ from pi_incubator.data.replay.ring import Ring
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
 from pi_incubator.networks import make_network
+from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.training.algorithm import Algorithm
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
@@ -33,6 +34,7 @@ class OffPolicy(Algorithm[Settings]):
     A concrete algorithm sets `policy` and `step`.
     """
 
+    policy: BoundedPolicy
     report_names: tuple[str, ...]
     """Names of the numbers that `step` reports."""
 
@@ -47,15 +49,19 @@ class OffPolicy(Algorithm[Settings]):
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
         self.replay: Replay = Ring(self.settings.buffer_size, env.spec, self.network.groups, self.sampling)
-        self._unit_noise = torch.zeros(1, env.num_envs, env.spec.action_dim, device=device)
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
         """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]`; gives a report."""
 
-    @abstractmethod
-    def random_action(self, noise: Tensor) -> Tensor:
-        """An action `[N, A]` of the first steps, from standard normal `noise`."""
+    def make_noise(self) -> Tensor:
+        """The exploration noise `[N, A]` of the next step, standard normal."""
+        noise = torch.empty(1, self.env.num_envs, self.env.spec.action_dim, device=self.env.device)
+        self.noise.normal_(noise)
+        return noise[0]
+
+    def saw(self, result: StepResult) -> None:
+        """Look at what a step of the worlds gave, beside storing it."""
 
     @torch.no_grad()
     def collect(self) -> None:
@@ -65,12 +71,15 @@ class OffPolicy(Algorithm[Settings]):
         for t in range(self.settings.horizon):
             obs = {group: value.clone() for group, value in env.obs.items()}
             policy.normalizer.observe(obs)
-            self.noise.normal_(self._unit_noise)
+            noise = self.make_noise()
             if self.env_steps + t * steps_of_all < starts_at:
-                action = self.random_action(self._unit_noise[0])
+                # Uniform between the env's limits: the normal distribution's quantile of the noise.
+                action = policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
             else:
-                action = policy.act(obs, state, self._unit_noise[0]).action
-            self.replay.add(steps_of(obs, action, env.step(action), self.network.groups))
+                action = policy.act(obs, state, noise).action
+            result = env.step(action)
+            self.saw(result)
+            self.replay.add(steps_of(obs, action, result, self.network.groups))
         policy.normalizer.commit(self.distributed.merge_moments)
         self._finish_iteration()
 

@@ -1,0 +1,144 @@
+"""TD3: twin delayed deep deterministic policy gradients (Fujimoto et al. 2018, arXiv 1802.09477, algorithm 1),
+on TorchRL's loss.
+
+Letters: B samples of a minibatch, A actions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict
+from tensordict.nn import TensorDictModule
+from torch import Tensor, nn
+from torchrl.objectives import TD3Loss
+
+from envs_gpu.vec_env import EnvSpec, VecEnv
+from pi_incubator.checkpoint import Part
+from pi_incubator.compute import ComputePlan
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.algorithms.td3 import TD3Settings
+from pi_incubator.distributed import Distributed
+from pi_incubator.layers.critic import make_critics
+from pi_incubator.networks import make_network
+from pi_incubator.policies.deterministic import DeterministicPolicy
+from pi_incubator.registry import algorithm
+from pi_incubator.training.adam import Adam
+from pi_incubator.training.delayed import DelayedActor
+from pi_incubator.training.loss_input import loss_input
+from pi_incubator.training.off_policy import OffPolicy
+from pi_incubator.training.state import NamedTensors
+from pi_incubator.training.step import Phase, make_step
+
+NUM_CRITICS = 2
+
+
+@algorithm("td3")
+class TD3(OffPolicy[TD3Settings]):
+    """Twin critics and a deterministic policy, with targets of all three."""
+
+    policy: DeterministicPolicy
+    report_names = ("loss/critic", "loss/actor")
+
+    def __init__(
+        self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
+    ) -> None:
+        super().__init__(cfg, env, distributed, compute)
+        settings, device = self.settings, env.device
+        self.loss = self._make_loss().to(device)
+        self.actor_weights = list(self.policy.parameters())
+        self.critic_weights = list(self.loss.qvalue_network_params.values(True, True))
+        self.targets = [
+            *self.loss.target_actor_network_params.values(True, True),
+            *self.loss.target_qvalue_network_params.values(True, True),
+        ]
+        self.actor_optimizer = Adam(self.actor_weights, torch.tensor(settings.lr_actor, device=device))
+        self.critic_optimizer = Adam(self.critic_weights, torch.tensor(settings.lr_critic, device=device))
+        self.steps = DelayedActor(
+            Phase(self._actor_gradients, self._apply_to_actor),
+            Phase(self._critic_gradients, self._apply_to_critics),
+            settings.actor_every,
+            num_reports=1,
+            make=partial(make_step, distributed=distributed, compute=compute, skipped=self.skipped),
+            device=device,
+        )
+
+    @staticmethod
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> DeterministicPolicy:
+        assert isinstance(cfg.algorithm, TD3Settings)
+        network, std = make_network(cfg.network, spec), cfg.algorithm.exploration_std
+        return DeterministicPolicy(cfg.network, network, spec, std).to(spec.device)
+
+    def step(self, minibatch: TensorDict) -> Tensor:
+        return self.steps(minibatch)
+
+    def parts(self) -> dict[str, Part]:
+        weights = {"critic": self.critic_weights, "target": self.targets}
+        named = {f"{name}.{i}": w.data for name, ws in weights.items() for i, w in enumerate(ws)}
+        return super().parts() | {
+            "critics": Part(NamedTensors(**named), is_learned=True),
+            "steps": Part(self.steps),
+            "actor_optimizer": Part(self.actor_optimizer),
+            "critic_optimizer": Part(self.critic_optimizer),
+        }
+
+    def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
+        loss, _ = self.loss.value_loss(self._loss_input(minibatch))
+        return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
+
+    def _apply_to_critics(self, gradients: list[Tensor], sound: Tensor) -> None:
+        self.critic_optimizer.step(gradients, sound)
+
+    def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
+        loss, _ = self.loss.actor_loss(self._loss_input(minibatch))
+        return torch.autograd.grad(loss, self.actor_weights), loss.detach().view(1)
+
+    def _apply_to_actor(self, gradients: list[Tensor], sound: Tensor) -> None:
+        self.actor_optimizer.step(gradients, sound)
+        with torch.no_grad():
+            tau = torch.where(sound, self.settings.tau, 0.0)
+            for target, weight in zip(self.targets, self.actor_weights + self.critic_weights, strict=True):
+                target.lerp_(weight, tau)
+
+    def _loss_input(self, minibatch: TensorDict) -> TensorDict:
+        """The minibatch under TorchRL's names; the noise of the next step smooths the target policy."""
+        settings, unit_noise = self.settings, minibatch["noise"][:, 1]
+        limit = settings.smoothing_clip
+        noise = (unit_noise * settings.smoothing_std).clamp(-limit, limit)
+        return loss_input(
+            minibatch,
+            self.policy,
+            self.network.groups,
+            settings.reward_scale,
+            (torch.zeros_like(noise), noise),
+        )
+
+    def _make_loss(self) -> TD3Loss:
+        policy, one = self.policy, torch.ones(self.env.spec.action_dim)
+        actor = TensorDictModule(_Action(policy), in_keys=[policy.group, "noise"], out_keys=["action"])
+        loss = TD3Loss(
+            actor,
+            make_critics(self.network, NUM_CRITICS),
+            bounds=(-one, one),
+            num_qvalue_nets=NUM_CRITICS,
+            loss_function="l2",
+            policy_noise=0.0,  # ours is drawn by the training's own generators
+        )
+        loss.make_value_estimator(gamma=self.settings.gamma)
+        loss.loss_mask_key = "valid"
+        return loss
+
+
+class _Action(nn.Module):
+    """Normalized observation `[B, D]` -> action `[B, A]` around (-1, 1), with noise `[B, A]` added."""
+
+    def __init__(self, policy: DeterministicPolicy) -> None:
+        super().__init__()
+        self.encoder, self.head = policy.encoder, policy.head
+        self._policy = [policy]  # in a list, so that the loss does not own the normalizer
+
+    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+        (policy,) = self._policy
+        features, _ = self.encoder(observation, policy.initial_state(0))
+        return policy.unit_action(features) + noise

@@ -1,0 +1,38 @@
+"""Settings of TD3."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from pi_incubator.config.algorithm import ReplaySettings
+from pi_incubator.config.section import Count, Fraction, NonNegative, Positive
+
+
+class TD3Settings(ReplaySettings):
+    """Twin delayed deep deterministic policy gradients, and a replay buffer."""
+
+    num_networks: ClassVar[int] = 6
+    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast", "network.init_log_std")
+
+    name: Literal["td3"] = "td3"
+    """Algorithm: the name of a file in pi_incubator/algorithms."""
+    lr_actor: Positive = 3e-4
+    """Learning rate of the policy."""
+    lr_critic: Positive = 3e-4
+    """Learning rate of the critics."""
+    gamma: Fraction = 0.99
+    """Discount of the reward, per step."""
+    tau: Annotated[float, Field(gt=0, le=1)] = 0.005
+    """Share of policy and critics that their targets take over when they move."""
+    actor_every: Count = 2
+    """Updates of the critics for each update of the policy and of the targets."""
+    exploration_std: Positive = 0.1
+    """Standard deviation of the noise on actions that are tried out, in halves of the action's range."""
+    smoothing_std: NonNegative = 0.2
+    """The same, of the noise on the target policy's actions."""
+    smoothing_clip: Positive = 0.5
+    """Largest noise on the target policy's actions, in halves of the action's range."""
+    reward_scale: Positive = 1.0
+    """Factor on the reward that the algorithm sees; reported returns are not scaled."""
