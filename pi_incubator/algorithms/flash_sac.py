@@ -116,7 +116,7 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         This step and the next one go through the critics as one batch, so that both are normalized by the
         same moments (CrossQ, Bhatt et al. 2024, arXiv 1902.05605).
         """
-        settings, valid = self.settings, minibatch["valid"]
+        valid = minibatch["valid"]
         now, following = self._observations(minibatch, self.network.critic_group)
         with torch.no_grad():
             _, next_obs = self._observations(minibatch, self.network.actor_group)
@@ -133,7 +133,8 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
 
     def _target(self, logits: Tensor, log_prob: Tensor, minibatch: TensorDict) -> Tensor:
         """Probabilities `[K, B, Z]` of the bins for the value of this step, from the targets' logits
-        `[C, K, B, Z]` for the next one: those of the critic that expects less (Fujimoto et al. 2018, eq. 10)."""
+        `[C, K, B, Z]` for the next one: those of the critic that expects less (Fujimoto et al. 2018, eq. 10).
+        """
         probability = logits.softmax(-1)
         first, second = (probability * self.bins).sum(-1).unbind()  # [K, B] each
         probability = torch.where((first <= second).unsqueeze(-1), *probability.unbind())

@@ -1,5 +1,6 @@
-"""TD3: twin delayed deep deterministic policy gradients (Fujimoto et al. 2018, arXiv 1802.09477, algorithm 1),
-on TorchRL's loss.
+"""TD3: twin delayed deep deterministic policy gradients, on TorchRL's loss.
+
+Fujimoto et al. 2018, arXiv 1802.09477, algorithm 1.
 
 Letters: B samples of a minibatch, A actions.
 """

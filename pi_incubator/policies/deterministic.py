@@ -1,4 +1,4 @@
-"""A deterministic policy within the env's action limits, with Gaussian noise to explore (Lillicrap et al. 2016).
+"""A deterministic policy within the env's limits, with Gaussian noise to explore (Lillicrap et al. 2016).
 
 Letters: N worlds, A actions, F features.
 """

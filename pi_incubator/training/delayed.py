@@ -1,4 +1,4 @@
-"""Updates of the policy that come less often than those of the critics (Fujimoto et al. 2018, section 5.2)."""
+"""Policy updates that are rarer than those of the critics (Fujimoto et al. 2018, section 5.2)."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 EXPONENT = 2.0
-"""A noise lasts n steps with probability in proportion to n to the power of minus this (a zeta distribution)."""
+"""s of a zeta distribution: the probability that a noise lasts n steps is in proportion to 1 / n^s."""
 
 
 class RepeatedNoise:

@@ -1,5 +1,6 @@
-"""Rewards scaled so that discounted returns fit into fixed bounds (FlashSAC 2026, from SimbaV2, Lee et al. 2025,
-arXiv 2502.15280, section 4.3).
+"""Rewards scaled so that discounted returns fit into fixed bounds.
+
+From SimbaV2 (Lee et al. 2025, arXiv 2502.15280), which FlashSAC takes over.
 
 Letters: N worlds of this rank.
 """
