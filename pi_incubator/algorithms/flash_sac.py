@@ -141,7 +141,8 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         bonus = self.log_temperature.exp() * log_prob
         reward = self._in_shards((minibatch["reward"] / self.reward_scale.scale).unsqueeze(-1))
         goes_on = self._in_shards((~minibatch["terminated"]).to(reward).unsqueeze(-1))
-        value = reward + self.settings.gamma * goes_on * (self.bins - bonus.unsqueeze(-1))
+        discount = self._in_shards((self.settings.gamma ** minibatch["num_steps"]).unsqueeze(-1))
+        value = reward + discount * goes_on * (self.bins - bonus.unsqueeze(-1))
         return project(probability, value, self.bins)
 
     def _apply_to_critics(self, means: list[Tensor], sound: Tensor) -> None:

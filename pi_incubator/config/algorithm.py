@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING, Annotated, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pi_incubator.config.section import Count, Section, cross_field_error
+from pi_incubator.config.section import Count, Fraction, Section, cross_field_error
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
@@ -122,6 +122,12 @@ class ReplaySettings(RolloutSettings):
     """Samples of one optimizer step."""
     buffer_size: Count = 1_000_000
     """Newest environment steps that are learned from, over all worlds."""
+    gamma: Fraction = 0.99
+    """Discount of the reward, per step."""
+    n_step: Annotated[int, Field(ge=1, le=1000)] = 1
+    """Most steps whose rewards are summed before the critic's estimate takes over; sums end with episodes."""
+    storage: Literal["float32", "bfloat16"] = "float32"
+    """Precision of stored observations; bfloat16 takes half the memory and keeps three digits."""
     learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
     """Environment steps with random actions, over all worlds, before anything is learned."""
 
@@ -164,5 +170,13 @@ class ReplaySettings(RolloutSettings):
                 value=self.buffer_size,
                 problem="must hold at least one minibatch and one step of every world",
                 fix=f"set it to {least} or more",
+            )
+        length = self.buffer_size // cfg.env.num_envs
+        if self.n_step > length:
+            raise cross_field_error(
+                field="algorithm.n_step",
+                value=self.n_step,
+                problem=f"the replay buffer holds {length} steps of each world",
+                fix=f"set it to {length} or less, or raise algorithm.buffer_size",
             )
         super().check_num_envs(cfg)

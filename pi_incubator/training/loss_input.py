@@ -40,6 +40,7 @@ def loss_input(
         "action": policy.to_unit(minibatch["action"]),
         "noise": noise[0],
         "valid": minibatch["valid"],
+        "steps_to_next_obs": minibatch["num_steps"].unsqueeze(-1),
     }
     size = minibatch.batch_size
     return TensorDict({**now, "next": TensorDict(following, size)}, size)

@@ -48,7 +48,7 @@ class OffPolicy(Algorithm[Settings]):
         self.noise = ShardedRandom(seed, "action noise", self.shards, device)
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
-        self.replay: Replay = Ring(self.settings.buffer_size, env.spec, self.network.groups, self.sampling)
+        self.replay: Replay = self._make_replay()
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
@@ -99,6 +99,18 @@ class OffPolicy(Algorithm[Settings]):
             "sampling": Part(self.sampling, per_rank=True),
             "learning_noise": Part(self.learning_noise, per_rank=True),
         }
+
+    def _make_replay(self) -> Replay:
+        settings = self.settings
+        return Ring(
+            settings.buffer_size,
+            self.env.spec,
+            self.network.groups,
+            self.sampling,
+            settings.n_step,
+            settings.gamma,
+            getattr(torch, settings.storage),
+        )
 
     def _num_updates(self) -> int:
         """Optimizer steps that this iteration's environment steps are worth: none of random actions."""

@@ -71,6 +71,7 @@ def make_minibatch():
         "truncated": torch.arange(B) % 4 == 1,
         "valid": torch.ones(B, dtype=torch.bool),
         "noise": draw(2, A),
+        "num_steps": 1 + torch.arange(B) % 3,
     }
     return TensorDict(contents, batch_size=[B])
 
@@ -137,7 +138,7 @@ def critic_loss(sac, steps, critics):
     chance = torch.where((values[0] <= values[1]).unsqueeze(-1), *chances)
     soft = bins - (TEMPERATURE * log_prob).unsqueeze(-1)
     soft = torch.where(steps["terminated"].unsqueeze(-1), 0.0, soft)
-    value = (steps["reward"] / 0.5).unsqueeze(-1) + GAMMA * soft
+    value = (steps["reward"] / 0.5).unsqueeze(-1) + (GAMMA ** steps["num_steps"]).unsqueeze(-1) * soft
     wanted = torch.zeros(B, Z)
     for row in range(B):
         for share, number in zip(chance[row], value[row], strict=True):

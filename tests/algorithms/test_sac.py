@@ -72,6 +72,7 @@ def make_minibatch(seed=0):
         "truncated": torch.arange(B) % 4 == 1,
         "valid": torch.arange(B) % 8 != 3,
         "noise": draw(2, A),
+        "num_steps": 1 + torch.arange(B) % 3,
     }
     return TensorDict(contents, batch_size=[B])
 
@@ -111,7 +112,8 @@ class Paper:
             following, log_prob = self.sample(steps["next.policy"], steps["noise"][:, 1])
             least = torch.minimum(*(self.value(w, steps["next.policy"], following) for w in self.targets))
             soft = least - self.temperature * log_prob  # V, equation 3
-            target = 2.0 * steps["reward"] + 0.9 * torch.where(steps["terminated"], 0.0, soft)
+            discount = 0.9 ** steps["num_steps"]
+            target = 2.0 * steps["reward"] + discount * torch.where(steps["terminated"], 0.0, soft)
         errors = [(self.value(w, steps["obs.policy"], action) - target) ** 2 / 2 for w in self.critics]
         return sum(error[steps["valid"]].mean() for error in errors)
 

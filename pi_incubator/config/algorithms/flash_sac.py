@@ -28,8 +28,6 @@ class FlashSACSettings(ReplaySettings):
     """Learning rate of policy, critics and temperature at the start."""
     lr_end: Positive = 1.5e-4
     """The same at the end; half a period of a cosine leads there."""
-    gamma: Annotated[float, Field(ge=0, lt=1)] = 0.99
-    """Discount of the reward, per step."""
     tau: Annotated[float, Field(gt=0, le=1)] = 0.01
     """Share of the critics that their targets take over at each update."""
     actor_every: Count = 2

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pi_incubator.config.algorithm import ReplaySettings
-from pi_incubator.config.section import Fraction, Number, Positive
+from pi_incubator.config.section import Number, Positive
 
 
 class SACSettings(ReplaySettings):
@@ -24,8 +24,6 @@ class SACSettings(ReplaySettings):
     """Learning rate of the critics."""
     lr_temperature: Positive = 3e-4
     """Learning rate of the temperature."""
-    gamma: Fraction = 0.99
-    """Discount of the reward, per step."""
     tau: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Share of the critics that their targets take over at each update."""
     initial_temperature: Positive = 1.0

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pi_incubator.config.algorithm import ReplaySettings
-from pi_incubator.config.section import Count, Fraction, NonNegative, Positive
+from pi_incubator.config.section import Count, NonNegative, Positive
 
 
 class TD3Settings(ReplaySettings):
@@ -22,8 +22,6 @@ class TD3Settings(ReplaySettings):
     """Learning rate of the policy."""
     lr_critic: Positive = 3e-4
     """Learning rate of the critics."""
-    gamma: Fraction = 0.99
-    """Discount of the reward, per step."""
     tau: Annotated[float, Field(gt=0, le=1)] = 0.005
     """Share of policy and critics that their targets take over when they move."""
     actor_every: Count = 2

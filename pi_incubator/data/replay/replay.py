@@ -12,6 +12,10 @@ one), and `valid` is false where the world broke, so that nothing is learned fro
     next.GROUP   [N, D]  after the step, before any reset
     valid        [N]     bool
 
+A sample has one more, `num_steps` `[B]` int64: `reward` is the discounted sum over so many steps of one
+world, and `next.GROUP`, `terminated` and `truncated` are those of the last of them. It is 1, or up to n where
+the buffer makes n-step returns.
+
 Letters: N worlds, A actions, D observation width, B samples of a minibatch.
 """
 
@@ -38,7 +42,7 @@ class Replay(ABC):
 
     @abstractmethod
     def sample(self, size: int) -> TensorDict:
-        """A minibatch of batch `[B]`, B = `size`, with the same names."""
+        """A minibatch of batch `[B]`, B = `size`, with the same names and `num_steps`."""
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         """Tell how much was learned from sampled steps; a buffer that samples uniformly does not care."""

@@ -28,10 +28,22 @@ class Ring(Replay):
         spec: the env's.
         groups: the observation groups that are stored.
         random: samples.
+        n_step: most steps that a sampled reward sums; 1 leaves rewards as they are.
+        gamma: discount of the reward, per step, in these sums.
+        dtype: of the stored observations that are float32 in the env; samples are float32 again.
     """
 
-    def __init__(self, capacity: int, spec: EnvSpec, groups: Iterable[str], random: ShardedRandom) -> None:
-        self._random = random
+    def __init__(
+        self,
+        capacity: int,
+        spec: EnvSpec,
+        groups: Iterable[str],
+        random: ShardedRandom,
+        n_step: int = 1,
+        gamma: float = 1.0,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self._random, self._n_step, self._gamma = random, n_step, gamma
         self._length = max(1, capacity // spec.num_envs)  # L
         self._num_worlds = spec.num_envs
         self._count = 0  # steps of each world ever added
@@ -43,10 +55,13 @@ class Ring(Replay):
         for name in ("terminated", "truncated", "valid"):
             self._tensors[name] = rows(dtype=torch.bool)
         for group in groups:
-            shape, dtype = spec.obs_shape(group), spec.obs_dtype(group)
-            self._tensors[OBS + group] = rows(*shape, dtype=dtype)
-            self._tensors[NEXT + group] = rows(*shape, dtype=dtype)
+            shape, in_env = spec.obs_shape(group), spec.obs_dtype(group)
+            stored = dtype if in_env == torch.float32 else in_env
+            self._tensors[OBS + group] = rows(*shape, dtype=stored)
+            self._tensors[NEXT + group] = rows(*shape, dtype=stored)
         self._flat = {name: tensor.flatten(0, 1) for name, tensor in self._tensors.items()}
+        self._of_last = [name for name in self._flat if name.startswith(NEXT)] + ["terminated", "truncated"]
+        self._of_first = [name for name in self._flat if name not in (*self._of_last, "reward")]
 
     def add(self, steps: Mapping[str, Tensor]) -> None:
         place = self._count % self._length
@@ -55,14 +70,45 @@ class Ring(Replay):
         self._count += 1
 
     def sample(self, size: int) -> TensorDict:
+        return self.steps_at(self._uniform(size))
+
+    def steps_at(self, index: Tensor) -> TensorDict:
+        """The steps at `index` `[B]`: places in the tensors with their first two dimensions flattened."""
+        last, num_steps, reward = self._sums(index)
+        steps = {name: self._flat[name][index] for name in self._of_first}
+        steps |= {name: self._flat[name][last] for name in self._of_last}
+        for name, value in steps.items():
+            if value.dtype == torch.bfloat16:
+                steps[name] = value.float()
+        return TensorDict(steps | {"reward": reward, "num_steps": num_steps}, batch_size=[len(index)])
+
+    def _sums(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the n-step return from `index` `[B]` ends, over how many steps, and its sum of rewards.
+
+        It ends with the episode, before a step that broke, and at the newest step.
+        """
+        flat, newest = self._flat, (self._count - 1) % self._length
+        last, reward = index, flat["reward"][index]
+        num_steps, discount = torch.ones_like(index), torch.ones_like(reward)
+        goes_on = torch.ones_like(index, dtype=torch.bool)
+        for _ in range(self._n_step - 1):
+            ended = flat["terminated"][last] | flat["truncated"][last] | ~flat["valid"][last]
+            following = (last + self._num_worlds) % len(flat["reward"])
+            goes_on &= ~ended & (last // self._num_worlds != newest) & flat["valid"][following]
+            discount = discount * self._gamma
+            reward = torch.where(goes_on, reward + discount * flat["reward"][following], reward)
+            last, num_steps = torch.where(goes_on, following, last), num_steps + goes_on
+        return last, num_steps, reward
+
+    def _uniform(self, size: int) -> Tensor:
+        """Places of `size` steps, each equally likely, the same number from each shard of worlds."""
         num_shards = self._random.num_shards
         width = self._num_worlds // num_shards  # worlds of a shard
         filled = min(self._count, self._length)
         pieces = []
         for shard, index in enumerate(self._random.integers(filled * width, size // num_shards)):
             pieces.append(index // width * self._num_worlds + shard * width + index % width)
-        index = pieces[0] if num_shards == 1 else torch.cat(pieces)
-        return TensorDict({name: flat[index] for name, flat in self._flat.items()}, batch_size=[len(index)])
+        return pieces[0] if num_shards == 1 else torch.cat(pieces)
 
     def __len__(self) -> int:
         return min(self._count, self._length) * self._num_worlds
