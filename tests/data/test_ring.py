@@ -200,3 +200,63 @@ def test_steps_that_were_saved_fit_their_count_or_are_refused(count):
     with pytest.raises(ValueError, match="'reward'"):
         ring.load_state_dict(full.state_dict() | {"reward": torch.zeros(1, N)})  # would be copied three times
     assert {when for when, _ in rows_of(ring.sample(64))} == {9}
+
+
+def plain_step(t, terminated=(), truncated=(), broken=()):
+    """A step of reward 10^-world that ends nothing but the named worlds."""
+    worlds = torch.arange(N)
+
+    def flags(chosen):
+        return torch.isin(worlds, torch.tensor(chosen, dtype=torch.int64))
+
+    ended = {"terminated": flags([*terminated, *broken]), "truncated": flags(truncated)}
+    return numbered(t) | ended | {"reward": torch.full((N,), 1.0 + t), "valid": ~flags(broken)}
+
+
+def sum_by_hand(added, t, world, n_step, gamma):
+    """The n-step return of the step at `t`, over how many steps, and the step that it ends with."""
+    total, last = 0.0, t
+    for k in range(n_step):
+        step = added.get(t + k)
+        if step is None or (k and not step["valid"][world]):
+            break
+        total, last = total + gamma**k * float(step["reward"][world]), t + k
+        if step["terminated"][world] or step["truncated"][world]:
+            break
+    return total, last - t + 1, last
+
+
+@pytest.mark.parametrize("num_added", [3, 6, 9])
+@pytest.mark.parametrize("n_step", [1, 3, 6])
+def test_sums_of_rewards_end_with_episodes_before_broken_steps_and_at_the_newest(n_step, num_added):
+    """Compared with a loop over the steps that were added, for every step that the ring holds."""
+    random = ShardedRandom(0, "replay", range(1), CPU)
+    ring = Ring(6 * N, SPEC, ["policy"], random, n_step=n_step, gamma=0.5)
+    ends = {2: {"terminated": (0,)}, 4: {"truncated": (1,)}, 5: {"broken": (2,)}}
+    added = {t: plain_step(t, **ends.get(t, {})) for t in range(num_added)}
+    for step in added.values():
+        ring.add(step)
+    held = {t: added[t] for t in range(max(0, num_added - 6), num_added)}
+    places = torch.arange(len(held) * N)
+    sample = ring.steps_at(places)
+    for place in places.tolist():
+        t = round(float(sample["obs.policy"][place, 0] - 0.1)) // 100
+        world = place % N
+        total, num_steps, last = sum_by_hand(held, t, world, n_step, 0.5)
+        assert sample["reward"][place] == pytest.approx(total)
+        assert sample["num_steps"][place] == num_steps
+        assert torch.equal(sample["action"][place], held[t]["action"][world])
+        assert torch.equal(sample["valid"][place], held[t]["valid"][world])
+        for name in ("next.policy", "terminated", "truncated"):
+            assert torch.equal(sample[name][place], held[last][name][world]), name
+
+
+def test_observations_can_be_stored_in_half_the_memory():
+    random = ShardedRandom(0, "replay", range(1), CPU)
+    ring = Ring(6 * N, SPEC, ["policy"], random, dtype=torch.bfloat16)
+    ring.add(numbered(1))
+    assert ring.state_dict()["obs.policy"].dtype == torch.bfloat16
+    sample = ring.sample(50)
+    assert sample["obs.policy"].dtype == sample["reward"].dtype == torch.float32
+    whole = sample["reward"].unsqueeze(-1) + torch.tensor([0.4, 0.5, 0.6])
+    assert torch.equal(sample["next.policy"], whole.bfloat16().float())
