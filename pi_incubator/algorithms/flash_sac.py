@@ -56,6 +56,8 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         self.targets = copy.deepcopy(self.critics).requires_grad_(False)
         self.log_temperature = torch.tensor(settings.initial_temperature, device=device).log()
         self.target_entropy = num_actions * math.log(math.sqrt(2 * math.pi * math.e) * settings.target_std)
+        assert isinstance(self.policy.encoder, FlashEncoder)
+        self.trunk = self.policy.encoder.trunk
         self.bins = make_bins(settings.num_bins, settings.largest_value, device)
         self.reward_scale = RewardScale(env.num_envs, settings.gamma, settings.largest_value, device)
         self.repeated = RepeatedNoise(env.num_envs, num_actions, settings.noise_repeat, device)
@@ -160,9 +162,8 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         normalizations saw of this step and the next one."""
         valid = minibatch["valid"]
         observations = self._observations(minibatch, self.network.actor_group)
-        encoder, moments = self.policy.encoder, list[Tensor]()
-        assert isinstance(encoder, FlashEncoder)
-        features = encoder.trunk(torch.cat(observations, -2), moments).chunk(2, -2)[0]
+        moments: list[Tensor] = []
+        features = self.trunk(torch.cat(observations, -2), moments).chunk(2, -2)[0]
         action, log_prob = self._sample(features, minibatch, 0)
         now, _ = self._observations(minibatch, self.network.critic_group)
         values = (self.critics(torch.cat((now, action), -1)).softmax(-1) * self.bins).sum(-1)  # [C, K, B]
