@@ -130,13 +130,16 @@ class ReplaySettings(RolloutSettings):
     """Precision of stored observations; bfloat16 takes half the memory and keeps three digits."""
     learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
     """Environment steps with random actions, over all worlds, before anything is learned."""
+    save_buffer: Literal["always", "last", "never"] = "last"
+    """Which checkpoints hold the replay buffer; a run that continues without one first collects as many steps
+    as before its first update, with the policy as it is."""
 
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         return 2 * self.buffer_size  # each step has the observations before and after it
 
     @property
     def saves_steps(self) -> bool:
-        return True
+        return self.save_buffer != "never"
 
     def samples_per_update(self, num_envs: int) -> int:
         return self.batch_size

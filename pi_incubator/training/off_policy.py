@@ -94,7 +94,7 @@ class OffPolicy(Algorithm[Settings]):
 
     def parts(self) -> dict[str, Part]:
         return super().parts() | {
-            "replay": Part(self.replay, saved="last", per_rank=True),
+            "replay": Part(self.replay, saved=self.settings.save_buffer, per_rank=True),
             "noise": Part(self.noise, per_rank=True),
             "sampling": Part(self.sampling, per_rank=True),
             "learning_noise": Part(self.learning_noise, per_rank=True),
@@ -113,8 +113,11 @@ class OffPolicy(Algorithm[Settings]):
         )
 
     def _num_updates(self) -> int:
-        """Optimizer steps that this iteration's environment steps are worth: none of random actions."""
+        """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none
+        while a buffer that was not saved is filled again."""
         starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
+        if len(self.replay) < min(starts // self.distributed.world_size, self.replay.capacity):
+            return 0
         now = max(0, self.env_steps - starts)
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
         return int(now * per_step) - int(before * per_step)

@@ -24,7 +24,6 @@ CONFIG = Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml"
 NUM_ITERATIONS, INTERRUPTED_AFTER = 4, 2
 ALWAYS = [
     "env.num_envs=8",
-    "network.hidden_sizes=[8]",
     "training.total_steps=128",  # 4 iterations of 4 steps in 8 worlds
     "training.log_every=1",
     "checkpoint.save_every=1",
@@ -36,18 +35,44 @@ ALWAYS = [
     "deployment.num_check_observations=50",
     "env.episode_length_s=0.07",  # 7 steps, so that episodes end within iterations and between them
 ]
+NARROW = "network.hidden_sizes=[8]"
 OWN = {
-    "ppo": ["algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=2"],
+    "ppo": [NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=2"],
     "sac": [
         "algorithm.name=sac",
+        NARROW,
         "algorithm.horizon=4",
         "algorithm.batch_size=16",
         "algorithm.learning_starts=32",
         "algorithm.updates_per_step=0.25",
         "algorithm.buffer_size=64",  # so that it wraps around
     ],
+    "td3": [
+        "algorithm.name=td3",
+        NARROW,
+        "algorithm.horizon=4",
+        "algorithm.batch_size=16",
+        "algorithm.learning_starts=32",
+        "algorithm.updates_per_step=0.25",
+        "algorithm.buffer_size=64",
+    ],
+    "flash_sac": [
+        "algorithm.name=flash_sac",
+        "network.name=flash",
+        "network.actor_width=8",
+        "network.critic_width=8",
+        "network.num_blocks=1",
+        "network.expansion=2",
+        "algorithm.horizon=4",
+        "algorithm.batch_size=16",
+        "algorithm.learning_starts=32",
+        "algorithm.updates_per_step=0.25",
+        "algorithm.buffer_size=64",
+        "algorithm.num_bins=11",
+    ],
     "distillation": [
         "algorithm.name=distillation",
+        NARROW,
         "algorithm.horizon=4",
         "algorithm.num_updates=4",
         "algorithm.minibatch_size=16",

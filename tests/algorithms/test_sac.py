@@ -280,6 +280,26 @@ def test_updates_are_as_many_as_steps_after_the_first_are_worth(on_cartpoles, se
     assert len(sac.replay) == 160
 
 
+def test_a_buffer_that_was_not_saved_is_filled_before_anything_is_learned(on_cartpoles):
+    """The run goes on with the policy as it is, for as many steps as before its first update."""
+    settings = {"learning_starts": 64, "updates_per_step": 0.25, "save_buffer": "never"}
+    sac, resumed = on_cartpoles(**settings), on_cartpoles(**settings)
+    assert sac.parts()["replay"].saved == "never"
+    for _ in range(4):
+        sac.collect()
+        sac.update()
+    for name, part in sac.parts().items():
+        if part.saved != "never":
+            resumed.parts()[name].value.load_state_dict(part.value.state_dict())
+    assert resumed.env_steps == 128
+    assert len(resumed.replay) == 0
+    learned = []
+    for _ in range(3):
+        resumed.collect()
+        learned.append(bool(resumed.update()))
+    assert learned == [False, True, True]
+
+
 def test_the_first_actions_are_uniform_and_the_next_the_policys(on_cartpoles):
     sac = on_cartpoles(learning_starts=320)
     with torch.no_grad():

@@ -180,6 +180,7 @@ def test_a_ring_counts_what_it_holds_and_how_large_it_may_be():
     ring, _ = make_ring(4 * N + N - 1)
     for t in range(6):
         assert len(ring) == N * min(t, 4)
+        assert ring.capacity == 4 * N
         ring.add(numbered(t))
     smallest, _ = make_ring(1)
     smallest.add(numbered(3))

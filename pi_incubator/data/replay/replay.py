@@ -47,6 +47,11 @@ class Replay(ABC):
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         """Tell how much was learned from sampled steps; a buffer that samples uniformly does not care."""
 
+    @property
+    @abstractmethod
+    def capacity(self) -> int:
+        """Most steps that can be held, over all worlds."""
+
     @abstractmethod
     def __len__(self) -> int:
         """How many steps are held, over all worlds."""

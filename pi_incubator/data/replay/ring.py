@@ -110,6 +110,10 @@ class Ring(Replay):
             pieces.append(index // width * self._num_worlds + shard * width + index % width)
         return pieces[0] if num_shards == 1 else torch.cat(pieces)
 
+    @property
+    def capacity(self) -> int:
+        return self._length * self._num_worlds
+
     def __len__(self) -> int:
         return min(self._count, self._length) * self._num_worlds
 
