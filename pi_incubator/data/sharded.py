@@ -60,6 +60,17 @@ class ShardedRandom:
             for generator in self._generators
         ]
 
+    def stratified(self, count: int) -> list[Tensor]:
+        """`count` numbers in `[0, 1)` for each shard, float64: one in each `count`-th of the range, in order."""
+        return [
+            (torch.arange(count, device=generator.device) + self._unit(count, generator)) / count
+            for generator in self._generators
+        ]
+
+    @staticmethod
+    def _unit(count: int, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
+
     def state_dict(self) -> dict[str, Tensor]:
         return {str(index): generator.get_state() for index, generator in enumerate(self._generators)}
 

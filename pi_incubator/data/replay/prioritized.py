@@ -1,0 +1,89 @@
+"""Prioritized replay (Schaul et al. 2016, arXiv 1511.05952): steps are sampled in proportion to a priority.
+
+A sample has two more names than the contract's: `index` `[B]` int64, which `update_priority` takes, and
+`weight` `[B]`, by which losses correct that the steps are not equally likely (section 3.4), at most 1.
+
+Letters: L steps of each world, N worlds, K shards, n = N / K worlds of a shard, B samples of a minibatch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from kernels import sum_tree
+from pi_incubator.data.replay.ring import Ring
+
+EPSILON = 1e-6
+"""Added to what was learned from a step, so that every step can be sampled again."""
+
+
+class Prioritized(Ring):
+    """A ring with a sum tree over the steps of each shard.
+
+    A new step gets the largest priority so far, so that it is sampled soon. A step that broke has none.
+
+    Args:
+        *arguments, **options: as of `Ring`.
+        exponent: alpha, of the priorities; 0 samples uniformly.
+        correction: beta, of the weights; 1 corrects in full.
+    """
+
+    def __init__(
+        self, *arguments: Any, exponent: float = 0.6, correction: float = 0.4, **options: Any
+    ) -> None:
+        super().__init__(*arguments, **options)
+        self._exponent, self._correction = exponent, correction
+        self._width = self._num_worlds // self._random.num_shards  # n
+        device = self._flat["reward"].device
+        self._trees = [
+            sum_tree.make(self._length * self._width, device) for _ in range(self._random.num_shards)
+        ]
+        self._largest = torch.ones((), device=device)
+        self._worlds = torch.arange(self._width, device=device)
+
+    def add(self, steps: Mapping[str, Tensor]) -> None:
+        place = self._count % self._length
+        super().add(steps)
+        priority = torch.where(steps["valid"], self._largest, 0.0)
+        for tree, of_shard in zip(self._trees, priority.split(self._width), strict=True):
+            sum_tree.update(tree, place * self._width + self._worlds, of_shard)
+
+    def sample(self, size: int) -> TensorDict:
+        num_shards, pieces, weights = self._random.num_shards, [], []
+        for shard, uniform in enumerate(self._random.stratified(size // num_shards)):
+            index, probability = sum_tree.sample(self._trees[shard], uniform)
+            held = min(self._count, self._length) * self._width
+            weight = (held * probability) ** -self._correction
+            pieces.append(index // self._width * self._num_worlds + shard * self._width + index % self._width)
+            weights.append(weight / weight.amax())
+        index = torch.cat(pieces)
+        steps = self.steps_at(index)
+        steps["index"], steps["weight"] = index, torch.cat(weights)
+        return steps
+
+    def update_priority(self, index: Tensor, priority: Tensor) -> None:
+        priority = (priority.abs() + EPSILON) ** self._exponent
+        # A sum tree takes finite numbers alone; an update that was not finite has taught nothing.
+        priority = torch.where(priority.isfinite() & self._flat["valid"][index], priority, 0.0)
+        self._largest.copy_(torch.maximum(self._largest, priority.amax()))
+        world, row = index % self._num_worlds, index // self._num_worlds
+        for shard, tree in enumerate(self._trees):
+            own = world // self._width == shard
+            sum_tree.update(tree, (row * self._width + world % self._width)[own], priority[own])
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """As of `Ring`, with the leaves of the trees."""
+        leaves = {f"priority.{shard}": sum_tree.priorities(tree) for shard, tree in enumerate(self._trees)}
+        return super().state_dict() | leaves | {"largest_priority": self._largest}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        super().load_state_dict(state)
+        self._largest.copy_(state["largest_priority"])
+        for shard, tree in enumerate(self._trees):
+            leaves = state[f"priority.{shard}"].to(tree.device)
+            sum_tree.update(tree, torch.arange(len(leaves), device=tree.device), leaves)
