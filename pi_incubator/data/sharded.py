@@ -61,15 +61,14 @@ class ShardedRandom:
         ]
 
     def stratified(self, count: int) -> list[Tensor]:
-        """`count` numbers in `[0, 1)` for each shard, float64: one in each `count`-th of the range, in order."""
-        return [
-            (torch.arange(count, device=generator.device) + self._unit(count, generator)) / count
+        """For each shard `count` numbers in `[0, 1)`, float64, in order: one in each `count`-th of the range."""
+        device = self._generators[0].device
+        strata = torch.arange(count, dtype=torch.float64, device=device)
+        uniform = (
+            torch.rand(count, generator=generator, dtype=torch.float64, device=device)
             for generator in self._generators
-        ]
-
-    @staticmethod
-    def _unit(count: int, generator: torch.Generator) -> Tensor:
-        return torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
+        )
+        return [(strata + numbers) / count for numbers in uniform]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {str(index): generator.get_state() for index, generator in enumerate(self._generators)}

@@ -55,7 +55,8 @@ def test_steps_come_in_proportion_to_their_priority(exponent, shards):
     """Chi-square against the exact distribution; each shard gives half of the samples."""
     buffer = filled(exponent=exponent, shards=shards)
     surprise = 0.1 + torch.rand(buffer.capacity, generator=torch.Generator().manual_seed(0))
-    buffer.update_priority(torch.arange(buffer.capacity), surprise)
+    by_shard = torch.arange(buffer.capacity).view(-1, shards, N // shards).transpose(0, 1).flatten()
+    buffer.update_priority(by_shard, surprise[by_shard])
     priority = (surprise + EPSILON).double() ** exponent
     of_shard = torch.arange(buffer.capacity) % N // (N // shards)
     expected = torch.zeros_like(priority)

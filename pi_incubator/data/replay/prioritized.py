@@ -67,14 +67,16 @@ class Prioritized(Ring):
         return steps
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
+        """Tell how much was learned from sampled steps, in the order in which `sample` gave them."""
         priority = (priority.abs() + EPSILON) ** self._exponent
         # A sum tree takes finite numbers alone; an update that was not finite has taught nothing.
         priority = torch.where(priority.isfinite() & self._flat["valid"][index], priority, 0.0)
         self._largest.copy_(torch.maximum(self._largest, priority.amax()))
-        world, row = index % self._num_worlds, index // self._num_worlds
-        for shard, tree in enumerate(self._trees):
-            own = world // self._width == shard
-            sum_tree.update(tree, (row * self._width + world % self._width)[own], priority[own])
+        place = index // self._num_worlds * self._width + index % self._width
+        num_shards = len(self._trees)
+        chunks = zip(self._trees, place.chunk(num_shards), priority.chunk(num_shards), strict=True)
+        for tree, of_shard, new in chunks:
+            sum_tree.update(tree, of_shard, new)
 
     def state_dict(self) -> dict[str, Tensor]:
         """As of `Ring`, with the leaves of the trees."""
