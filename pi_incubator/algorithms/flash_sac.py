@@ -130,7 +130,9 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         moments: list[Tensor] = []
         log_probability = self.critics(inputs, moments).chunk(2, -2)[0].log_softmax(-1)  # [C, K, B, Z]
         cross_entropy = -(target * log_probability).sum(-1).mean(0).flatten()
-        loss = torch.where(valid, cross_entropy, 0.0).sum() / valid.sum().clamp_min(1)
+        self.surprise.copy_(cross_entropy.detach())
+        weight = minibatch.get("weight", 1.0)
+        loss = torch.where(valid, weight * cross_entropy, 0.0).sum() / valid.sum().clamp_min(1)
         return [*torch.autograd.grad(loss, self.critic_weights), *moments], loss.detach().view(1)
 
     def _target(self, logits: Tensor, log_prob: Tensor, minibatch: TensorDict) -> Tensor:

@@ -128,11 +128,16 @@ class ReplaySettings(RolloutSettings):
     """Most steps whose rewards are summed before the critic's estimate takes over; sums end with episodes."""
     storage: Literal["float32", "bfloat16"] = "float32"
     """Precision of stored observations; bfloat16 takes half the memory and keeps three digits."""
+    replay: Literal["uniform", "prioritized"] = "uniform"
+    """Each step is as likely as any other, or in proportion to how far the critics were last off at it."""
+    priority_exponent: Fraction = 0.6
+    """How much the priorities count; 0 samples uniformly."""
+    priority_correction: Fraction = 0.4
+    """How far the loss undoes that steps are not equally likely; 1 in full."""
     learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
     """Environment steps with random actions, over all worlds, before anything is learned."""
     save_buffer: Literal["always", "last", "never"] = "last"
-    """Which checkpoints hold the replay buffer; a run that continues without one first collects as many steps
-    as before its first update, with the policy as it is."""
+    """Checkpoints with the replay buffer; without it a continued run first collects learning_starts steps."""
 
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         return 2 * self.buffer_size  # each step has the observations before and after it
@@ -157,6 +162,8 @@ class ReplaySettings(RolloutSettings):
                 problem=f"algorithm {self.name} learns from single steps, not from networks with {kind}",
                 fix="name mlp or another network of vectors without a state",
             )
+        if self.replay == "uniform":
+            self._check_priorities()
         if self.learning_starts >= cfg.training.total_steps:
             raise cross_field_error(
                 field="algorithm.learning_starts",
@@ -164,6 +171,17 @@ class ReplaySettings(RolloutSettings):
                 problem=f"nothing is learned in training.total_steps = {cfg.training.total_steps}",
                 fix="set it below, or train for longer",
             )
+
+    def _check_priorities(self) -> None:
+        """Refuse settings of priorities where there are none."""
+        for key in ("priority_exponent", "priority_correction"):
+            if (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise cross_field_error(
+                    field=f"algorithm.{key}",
+                    value=value,
+                    problem="has no effect with algorithm.replay = uniform",
+                    fix="remove it, or set algorithm.replay to prioritized",
+                )
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:
         if self.buffer_size < max(self.batch_size, cfg.env.num_envs):

@@ -61,7 +61,7 @@ class ShardedRandom:
         ]
 
     def stratified(self, count: int) -> list[Tensor]:
-        """For each shard `count` numbers in `[0, 1)`, float64, in order: one in each `count`-th of the range."""
+        """For each shard `count` numbers in `[0, 1)`, float64: one in each `count`-th of it, in order."""
         device = self._generators[0].device
         strata = torch.arange(count, dtype=torch.float64, device=device)
         uniform = (

@@ -42,5 +42,7 @@ def loss_input(
         "valid": minibatch["valid"],
         "steps_to_next_obs": minibatch["num_steps"].unsqueeze(-1),
     }
+    if "weight" in minibatch.keys():  # noqa: SIM118 - of a TensorDict
+        now["priority_weight"] = minibatch["weight"]
     size = minibatch.batch_size
     return TensorDict({**now, "next": TensorDict(following, size)}, size)

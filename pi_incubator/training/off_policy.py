@@ -17,6 +17,7 @@ from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import ReplaySettings
+from pi_incubator.data.replay.prioritized import Prioritized
 from pi_incubator.data.replay.replay import Replay, steps_of
 from pi_incubator.data.replay.ring import Ring
 from pi_incubator.data.sharded import ShardedRandom
@@ -49,6 +50,8 @@ class OffPolicy(Algorithm[Settings]):
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
         self.replay: Replay = self._make_replay()
+        self.surprise = torch.zeros(self.settings.batch_size, device=device)
+        """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
@@ -88,7 +91,10 @@ class OffPolicy(Algorithm[Settings]):
         totals = torch.zeros(len(self.report_names), device=self.env.device)
         num_updates = self._num_updates()
         for _ in range(num_updates):
-            totals += self.step(self._minibatch(settings.batch_size))
+            minibatch = self._minibatch(settings.batch_size)
+            totals += self.step(minibatch)
+            if settings.replay == "prioritized":
+                self.replay.update_priority(minibatch["index"], self.surprise)
         metrics = dict(zip(self.report_names, (totals / max(1, num_updates)).unbind(), strict=True))
         return metrics if num_updates else {}
 
@@ -102,15 +108,13 @@ class OffPolicy(Algorithm[Settings]):
 
     def _make_replay(self) -> Replay:
         settings = self.settings
-        return Ring(
-            settings.buffer_size,
-            self.env.spec,
-            self.network.groups,
-            self.sampling,
-            settings.n_step,
-            settings.gamma,
-            getattr(torch, settings.storage),
-        )
+        dtype = getattr(torch, settings.storage)
+        what = (settings.buffer_size, self.env.spec, self.network.groups, self.sampling)
+        sums = (settings.n_step, settings.gamma, dtype)
+        if settings.replay == "uniform":
+            return Ring(*what, *sums)
+        exponent, correction = settings.priority_exponent, settings.priority_correction
+        return Prioritized(*what, *sums, exponent=exponent, correction=correction)
 
     def _num_updates(self) -> int:
         """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none

@@ -173,6 +173,15 @@ def test_the_critics_learn_the_projected_value_of_the_lesser_target():
     assert_close(gradients[: len(names)], stacked)
 
 
+def test_weights_count_in_the_critics_loss():
+    sac, steps = make_flash_sac(), make_minibatch()
+    sac._critic_gradients(steps)
+    errors = sac.surprise.clone()
+    steps["weight"] = torch.rand(B, generator=torch.Generator().manual_seed(3))
+    _, report = sac._critic_gradients(steps)
+    torch.testing.assert_close(report, (steps["weight"] * errors).mean().view(1))
+
+
 def test_the_policy_learns_from_the_lesser_critic_and_the_temperature_from_the_entropy():
     sac, steps = make_flash_sac(), make_minibatch()
     actor, names = Plain(sac.policy.state_dict()), names_of(sac.policy)
@@ -241,6 +250,7 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_what_is_learned():
 def test_shards_are_learned_from_like_ranks():
     """The gradient of two shards is the mean of the gradients of each."""
     both, single, steps = make_flash_sac(shards=2), make_flash_sac(), make_minibatch()
+    single.surprise = torch.zeros(B // 2)
     halves = [steps[: B // 2], steps[B // 2 :]]
     for differentiate in ("_critic_gradients", "_actor_gradients"):
         ours = getattr(both, differentiate)(steps)[0]

@@ -106,6 +106,10 @@ class Paper:
 
     def critic_loss(self, steps):
         """J_Q of equation 5, summed over both critics."""
+        return sum(error[steps["valid"]].mean() / 2 for error in self.squared_errors(steps))
+
+    def squared_errors(self, steps):
+        """Of each critic, `[B]`."""
         low, high = torch.tensor(LOW), torch.tensor(HIGH)
         action = 2 * (steps["action"] - low) / (high - low) - 1
         with torch.no_grad():
@@ -114,8 +118,7 @@ class Paper:
             soft = least - self.temperature * log_prob  # V, equation 3
             discount = 0.9 ** steps["num_steps"]
             target = 2.0 * steps["reward"] + discount * torch.where(steps["terminated"], 0.0, soft)
-        errors = [(self.value(w, steps["obs.policy"], action) - target) ** 2 / 2 for w in self.critics]
-        return sum(error[steps["valid"]].mean() for error in errors)
+        return [(self.value(w, steps["obs.policy"], action) - target) ** 2 for w in self.critics]
 
     def actor_loss(self, steps):
         """J_pi of equation 9, with the least of both critics."""
@@ -164,6 +167,23 @@ def test_the_critics_learn_by_equation_5():
     flat = torch.autograd.grad(loss, [critic[name] for critic in paper.critics for name in names])
     expected = [torch.stack((one, other)) for one, other in zip(flat[:4], flat[4:], strict=True)]
     assert_gradients(gradients, expected)
+
+
+def test_weights_count_in_the_critics_loss_and_their_errors_are_told():
+    """A weighted mean, and the larger error of the two critics at each step; the policy sees no weights."""
+    sac, steps = make_sac(), make_minibatch()
+    of_actor = sac._actor_gradients(steps)[0]
+    steps["weight"] = torch.rand(B, generator=torch.Generator().manual_seed(3))
+    paper = Paper(sac)
+    expected = sum(
+        (steps["weight"] * error)[steps["valid"]].sum() / steps["weight"][steps["valid"]].sum()
+        for error in paper.squared_errors(steps)
+    )
+    _, report = sac._critic_gradients(steps)
+    torch.testing.assert_close(report, expected.detach().view(1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(sac.surprise, torch.maximum(*paper.squared_errors(steps)).sqrt().detach())
+    for one, other in zip(of_actor, sac._actor_gradients(steps)[0], strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_policy_learns_by_equation_9_and_the_temperature_by_18():
@@ -332,3 +352,25 @@ def test_networks_that_do_not_learn_from_single_vectors_are_refused(network, kin
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(CONFIG, ["algorithm.name=sac", *network])
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_priorities_follow_what_was_learned(on_cartpoles):
+    """Steps that were learned from leave the priority that all steps begin with."""
+    sac = on_cartpoles(replay="prioritized", learning_starts=32, updates_per_step=0.25)
+    for _ in range(3):
+        sac.collect()
+        sac.update()
+    priorities = sac.replay.state_dict()["priority.0"]
+    held = priorities[: len(sac.replay)]
+    assert (held > 0).all()
+    assert (held == 1.0).any()
+    assert (held != 1.0).any()
+
+
+def test_sums_of_more_steps_than_the_buffer_holds_are_refused():
+    message = r"algorithm.n_step = 9: the replay buffer holds 8 steps of each world; set it to 8 or less"
+    with pytest.raises(ConfigError, match=message):
+        load_config(
+            CONFIG,
+            ["algorithm.name=sac", "algorithm.n_step=9", "env.num_envs=64", "algorithm.buffer_size=512"],
+        )

@@ -110,6 +110,10 @@ class Paper:
 
     def critic_loss(self, steps):
         """Squared errors to the lesser target at a smoothed action, summed over both critics."""
+        return sum(error[steps["valid"]].mean() for error in self.squared_errors(steps))
+
+    def squared_errors(self, steps):
+        """Of each critic, `[B]`."""
         low, high = torch.tensor(LOW), torch.tensor(HIGH)
         action = 2 * (steps["action"] - low) / (high - low) - 1
         with torch.no_grad():
@@ -120,8 +124,7 @@ class Paper:
             )
             discount = GAMMA ** steps["num_steps"]
             target = 2.0 * steps["reward"] + discount * torch.where(steps["terminated"], 0.0, least)
-        errors = [(self.value(one, steps["obs.policy"], action) - target) ** 2 for one in self.critics]
-        return sum(error[steps["valid"]].mean() for error in errors)
+        return [(self.value(one, steps["obs.policy"], action) - target) ** 2 for one in self.critics]
 
     def actor_loss(self, steps):
         """The first critic's value, with its sign changed."""
@@ -146,6 +149,13 @@ def test_the_critics_learn_from_the_lesser_target_at_a_smoothed_action():
     flat = torch.autograd.grad(loss, [critic[name] for critic in paper.critics for name in names])
     expected = [torch.stack(pair) for pair in zip(flat[: len(names)], flat[len(names) :], strict=True)]
     assert_gradients(gradients, expected)
+
+
+def test_the_larger_error_of_the_critics_is_told():
+    td3, steps = make_td3(), make_minibatch()
+    td3._critic_gradients(steps)
+    errors = Paper(td3).squared_errors(steps)
+    torch.testing.assert_close(td3.surprise, torch.maximum(*errors).sqrt().detach())
 
 
 def test_the_policy_climbs_the_first_critic():

@@ -89,8 +89,16 @@ TABLE = [
     ),
     *(
         Case(setting, [f"algorithm.name={name}", *DISTIL[1:] * (name == "distillation")])
-        for name in ("sac", "distillation")
+        for name in ("sac", "td3", "distillation")
         for setting in ("training.overlap=true", "compute.autocast=bfloat16")
+    ),
+    *(
+        Case(
+            f"algorithm.{key}=0.5",
+            ["algorithm.name=sac"],
+            ["algorithm.name=sac", "algorithm.replay=prioritized"],
+        )
+        for key in ("priority_exponent", "priority_correction")
     ),
     Case("compute.shards=2", DISTIL, ["algorithm.name=ppo"]),
     Case("algorithm.normalizer=teacher", [*DISTIL, "network.normalize_observations=false"], DISTIL),
@@ -128,6 +136,10 @@ ALWAYS = {
     "algorithm.learning_starts algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
     "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",
     "algorithm.record algorithm.feature_coef algorithm.num_updates algorithm.fake_quantize",
+    "algorithm.n_step algorithm.storage algorithm.replay algorithm.save_buffer",
+    "algorithm.lr_end algorithm.actor_every algorithm.target_std algorithm.num_bins algorithm.largest_value",
+    "algorithm.noise_repeat algorithm.exploration_std algorithm.smoothing_std algorithm.smoothing_clip",
+    "network.actor_width network.critic_width network.num_blocks network.expansion",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""
 

@@ -35,8 +35,7 @@ class FlashSACSettings(ReplaySettings):
     initial_temperature: Positive = 0.01
     """Weight of the entropy beside the reward, before it is tuned."""
     target_std: Positive = 0.15
-    """The temperature is tuned to the entropy of a Gaussian with this standard deviation in each action, of
-    which 1 is half the range."""
+    """The temperature is tuned to the entropy of a Gaussian so wide, in halves of the action's range."""
     num_bins: Annotated[int, Field(ge=2, le=2**12)] = 101
     """Values that a critic gives a probability each."""
     largest_value: Positive = 5.0

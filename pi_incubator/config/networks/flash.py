@@ -24,5 +24,4 @@ class FlashSettings(NetworkSettings):
     expansion: Count = 4
     """Width inside a block, as a multiple of the residual stream's."""
     normalize_observations: bool = False
-    """Whether observations are shifted and scaled by their running mean and standard deviation; the first
-    layer is a batch normalization, which does the same."""
+    """Whether observations are normalized before the first layer, which normalizes them by itself."""

@@ -14,7 +14,7 @@ one), and `valid` is false where the world broke, so that nothing is learned fro
 
 A sample has one more, `num_steps` `[B]` int64: `reward` is the discounted sum over so many steps of one
 world, and `next.GROUP`, `terminated` and `truncated` are those of the last of them. It is 1, or up to n where
-the buffer makes n-step returns.
+the buffer makes n-step returns. A prioritized buffer adds `index` and `weight`.
 
 Letters: N worlds, A actions, D observation width, B samples of a minibatch.
 """
