@@ -111,6 +111,7 @@ def test_physics_that_blows_up_is_told_once(tmp_path: Path, capfd: pytest.Captur
     assert len([line for line in err.splitlines() if "MuJoCo" in line]) <= 4
 
 
+@pytest.mark.slow
 def test_an_engine_is_compared_with_c_mujoco(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check("--model", str(arm), "--backend", "warp") == 0
     assert "warp: runs, within the parity rule" in capsys.readouterr().out

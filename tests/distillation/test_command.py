@@ -99,6 +99,7 @@ def test_the_same_seed_gives_the_same_weights(balance, tmp_path):
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_an_int8_student_is_judged_rounded_and_saved_plain(balance, tmp_path, capsys):
     folder = distill(tmp_path, balance, *BRIEF, "algorithm.fake_quantize=int8", "deployment.export=none")
     result = json.loads(folder.distillation.read_text())
@@ -125,6 +126,7 @@ def test_two_teachers_of_two_tasks_make_one_student(balance, save_run, tmp_path)
     assert {"physics/broken", "lazy/physics/broken"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
     """The teacher acts on what the critic sees, the student on what the robot measures."""
     blind = ["training.total_steps=512", "algorithm.num_updates=5", "evaluation.num_episodes=1"]

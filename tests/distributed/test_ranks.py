@@ -61,7 +61,12 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
             ["env.num_envs=8", "algorithm.minibatch_size=32"],
             ["env.num_envs=16", "algorithm.minibatch_size=64"],
         ),
-        (SAC, ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]),
+        pytest.param(
+            SAC,
+            ["env.num_envs=4", "algorithm.batch_size=16"],
+            ["env.num_envs=8", "algorithm.batch_size=32"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ppo", "sac"],
 )
