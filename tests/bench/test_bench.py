@@ -273,6 +273,7 @@ def test_kernels_are_timed_beside_peers_that_agree(tmp_path: Path) -> None:
     assert "times copy" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_kernel_that_changes_its_input_is_compared_by_what_it_changed(tmp_path: Path) -> None:
     file = tmp_path / "kernels.json"
     line = ("--kernel", "sum_tree_update", "--shape", "5x9", "--rounds", "2", "--json", str(file))

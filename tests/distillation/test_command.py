@@ -63,6 +63,7 @@ def test_the_result_is_an_ordinary_run(taught, tmp_path):
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads(taught.evaluation.read_text())
 
 
+@pytest.mark.slow
 def test_offline_learns_the_same_from_the_file(taught, balance, tmp_path):
     dataset = taught.path.parent / "seen.safetensors"
     tensors = load_file(dataset)
@@ -82,6 +83,7 @@ def test_a_run_that_was_cut_off_continues(balance, tmp_path):
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_recurrent_student_that_was_cut_off_remembers(balance, tmp_path):
     overrides = [item for item in TINY if not item.startswith("training.total_steps")]
     folder = distill(tmp_path, balance, *overrides, "training.total_steps=256", student="gru")
@@ -93,6 +95,7 @@ def test_a_recurrent_student_that_was_cut_off_remembers(balance, tmp_path):
     assert kept(folder) > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(balance, tmp_path):
     runs = [distill(tmp_path, balance, *TINY, name=name) for name in ("a", "b")]
     one, other = map(last_tensors, runs)

@@ -174,6 +174,7 @@ def test_a_rank_that_dies_ends_the_others_within_five_seconds(start):
     assert "Signal 9 (SIGKILL)" in output or "exitcode: -9" in output.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_settings_that_ranks_cannot_share_are_refused_once(tmp_path):
     """One line, from rank 0, before anything is simulated."""
     config = tmp_path / "run.yaml"

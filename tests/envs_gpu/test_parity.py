@@ -121,7 +121,9 @@ def test_states_with_convex_contacts_are_those_in_which_c_has_one():
     assert meets.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", ["ant", "half_cheetah", "go1_velocity"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("ant", marks=pytest.mark.slow), "half_cheetah", "go1_velocity"]
+)
 def test_a_hundred_steps_no_further_than_rounding_takes_the_referee(name):
     """Bodies in contact are chaotic: the control group is the referee, off by a float32 bit at every step.
 

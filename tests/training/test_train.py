@@ -92,6 +92,7 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
         assert torch.equal(value, continued[name]), name
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(tmp_path):
     seeds = {"a": 1, "b": 1, "c": 2}
     runs = [run(tmp_path, name, f"experiment.seed={seed}") for name, seed in seeds.items()]
