@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.physics import BACKENDS, _pairs
-from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics._solver import with_newton
 from envs_gpu.physics.base import Physics, PhysicsOptions, scene_text
 from envs_gpu.random import WorldRandom
 from envs_gpu.tasks.base import Episode, Task
@@ -169,8 +169,8 @@ def drift_of(engine: Physics, task: Task, num_steps: int) -> Drift:
 
     The engine's worlds end in another state than they began in.
     """
-    # The engines have no PGS solver; its 50 iterations stop before the solution that theirs reach.
-    model = without_pgs(engine.model)
+    # The engines run Newton's method; C's other solvers stop before the solution that it reaches.
+    model = with_newton(engine.model)
     options = PhysicsOptions(start_act=engine.options.start_act)
     referee, control = (BACKENDS.get("mujoco")(model, engine.num_worlds, _CPU, options) for _ in range(2))
     *errors, convex = zip(*_errors(task, engine, referee, control, num_steps), strict=True)

@@ -52,6 +52,7 @@ def config(**sections):
     return ExperimentConfig.model_validate(sections)
 
 
+@pytest.mark.slow
 def test_the_estimate_is_near_what_a_run_takes():
     done = subprocess.run([sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -65,6 +65,11 @@ def _collides_without(flag: int, types: frozenset[frozenset[int]]) -> Callable[[
     )
 
 
+def _capsule_on_height_field(model: mujoco.MjModel) -> bool:
+    kinds = frozenset((int(mujoco.mjtGeom.mjGEOM_HFIELD), int(mujoco.mjtGeom.mjGEOM_CAPSULE)))
+    return kinds in _pairs.colliding_types(model)
+
+
 def _swims_as_ellipsoid(model: mujoco.MjModel) -> bool:
     return bool((model.geom_fluid[:, 0] > 0).any())
 
@@ -108,7 +113,8 @@ IGNORED = (
     ),
     Ignored("fluidshape=ellipsoid", _swims_as_ellipsoid, ("mjx",)),
     Ignored("the discrete integrator", _discrete, ("mjx",)),
-    Ignored("flexes", lambda model: model.nflex > 0, ("newton", "mjx")),
+    Ignored("collisions of capsules with height fields", _capsule_on_height_field, ("mjx",)),
+    Ignored("flexes", lambda model: model.nflex > 0, _OTHERS),
     Ignored("actuators with several controls", lambda model: model.nu != model.nactuator, ("mjx",)),
     Ignored("noslip_iterations", lambda model: model.opt.noslip_iterations > 0, ("mjx",)),
     Ignored("actearly", _any("actuator_actearly"), ("mjx",)),
@@ -241,10 +247,10 @@ def _runs(model: mujoco.MjModel, engine: str) -> bool:
         return False
     import mujoco_warp
 
-    from envs_gpu.physics._solver import without_pgs
+    from envs_gpu.physics._solver import with_newton
 
     try:
-        mujoco_warp.put_model(without_pgs(prepared(model, engine)))
+        mujoco_warp.put_model(with_newton(prepared(model, engine)))
     except (NotImplementedError, ValueError):  # how MuJoCo Warp refuses: the advice is then C MuJoCo
         return False
     return True

@@ -31,7 +31,7 @@ from envs_gpu.physics import (
 )
 from envs_gpu.physics._capacity import Capacity, capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_mjx, correct_warp
-from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics._solver import with_newton
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
 
 Varied = dict[str, jax.Array]
@@ -180,7 +180,7 @@ def _put(
 ) -> tuple[mjx.Model, mjx.Data, Capacity | None]:
     """The model, one world's blank data with room for the contacts of all, and what that room is."""
     engine = "mjx-warp" if options.mjx_impl == "warp" else "mjx"
-    own = without_pgs(honours.prepared(model, engine))
+    own = with_newton(honours.prepared(model, engine))
     with honours.refusing(model, engine):
         return (_put_warp if options.mjx_impl == "warp" else _put_jax)(own, num_worlds, options, device)
 

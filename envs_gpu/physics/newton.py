@@ -24,7 +24,7 @@ from envs_gpu import bridge
 from envs_gpu.physics import backend, honours
 from envs_gpu.physics._capacity import Capacity, overflow_of
 from envs_gpu.physics._newton_import import check_pairs, restored
-from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics._solver import with_newton
 from envs_gpu.physics.base import PhysicsOptions, nominal
 from envs_gpu.physics.warp import WarpPhysics
 
@@ -57,7 +57,7 @@ class NewtonPhysics(WarpPhysics):
             assert room is not None
             with honours.refusing(model, self.name):
                 imported = _import(options.mjcf, room)
-            own, geoms = restored(without_pgs(honours.prepared(model, self.name)), imported)
+            own, geoms = restored(with_newton(honours.prepared(model, self.name)), imported)
             with honours.refusing(model, self.name):
                 self._stepping = mjw.put_model(own)
             check_pairs(model, geoms, self._model, self._stepping)

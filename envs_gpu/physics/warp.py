@@ -20,7 +20,7 @@ from envs_gpu import bridge
 from envs_gpu.physics import _equality_velocity, _hessian_order, backend, honours
 from envs_gpu.physics._capacity import capacity, overflow_of
 from envs_gpu.physics._capsule_frame import correct_warp
-from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics._solver import with_newton
 from envs_gpu.physics._warp_kernels import keep_unmasked, restart_worlds
 from envs_gpu.physics.base import Physics, PhysicsOptions, PhysicsState, check_layout, nominal
 
@@ -58,7 +58,7 @@ class WarpPhysics(Physics):
         _equality_velocity.correct_warp(constraint, smooth)
         self._wp_device = wp.device_from_torch(device)
         with wp.ScopedDevice(self._wp_device):
-            own = without_pgs(honours.prepared(model, self.name))
+            own = with_newton(honours.prepared(model, self.name))
             with honours.refusing(model, self.name):
                 self._model = mjw.put_model(own)
             self._model.opt.warn_overflow = 0  # prints from kernels; `overflow` tells the same

@@ -57,7 +57,7 @@ def rollout(algorithm):
     return TensorDict(data, batch_size=[T * N]).view(T, N), reward.mean().item()
 
 
-@pytest.mark.parametrize("autocast", ["none", "bfloat16"])
+@pytest.mark.parametrize("autocast", ["none", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_the_toy_task_is_learned(autocast):
     algorithm = learner(autocast)
     rewards = []

@@ -64,7 +64,9 @@ def make_minibatch(ppo: PPO, seed: int) -> TensorDict:
     return TensorDict(contents, batch_size=[MINIBATCH])
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
+)
 def test_steps_equal_those_of_torch(cfg, env, compiled):
     """The same loss, by torch's backward, `clip_grad_norm_` and `Adam`."""
     ppo, reference = make_ppo(cfg, env, compiled), make_ppo(cfg, env)

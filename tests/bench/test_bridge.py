@@ -13,6 +13,7 @@ from bench._result import read_result
 from pi_incubator.errors import UserError
 
 
+@pytest.mark.slow
 def test_both_ways_are_measured_and_nothing_is_copied(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

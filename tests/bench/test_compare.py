@@ -180,6 +180,7 @@ def test_what_was_not_finite_is_not_measured(tmp_path: Path, result: Result) -> 
     assert read["not_measured"] == {"start": "was not finite"}
 
 
+@pytest.mark.slow
 def test_a_measurement_at_half_its_speed_exits_with_1(tmp_path: Path, run_bench: Any) -> None:
     file, half, picture = tmp_path / "sim.json", tmp_path / "half.json", tmp_path / "sim.png"
     sizes = ("--num-envs", "4", "--seconds", "1", "--rounds", "2", "--eager")

@@ -63,6 +63,7 @@ def test_the_result_is_an_ordinary_run(taught, tmp_path):
     assert json.loads((tmp_path / "again.json").read_text()) == json.loads(taught.evaluation.read_text())
 
 
+@pytest.mark.slow
 def test_offline_learns_the_same_from_the_file(taught, balance, tmp_path):
     dataset = taught.path.parent / "seen.safetensors"
     tensors = load_file(dataset)
@@ -82,6 +83,7 @@ def test_a_run_that_was_cut_off_continues(balance, tmp_path):
     assert [row["iteration"] for row in read_metrics(folder.metrics)] == [0, 1]
 
 
+@pytest.mark.slow
 def test_a_recurrent_student_that_was_cut_off_remembers(balance, tmp_path):
     overrides = [item for item in TINY if not item.startswith("training.total_steps")]
     folder = distill(tmp_path, balance, *overrides, "training.total_steps=256", student="gru")
@@ -93,12 +95,14 @@ def test_a_recurrent_student_that_was_cut_off_remembers(balance, tmp_path):
     assert kept(folder) > 0
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_weights(balance, tmp_path):
     runs = [distill(tmp_path, balance, *TINY, name=name) for name in ("a", "b")]
     one, other = map(last_tensors, runs)
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+@pytest.mark.slow
 def test_an_int8_student_is_judged_rounded_and_saved_plain(balance, tmp_path, capsys):
     folder = distill(tmp_path, balance, *BRIEF, "algorithm.fake_quantize=int8", "deployment.export=none")
     result = json.loads(folder.distillation.read_text())
@@ -125,6 +129,7 @@ def test_two_teachers_of_two_tasks_make_one_student(balance, save_run, tmp_path)
     assert {"physics/broken", "lazy/physics/broken"} <= set(metrics)
 
 
+@pytest.mark.slow
 def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
     """The teacher acts on what the critic sees, the student on what the robot measures."""
     blind = ["training.total_steps=512", "algorithm.num_updates=5", "evaluation.num_episodes=1"]

@@ -61,7 +61,12 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
             ["env.num_envs=8", "algorithm.minibatch_size=32"],
             ["env.num_envs=16", "algorithm.minibatch_size=64"],
         ),
-        (SAC, ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]),
+        pytest.param(
+            SAC,
+            ["env.num_envs=4", "algorithm.batch_size=16"],
+            ["env.num_envs=8", "algorithm.batch_size=32"],
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["ppo", "sac"],
 )
@@ -169,6 +174,7 @@ def test_a_rank_that_dies_ends_the_others_within_five_seconds(start):
     assert "Signal 9 (SIGKILL)" in output or "exitcode: -9" in output.replace(" ", "")
 
 
+@pytest.mark.slow
 def test_settings_that_ranks_cannot_share_are_refused_once(tmp_path):
     """One line, from rank 0, before anything is simulated."""
     config = tmp_path / "run.yaml"

@@ -13,7 +13,7 @@ import torch
 from envs_gpu.parity import FACTOR, FLOAT32_EPS, FLOOR, NUM_DRAWS
 from envs_gpu.physics import BACKENDS, honours
 from envs_gpu.physics._newton_import import restored
-from envs_gpu.physics._solver import without_pgs
+from envs_gpu.physics._solver import with_newton
 from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError, scene_text
 from tests import engine_walk
 
@@ -32,7 +32,6 @@ QUICK = {
 }
 """Tried in every run; MJX compiles for half a minute what it does not refuse."""
 KNOWN = {
-    **{("mjSOL_CG", engine): 200.0 for engine in honours.ENGINES[1:]},
     **{("mjEQ_CONNECT", engine): 20.0 for engine in ("warp", "newton", "mjx-warp")},
     **{("mjSENS_TENDONLIMITFRC", engine): 20.0 for engine in ("warp", "mjx-warp")},
     **{("mjSENS_TORQUE", engine): 2.0 for engine in ("warp", "mjx-warp")},
@@ -91,7 +90,7 @@ def allowed(referee, expected, inputs, engine, look=after):
 def test_an_engine_does_as_c_or_refuses(case, engine):
     inputs = start(case.model)
     try:
-        referee = build("mujoco", without_pgs(case.model))
+        referee = build("mujoco", with_newton(case.model))
     except UnsupportedModelError:  # then nobody can run it
         with pytest.raises(UnsupportedModelError):
             build(engine, case.model, case.mjcf)
@@ -194,6 +193,14 @@ WHEEL_ON_WEDGE = """
 <worldbody><geom type="mesh" mesh="wedge"/><body pos="0 0 0.3"><freejoint/>
 <geom type="cylinder" size="0.05 0.02"/></body></worldbody></mujoco>"""
 
+CAPSULE_ON_HILL = """
+<mujoco><asset><hfield name="hill" nrow="3" ncol="3" size="1 1 .1 .1" elevation="0 0 0 0 1 0 0 0 0"/></asset>
+<worldbody><geom type="hfield" hfield="hill"/><body pos="0 0 0.3"><freejoint/>
+<geom type="capsule" size="0.05 0.1"/></body></worldbody></mujoco>"""
+CLOTH = """
+<mujoco><worldbody><flexcomp name="cloth" type="grid" count="3 3 1" spacing=".1 .1 .1" dim="2" radius=".01"/>
+<body><joint/><geom size=".1"/></body></worldbody></mujoco>"""
+
 WHEELS_BY_LIBCCD, WHEELS_AT_A_POINT = (
     WHEEL_ON_WEDGE.replace("<asset>", f'<option><flag {flag}="disable"/></option><asset>')
     for flag in ("nativeccd", "multiccd")
@@ -208,6 +215,8 @@ WHEELS_BY_LIBCCD, WHEELS_AT_A_POINT = (
         (WHEELS_BY_LIBCCD, "warp", "set env.backend=mujoco"),
         (WHEELS_AT_A_POINT, "mjx", "set env.mjx_impl=warp"),
         (WHEEL_ON_WEDGE, "mjx", "set env.mjx_impl=warp"),
+        (CAPSULE_ON_HILL, "mjx", "set env.mjx_impl=warp"),
+        (CLOTH, "warp", "set env.backend=mujoco"),
     ],
 )
 def test_a_refusal_names_the_nearest_engine_that_can(mjcf, engine, advice):

@@ -91,6 +91,7 @@ def test_driving_to_the_goal_earns_more_than_chance():
     assert earned > 100 > 2 * by_chance
 
 
+@pytest.mark.slow
 def test_compiled_it_is_the_same():
     eager, compiled = (make_env("puck", num_envs=2, device=CPU, compiled=flag) for flag in (False, True))
     torch.testing.assert_close(play(eager, 20), play(compiled, 20), rtol=1e-5, atol=1e-5)

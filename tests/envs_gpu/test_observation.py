@@ -106,7 +106,7 @@ def reading(name="x", width=1, **fields):
     return ObservationTerm(name, width, lambda state, episode: value, **fields)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_term_is_read_then_shifted_then_clipped(make, compiled):
     env = make(Cart, compiled=compiled)
     # 1.5 - 1.0, and 8.0 + 2.0 clipped to 5; the place, no velocity, no action yet
@@ -146,7 +146,7 @@ def test_the_interface_and_a_reading_give_the_observation(make):
     assert torch.equal(torch.cat(shown, -1).float(), env.obs["policy"])
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_noise_is_on_sensors_alone_and_as_large_as_declared(make, compiled):
     """Where nothing is declared its factor is 1; the run's noise is always 2 here."""
     two = Randomization(observation_noise=Draw(low=2.0, high=2.0))

@@ -78,7 +78,7 @@ def test_ants_reward_is_the_formula_with_the_given_weights():
         torch.testing.assert_close(after.reward, expected)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_change_counts_from_the_next_step_on_in_the_masked_worlds(compiled):
     env = ant(compiled=compiled)
     moves = actions(env, 4)
@@ -123,6 +123,7 @@ class Commanded(CartpoleBalance):
         return {"command_m": episode.memory["command_m"].clone()}
 
 
+@pytest.mark.slow
 def test_compiled_resets_read_what_was_changed_after_they_were_compiled():
     env = SimEnv(
         "commanded",

@@ -24,10 +24,11 @@ CPU = torch.device("cpu")
 NUM_STEPS = 40
 NUM_WORLDS = {"warp": 16, "newton": 16, "mjx": 4, "mjx-warp": 4}
 QUICK = {
-    "newton": {"cartpole_balance", "ant", "half_cheetah"},
+    "warp": {"cartpole_balance", "ant", "half_cheetah", "go1_velocity", "hold_pose"},
+    "newton": {"cartpole_balance", "half_cheetah"},
     "mjx": {"cartpole_balance"},  # XLA compiles ant for a minute
 }
-"""Tasks that the engines which take long to build are tried with in every run; `pi-envs check` tries all."""
+"""Tasks that each engine is tried with in every run; the slow tests and `pi-envs check` try all."""
 
 FREE_FACTOR = 20.0
 """How much further than the control group's median; half_cheetah's was 12 times further at its 11th step."""
@@ -36,7 +37,7 @@ FREE_FACTOR = 20.0
 def pairs():
     for name in TASKS.names():
         for engine in NUM_WORLDS:
-            quick = engine == "warp" or name in QUICK.get(engine, ())
+            quick = name in QUICK.get(engine, ())
             yield pytest.param(name, engine, marks=() if quick else pytest.mark.slow, id=f"{name}-{engine}")
 
 
@@ -120,7 +121,9 @@ def test_states_with_convex_contacts_are_those_in_which_c_has_one():
     assert meets.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", ["ant", "half_cheetah", "go1_velocity"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("ant", marks=pytest.mark.slow), "half_cheetah", "go1_velocity"]
+)
 def test_a_hundred_steps_no_further_than_rounding_takes_the_referee(name):
     """Bodies in contact are chaotic: the control group is the referee, off by a float32 bit at every step.
 

@@ -74,6 +74,11 @@ SMALL_SCENE = """
 """
 ENGINES = ["mujoco", "warp", "newton", "mjx", pytest.param("mjx-warp", marks=pytest.mark.slow)]
 every_engine = pytest.mark.parametrize("engine", ENGINES)
+SLOW_MJX = pytest.param("mjx", marks=pytest.mark.slow)
+every_engine_but_mjx = pytest.mark.parametrize(
+    "engine", [SLOW_MJX if engine == "mjx" else engine for engine in ENGINES]
+)
+"""For tests for which MJX compiles the scene once more."""
 
 
 @pytest.fixture(scope="module")
@@ -117,7 +122,7 @@ def assert_same_bits(one, other, rows=slice(None)):
         )
 
 
-@every_engine
+@every_engine_but_mjx
 def test_a_restart_touches_no_other_world(engine, model):
     undisturbed, physics = build(engine, model), build(engine, model)
     mask = torch.arange(N) % 3 == 1
@@ -198,14 +203,12 @@ def test_nan_stays_in_its_world_until_the_restart(engine, model):
     assert all(view.isfinite().all() for view in play(physics, ctrl[:5]).values())
 
 
-SLOW_MJX = pytest.param("mjx", marks=pytest.mark.slow)  # compiles the scene once more
-
-
-@pytest.mark.parametrize("engine", [SLOW_MJX if engine == "mjx" else engine for engine in ENGINES])
+@every_engine_but_mjx
 def test_a_world_does_not_depend_on_their_number(engine, model):
     assert_the_number_does_not_matter(engine, model)
 
 
+@pytest.mark.slow
 def test_a_world_of_mjx_does_not_depend_on_their_number():
     """The fast sibling of the test above, on a scene that compiles in seconds."""
     model = mujoco.MjModel.from_xml_string(SMALL_SCENE)

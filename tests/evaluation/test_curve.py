@@ -3,10 +3,12 @@
 import json
 import math
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.testing.compare import compare_images
 from PIL import Image
 
 from pi_incubator.errors import UserError
@@ -41,6 +43,16 @@ def test_it_draws(rows, tmp_path):
         assert picture.format == "PNG"
         assert picture.width == 1500
         assert len(picture.convert("RGB").getcolors(2**24)) > 50  # something is on it
+
+
+def test_the_picture_is_the_one_that_was_looked_at(tmp_path):
+    """After a change of the layout, look at the new picture and store it as tests/evaluation/curve.png."""
+    names = ("forward_velocity_m_s", "policy/entropy", "loss/value")
+    rows = [healthy(i) | {name: 2e4 * math.cos(i / 9 + len(name)) for name in names} for i in range(200)]
+    metrics, picture = tmp_path / "metrics.jsonl", tmp_path / "curve.png"
+    metrics.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    draw_curve(metrics, picture, "a run")
+    assert compare_images(str(Path(__file__).parent / "curve.png"), str(picture), tol=0.05) is None
 
 
 def test_no_metrics_are_one_line(tmp_path):

@@ -21,17 +21,25 @@ FLOAT, FLAG, INT, SCALAR = "*fp32", "*i1", "i32", "fp32"
 HALF, DOUBLE, ID = "*bf16", "*fp64", "*i64"
 
 
-# Two processes with about the same work, so that two workers share it.
+# Each is a process, so that workers share them.
 INTERPRETED = (
     ("gae", "group_advantage", "normalize", "ppo_loss"),
-    ("running", "scan", "selective_scan", "sum_tree"),
+    ("running", "scan"),
+    ("selective_scan", "sum_tree"),
 )
+QUICK = INTERPRETED[:1]
 
 
-@pytest.mark.parametrize("everything", [False, pytest.param(True, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("names", INTERPRETED, ids="-".join)
+def interpreted():
+    for names in INTERPRETED:
+        for everything in (False, True):
+            marks = () if names in QUICK and not everything else pytest.mark.slow
+            yield pytest.param(names, everything, marks=marks, id=f"{'-'.join(names)}-{everything}")
+
+
+@pytest.mark.parametrize(("names", "everything"), interpreted())
 def test_the_interpreter_passes_the_tests_of_this_folder(names, everything):
-    """Every test of every kernel; the largest shapes and the most random examples only in the slow run.
+    """Every test of every kernel; the largest shapes and the most random examples only in the slow tests.
 
     So are the tests of how torch sees the operators, which the compiled kernels pass in every run.
     """

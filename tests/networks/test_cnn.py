@@ -178,6 +178,7 @@ def test_a_camera_that_is_not_there_is_named(tmp_path):
         main(["--config", CONFIG, *TINY, pixels, *place])
 
 
+@pytest.mark.slow
 def test_a_run_continues_bit_for_bit_and_is_judged_like_its_export(tmp_path):
     def run(name, *overrides):
         place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]

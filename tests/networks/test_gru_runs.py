@@ -98,7 +98,7 @@ def train(tmp_path, name, *overrides):
     return RunFolder(tmp_path / name)
 
 
-@pytest.mark.parametrize("overlap", ["false", "true"])
+@pytest.mark.parametrize("overlap", ["false", pytest.param("true", marks=pytest.mark.slow)])
 def test_a_run_continues_bit_for_bit(tmp_path, overlap):
     overlap = f"training.overlap={overlap}"
     whole = last_tensors(train(tmp_path, "whole", overlap))

@@ -79,6 +79,7 @@ def test_advantage_is_torchrls(setting):
     torch.testing.assert_close(data["value_target"], target, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_act_equals_eager(setting):
     _, env, ppo = setting
     obs, noise = dict(env.obs.items()), torch.randn(NUM_ENVS, env.spec.action_dim)

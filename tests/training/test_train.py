@@ -77,7 +77,10 @@ def test_pictures_that_fail_cost_a_sentence_each(tmp_path, monkeypatch, caplog):
     assert warnings == ["no curve: RuntimeError: no screen", "no video: RuntimeError: no screen"]
 
 
-@pytest.mark.parametrize("config", ["cartpole_balance.yaml", "experiment_config_baseline.yaml"])
+@pytest.mark.parametrize(
+    "config",
+    ["cartpole_balance.yaml", pytest.param("experiment_config_baseline.yaml", marks=pytest.mark.slow)],
+)
 def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
     schedule = "algorithm.lr_schedule=adaptive"  # a linear one depends on the total
     whole = run(tmp_path, "whole", schedule, config=config)
@@ -89,6 +92,7 @@ def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
         assert torch.equal(value, continued[name]), name
 
 
+@pytest.mark.slow
 def test_same_seed_same_weights(tmp_path):
     seeds = {"a": 1, "b": 1, "c": 2}
     runs = [run(tmp_path, name, f"experiment.seed={seed}") for name, seed in seeds.items()]
@@ -134,6 +138,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     assert declared - read == set()
 
 
+@pytest.mark.slow
 def test_torchrun_trains(tmp_path):
     place = [f"experiment.output_dir={tmp_path}", "experiment.name=launched"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=1"]
@@ -160,6 +165,7 @@ def test_compiled_run_continues_bit_for_bit(tmp_path):
         assert torch.equal(value, continued[name]), name
 
 
+@pytest.mark.slow
 def test_overlapped_runs_continue_bit_for_bit(tmp_path):
     """And saving more often changes nothing."""
     # Saved after iterations 2 and 4 of 4: an update is under way each time.
