@@ -86,6 +86,7 @@ def test_steps_equal_those_of_torch(cfg, env, compiled):
     assert int(ppo.optimizer.step_count[0]) == 5
 
 
+@pytest.mark.slow
 def test_a_compiled_step_sees_a_new_learning_rate_and_loaded_state(cfg, env):
     """Nothing that changes between calls may have been compiled in."""
     ppo = make_ppo(cfg, env, compiled=True)

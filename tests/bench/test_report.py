@@ -156,6 +156,7 @@ def test_what_a_gpu_measured_is_shown() -> None:
     assert not any(found(figure, [on_cpu]) for figure in figures())
 
 
+@pytest.mark.slow
 def test_report_reads_files_and_folders(tmp_path: Path, run_bench: Any, result: Result) -> None:
     nothing = run_bench("report")
     assert nothing.returncode == 2

@@ -33,7 +33,9 @@ def config(*overrides: str) -> ExperimentConfig:
     return load_with_sources(str(CONFIG), list(overrides))[0]
 
 
-@pytest.mark.parametrize("name", ["sb3", pytest.param("sbx", marks=pytest.mark.slow), "torchrl", "envpool"])
+@pytest.mark.parametrize(
+    "name", ["sb3", *(pytest.param(name, marks=pytest.mark.slow) for name in ("sbx", "torchrl", "envpool"))]
+)
 def test_a_peer_runs_with_the_settings_of_a_config(name: str) -> None:
     cfg, peer = config(*SMALL), PEERS[name]
     assert peer.lacks(cfg) is None
