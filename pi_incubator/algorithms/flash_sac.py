@@ -139,9 +139,9 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         """Probabilities `[K, B, Z]` of the bins for the value of this step, from the targets' logits
         `[C, K, B, Z]` for the next one: those of the critic that expects less (Fujimoto et al. 2018, eq. 10).
         """
-        probability = logits.softmax(-1)
-        first, second = (probability * self.bins).sum(-1).unbind()  # [K, B] each
-        probability = torch.where((first <= second).unsqueeze(-1), *probability.unbind())
+        first, second = logits.softmax(-1).unbind()
+        expects_less = (first * self.bins).sum(-1) <= (second * self.bins).sum(-1)  # [K, B]
+        probability = torch.where(expects_less.unsqueeze(-1), first, second)
         bonus = self.log_temperature.exp() * log_prob
         reward = self._in_shards((minibatch["reward"] / self.reward_scale.scale).unsqueeze(-1))
         goes_on = self._in_shards((~minibatch["terminated"]).to(reward).unsqueeze(-1))

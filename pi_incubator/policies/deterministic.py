@@ -29,7 +29,7 @@ class DeterministicPolicy(BoundedPolicy):
     """
 
     def __init__(
-        self, settings: NetworkSettings, network: Network, spec: EnvSpec, exploration_std: float
+        self, settings: NetworkSettings, network: Network, spec: EnvSpec, exploration_std: float = 0.1
     ) -> None:
         super().__init__(settings, network, spec, num_outputs=spec.action_dim)
         self.exploration_std = exploration_std

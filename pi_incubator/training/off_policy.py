@@ -12,7 +12,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs_gpu.vec_env import StepResult, VecEnv
+from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
@@ -52,6 +52,10 @@ class OffPolicy(Algorithm[Settings]):
         self.replay: Replay = self._make_replay()
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
+
+    @staticmethod
+    @abstractmethod
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> BoundedPolicy: ...
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:

@@ -1,4 +1,7 @@
-"""What holds for every network of the zoo: it acts, learns, and leaves as ONNX."""
+"""What holds for every network that PPO learns with: it acts, learns, and leaves as ONNX.
+
+Networks with batch normalization learn with other algorithms, see tests/algorithms/test_registry_promises.py.
+"""
 
 from pathlib import Path
 
@@ -9,6 +12,7 @@ import torch
 from envs_gpu.make import make_env
 from envs_gpu.pixels import PixelOptions
 from pi_incubator.config import load_config
+from pi_incubator.config.models import NETWORKS
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.registry import networks
 from tests.learning import make_algorithm
@@ -19,7 +23,9 @@ LEARNING = ["algorithm.minibatch_size=32", "algorithm.num_epochs=2"]
 PIXELS = ["network.channels=[4]", "env.pixels={width: 16, height: 16}"]
 
 
-@pytest.fixture(params=networks.names())
+@pytest.fixture(
+    params=[name for name in networks.names() if not NETWORKS.members[name].needs_batch_statistics]
+)
 def setting(request):
     pixels = PIXELS if request.param == "cnn" else []
     cfg = load_config(CONFIG, [*SETTINGS, *LEARNING, f"network.name={request.param}", *pixels])

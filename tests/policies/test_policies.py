@@ -5,12 +5,14 @@ import math
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.models import NETWORKS
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
+from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.policies.gaussian import GaussianPolicy
 from pi_incubator.policies.squashed_gaussian import LOG_STD_RANGE, SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.registry import networks
@@ -20,7 +22,7 @@ T, N, D = 9, 5, 4
 LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)
 SPEC = EnvSpec("toy", N, {"policy": D, "critic": 6}, 2, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
 SHAPE = (2, 16, 16)
-POLICIES = [GaussianPolicy, SquashedGaussianPolicy]
+POLICIES = [GaussianPolicy, SquashedGaussianPolicy, DeterministicPolicy]
 
 
 def make_policy(kind, network="mlp", spec=SPEC, gain=100.0):
@@ -31,7 +33,8 @@ def make_policy(kind, network="mlp", spec=SPEC, gain=100.0):
     settings = member(**{key: value for key, value in sizes.items() if key in member.model_fields})
     policy = kind(settings, make_network(settings, spec), spec)
     with torch.no_grad():
-        policy.head[-1].weight.mul_(gain)  # a head begins near zero
+        last = policy.head[-1] if isinstance(policy.head, nn.Sequential) else policy.head
+        last.weight.mul_(gain)  # a head begins near zero
     policy.normalizer.observe(observations(64, policy))
     policy.normalizer.commit()
     return policy
