@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import VecEnv
-from pi_incubator import checkpoint, checkpoint_files
+from pi_incubator import checkpoint, checkpoint_files, faults
 from pi_incubator.checkpoint import Part
 from pi_incubator.checkpoint_files import manifest_text
 from pi_incubator.config import ExperimentConfig
@@ -151,6 +151,7 @@ def test_env_continues_bit_exact(folder: RunFolder) -> None:
 
 def test_without_a_checkpoint_the_run_starts_at_zero(folder: RunFolder) -> None:
     policy = Holder(x=torch.tensor(7.0))
+    assert checkpoint.next_iteration(folder) == 0
     assert checkpoint.restore(folder, {"policy": Part(policy)}) == 0
     assert policy.tensors["x"] == 7.0
 
@@ -194,6 +195,23 @@ def test_a_kill_while_saving_leaves_the_one_before(folder: RunFolder, call: str,
     assert checkpoint.restore(folder, parts) == 2
     checkpoint.save(folder, 2, 20, parts, CONFIG, keep=1)
     assert [path.name for path in folder.checkpoints.iterdir()] == ["iter_00000002"]
+
+
+@pytest.mark.parametrize("phase", faults.PHASES)
+def test_a_fault_reaches_every_phase_of_a_save(
+    folder: RunFolder, phase: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise `make faults` would try something else than it says."""
+    save(folder, 1)
+    monkeypatch.setattr(faults, "PLAN", faults.Plan(f"raise@save:{phase}"))
+    with pytest.raises(RuntimeError, match="PI_FAULT"):
+        save(folder, 2)
+    assert restored(folder)[0] in (2, 3)  # whole, whichever it is
+
+
+def test_the_hash_of_a_manifest_does_not_depend_on_the_order_of_its_fields() -> None:
+    one, other = (json.loads(manifest_text(fields)) for fields in ({"a": 1, "b": 2}, {"b": 2, "a": 1}))
+    assert one == other
 
 
 @pytest.mark.parametrize("file", ["policy.safetensors", "random.safetensors", "manifest.json"])
@@ -542,3 +560,35 @@ def test_a_checkpoint_of_another_format_is_refused(folder: RunFolder, number: in
     assert "\n" not in str(error.value)
     assert str(manifest.parent) in str(error.value)
     assert len(folder.saved()) == 2
+
+
+def test_a_reader_says_which_checkpoint_is_damaged(
+    folder: RunFolder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And reads the one before."""
+    save(folder, 1)
+    damage(save(folder, 2) / "policy.safetensors")
+    with caplog.at_level(logging.WARNING):
+        assert checkpoint.pin(folder, ("policy",)).checkpoint.iteration == 1
+    assert "iter_00000002 is damaged" in caplog.text
+
+
+def test_a_manifest_with_a_number_beyond_64_bits_is_damage(folder: RunFolder) -> None:
+    path = save(folder, 5)
+    fields = json.loads((path / "manifest.json").read_text()) | {"env_steps": 2**63}
+    (path / "manifest.json").write_text(manifest_text(without_own_hash(fields)))
+    with pytest.raises(ValueError, match="which is no number of env_steps"):
+        checkpoint_files.read_manifest(path)
+
+
+def without_own_hash(fields: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in fields.items() if name != checkpoint_files.OWN_HASH}
+
+
+def test_a_saver_knows_whether_it_failed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    saver = beside(folder, Holder(x=torch.tensor(1.0)))
+    assert not saver.has_failed
+    saver.save(1, 100)
+    saver.wait()
+    assert not saver.has_failed
+    saver.close()

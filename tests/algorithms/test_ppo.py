@@ -64,6 +64,16 @@ def make_minibatch(ppo: PPO, seed: int) -> TensorDict:
     return TensorDict(contents, batch_size=[MINIBATCH])
 
 
+def test_the_loss_is_the_sum_of_its_terms(cfg, env):
+    """The entropy's term is negative, as TorchRL gives it: more entropy, less loss."""
+    ppo = make_ppo(cfg, env)
+    minibatch = make_minibatch(ppo, 0)
+    terms = ppo._loss_terms(ppo._with_features(minibatch))
+    expected = terms["loss_objective"] + terms["loss_critic"] + terms["loss_entropy"]
+    assert terms["loss_entropy"] == -0.01 * terms["entropy"]
+    assert torch.equal(ppo._losses(minibatch)[0], expected)
+
+
 @pytest.mark.parametrize(
     "compiled", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["eager", "compiled"]
 )

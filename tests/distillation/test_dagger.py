@@ -190,3 +190,26 @@ def test_worlds_are_shared_by_weight(weights, shares):
     assert sum(got) == NUM_ENVS
     assert all(abs(a - b) <= 1 for a, b in zip(got, shares, strict=True))
     assert all(not math.isclose(share, 0) for share in got)
+
+
+def test_updates_that_are_not_finite_are_counted_and_change_nothing(on_the_ridge):
+    distillation = on_the_ridge(num_updates=3)
+    distillation.collect()
+    for name, held in distillation.buffer.held().items():
+        if name.startswith("obs"):
+            held.fill_(math.nan)
+    before = [weight.detach().clone() for weight in distillation.parameters]
+    distillation.update()
+    assert distillation.skipped.pop() == 3
+    assert all(torch.equal(*pair) for pair in zip(before, distillation.parameters, strict=True))
+
+
+def test_the_watched_ranges_of_rounding_layers_are_saved(on_the_ridge):
+    distillation, other = on_the_ridge(fake_quantize="int8"), on_the_ridge(fake_quantize="int8")
+    distillation.collect()
+    distillation.update()
+    part, theirs = (one.parts()["ranges"].value for one in (distillation, other))
+    saved = {name: value.clone() for name, value in part.state_dict().items()}
+    assert any(low < 0 < high for low, high in saved.values())
+    theirs.load_state_dict(saved)
+    assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in saved.items())

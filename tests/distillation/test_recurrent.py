@@ -170,3 +170,12 @@ def test_states_continue_where_they_were_saved():
     continued.collect(other, 0.0)
     for name, value in one.held().items():
         assert torch.equal(value, other.held()[name]), name
+
+
+def test_a_minibatch_shorter_than_a_sequence_is_one_sequence(knows_the_cue, monkeypatch):
+    distillation = ToyDistillation(config(minibatch_size=HORIZON - 1), Recall(), knows_the_cue)
+    distillation.collect()
+    sizes, sample = [], distillation.buffer.sample
+    monkeypatch.setattr(distillation.buffer, "sample", lambda size: sizes.append(size) or sample(size))
+    distillation.update()
+    assert set(sizes) == {1}

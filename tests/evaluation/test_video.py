@@ -24,12 +24,12 @@ def still(env):
     return lambda obs: action
 
 
-def film(env, path, **options):
+def film(env, path, length_s=0.2, **options):
     try:
         Renderer(env.drawn_model, 16, 16).close()
     except RenderError as error:
         pytest.skip(str(error))
-    record_video(env, still(env), path, length_s=0.2, seed=0, **options)
+    record_video(env, still(env), path, length_s=length_s, seed=0, **options)
     properties, *frames = imageio_ffmpeg.read_frames(str(path))
     width, height = properties["size"]
     return [np.frombuffer(frame, dtype=np.uint8).reshape(height, width, 3) for frame in frames]
@@ -61,6 +61,12 @@ def test_each_tile_shows_its_own_world(tmp_path):
         expected = 48 + qpos[0].item() * 36 / (5 * np.tan(np.deg2rad(22.5)))
         assert np.median(columns) == pytest.approx(expected, abs=2.5)
     assert tiles[5].max() < 20  # nobody lives there
+    env.close()
+
+
+def test_the_shortest_film_is_one_picture(tmp_path):
+    env = make_env("cartpole_balance", num_envs=1, device=CPU)
+    assert len(film(env, tmp_path / "brief.mp4", length_s=1e-4, width=96, height=72)) == 1
     env.close()
 
 
