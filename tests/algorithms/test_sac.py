@@ -257,6 +257,22 @@ def test_truncated_steps_bootstrap_and_terminated_ones_do_not():
     assert not depends_on_what_follows(steps["terminated"])
 
 
+def test_a_step_that_is_not_finite_changes_no_bit_of_what_is_learned():
+    sac, steps = make_sac(), make_minibatch()
+    steps["reward"][4] = math.inf
+    steps["obs.policy"][5] = math.nan
+    learned = [*sac.actor_weights, *sac.critic_weights, *sac.target_weights, sac.loss.log_alpha]
+    before = [weight.detach().clone() for weight in learned]
+    sac.step(steps)
+    assert all(torch.equal(*pair) for pair in zip(before, learned, strict=True))
+    assert sac.skipped.pop() == 2
+
+
+def test_critics_begin_with_orthonormal_last_layers():
+    for critic in critics_of(make_sac().loss.qvalue_network_params):
+        torch.testing.assert_close(critic["2.weight"].norm(), torch.tensor(1.0))
+
+
 @pytest.fixture
 def on_cartpoles():
     """Function that makes SAC in 8 real worlds, 4 steps of each an iteration."""
