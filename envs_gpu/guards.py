@@ -314,4 +314,7 @@ def _advice(bits: int) -> str:
             "the policy diverged: lower algorithm.lr or algorithm.max_grad_norm in a run with another "
             "experiment.name, which checkpoint.from lets start with the weights of this one"
         )
-    return "try a smaller timestep, weaker actuators, or smaller randomization"
+    advice = "try a smaller timestep, weaker actuators, or smaller randomization"
+    # What is not finite shows in the observation too; this state was only beyond the limits.
+    limit = "; if it may be that fast, raise guards.energy_margin"
+    return advice + (limit if bits == Cause.STATE else "")

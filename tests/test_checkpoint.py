@@ -548,7 +548,10 @@ def test_a_reader_never_advises_to_replace_a_run(folder: RunFolder) -> None:
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(1, "was written by pi_incubator 0.1.0, whose format this version does not read"), (3, "upgrade")],
+    [
+        (1, "was written by pi_incubator 0.1.0, whose format this version does not read"),
+        (3, "has format 3, this version reads 2; upgrade"),
+    ],
 )
 def test_a_checkpoint_of_another_format_is_refused(folder: RunFolder, number: int, expected: str) -> None:
     """An older or newer format is no damage: one line names the version, and nothing is deleted."""
@@ -592,3 +595,11 @@ def test_a_saver_knows_whether_it_failed(folder: RunFolder, monkeypatch: pytest.
     saver.wait()
     assert not saver.has_failed
     saver.close()
+
+
+def test_a_format_that_is_no_number_is_damage(folder: RunFolder) -> None:
+    path = save(folder, 5)
+    fields = json.loads((path / "manifest.json").read_text()) | {"format": "2"}
+    (path / "manifest.json").write_text(manifest_text(without_own_hash(fields)))
+    with pytest.raises(ValueError, match="a format that is no whole number"):
+        checkpoint_files.read_manifest(path)

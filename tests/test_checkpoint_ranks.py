@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -212,3 +213,12 @@ def test_a_part_that_may_be_missing_starts_anew(tmp_path, caplog):
     assert "hook.safetensors is not in this checkpoint; it starts anew" in caplog.text
     with pytest.raises(UserError, match=r"hook\.safetensors: is not in this checkpoint"):
         checkpoint.restore(folder, {"hook": Part(hook)})
+
+
+def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
+    """Two ranks cannot continue what one has written."""
+    folder, parts = RunFolder(tmp_path / "run"), {"policy": Part(Number(1.0))}
+    checkpoint.save(folder, 3, 300, parts, CONFIG, keep=1)
+    message = "was written by 1 processes, and now there are 2; start as many, or set another"
+    with pytest.raises(UserError, match=message):
+        checkpoint.restore(folder, parts, Distributed(0, 2))

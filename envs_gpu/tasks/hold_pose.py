@@ -22,6 +22,7 @@ from envs_gpu.models import compile_model
 from envs_gpu.observation import ObservationTerm, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
+from envs_gpu.scene.control_reach import reach_of_controls
 from envs_gpu.scene.falling import falling_roots, falling_slides, up_direction
 from envs_gpu.scene.floor import provide_ground
 from envs_gpu.scene.ground import ground_below
@@ -42,7 +43,8 @@ _LEAST_HEIGHT_M = 1e-3
 class HoldPose(Task):
     """Observation `policy` `[N, nq + nv + na + A + nq]`.
 
-    An action of zero is the keyframe's control, ±1 are the actuator's limits.
+    An action of zero is the keyframe's control, ±1 are the actuator's limits. A motor that would turn its
+    joint too fast in one control step is used in part (`scene/control_reach.py`).
 
     Args:
         model: the robot, or its name as in `env.model`; None is an example, `envs_gpu/assets/arm.xml`.
@@ -83,7 +85,9 @@ class HoldPose(Task):
         model = compile_model(spec, self.source)
         data = self._start(model)
         move_mocap_bodies(spec, model, data)
-        self.notes = (*notes, *provide_ground(spec, model, data, _robot_roots(model, data)))
+        held = data_at(model, find_keyframe(model, self._keyframe, self.source))
+        self._reach, narrowed = reach_of_controls(model, held, CONTROL_DT_S, self.robot.limits)
+        self.notes = (*notes, *narrowed, *provide_ground(spec, model, data, _robot_roots(model, data)))
         return spec
 
     def _start(self, model: mujoco.MjModel) -> mujoco.MjData:
@@ -93,6 +97,7 @@ class HoldPose(Task):
         return data
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        self._scene = self._scene or self._make_scene()  # which finds the reach of the controls
         self.substeps = max(1, round(CONTROL_DT_S / model.opt.timestep))
         super().bind(model, device)
         held = data_at(model, find_keyframe(model, self._keyframe, self.source))
@@ -110,8 +115,8 @@ class HoldPose(Task):
         self._bind_start(model, start, device)
 
     def _hold(self, ctrl: NDArray[np.float64], device: torch.device) -> None:
-        """Make `ctrl` `[A]`, within its limits, an action of zero, and the limits ±1."""
-        self._low, self._high = self.action_low, self.action_high
+        """Make `ctrl` `[A]`, within its limits, an action of zero, and the ends of what is used ±1."""
+        self._low, self._high = torch.tensor(self._reach, dtype=torch.float32, device=device)
         hold = torch.tensor(ctrl, dtype=torch.float32, device=device)
         self._center = torch.minimum(torch.maximum(hold, self._low), self._high)
         self.action_high = torch.ones_like(self._high)

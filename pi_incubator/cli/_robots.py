@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from envs_gpu.robot_report import RobotReport
 
 CONFIG = "configs/hold_pose.yaml"
-TIMEOUT_S = 600.0
-"""For one robot of many."""
+CHECK_TIMEOUT_S, TRAIN_TIMEOUT_S = 600.0, 3600.0
+"""For one robot of many: to look at it, and to train it too. An insect takes timesteps of 0.1 ms."""
 END_S = 10.0
 """For its process to end by itself."""
 PRELOADED = ["torch", "tensordict", "torchrl", "mujoco", "envs_gpu.robot_report", "pi_incubator.run"]
@@ -112,12 +112,13 @@ def _look(context: Any, order: Order) -> dict[str, Any]:
     began_s = time.monotonic()
     process.start()
     theirs.close()
+    timeout_s = TRAIN_TIMEOUT_S if order.train_steps else CHECK_TIMEOUT_S
     result: dict[str, Any] = {
         "file": order.file,
         "outcome": "timeout",
-        "reason": f"more than {TIMEOUT_S:g} s",
+        "reason": f"more than {timeout_s:g} s",
     }
-    if ours.poll(TIMEOUT_S):
+    if ours.poll(timeout_s):
         try:
             result = ours.recv()
         except EOFError:

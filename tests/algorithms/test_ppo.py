@@ -71,7 +71,18 @@ def test_the_loss_is_the_sum_of_its_terms(cfg, env):
     terms = ppo._loss_terms(ppo._with_features(minibatch))
     expected = terms["loss_objective"] + terms["loss_critic"] + terms["loss_entropy"]
     assert terms["loss_entropy"] == -0.01 * terms["entropy"]
-    assert torch.equal(ppo._losses(minibatch)[0], expected)
+    loss, report = ppo._losses(minibatch)
+    assert torch.equal(loss, expected)
+    # Schulman 2020: E[r - 1 - log r] estimates the KL divergence, and is never negative.
+    ratio = log_ratio(ppo, minibatch).exp()
+    torch.testing.assert_close(report[3], (ratio - 1.0 - ratio.log()).mean(), rtol=1e-4, atol=1e-6)
+
+
+def log_ratio(ppo: PPO, minibatch: TensorDict) -> torch.Tensor:
+    """Of the action's density now to that when it was chosen, `[B]`."""
+    features, _ = ppo.policy.encoder(minibatch["policy"], torch.zeros(MINIBATCH, 0))
+    distribution = torch.distributions.Normal(*ppo.policy.moments_of(features))
+    return distribution.log_prob(minibatch["action"]).sum(-1) - minibatch["action_log_prob"]
 
 
 @pytest.mark.parametrize(

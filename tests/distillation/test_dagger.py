@@ -10,6 +10,7 @@ from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distillation.buffer import LabelBuffer
 from pi_incubator.distillation.lessons import split_worlds
+from pi_incubator.errors import DivergedError
 from tests.distillation.toy import ToyDistillation, make_teacher
 from tests.envs import ForgetfulEnv
 
@@ -213,3 +214,28 @@ def test_the_watched_ranges_of_rounding_layers_are_saved(on_the_ridge):
     assert any(low < 0 < high for low, high in saved.values())
     theirs.load_state_dict(saved)
     assert all(torch.equal(value, theirs.state_dict()[name]) for name, value in saved.items())
+
+
+def test_rounding_begins_with_its_phase(on_the_ridge):
+    """In the last half of four iterations, and so in the third one."""
+    distillation = on_the_ridge(fake_quantize="int8", fake_quantize_phase=0.5)
+    distillation.num_iterations, rounds = 4, []
+    for _ in range(4):
+        distillation.collect()
+        distillation.update()
+        rounds.append({layer.rounds for layer in distillation.rounding_layers})
+    assert rounds == [{False}, {False}, {True}, {True}]
+
+
+def test_a_student_that_is_not_finite_stops_the_run(on_the_ridge):
+    distillation = on_the_ridge()
+    with torch.no_grad():
+        distillation.policy.log_std.fill_(math.nan)
+    with pytest.raises(DivergedError, match="not finite"):
+        distillation.check()
+
+
+def test_the_critic_is_learned_and_the_feature_map_is_of_this_training_alone(on_the_ridge):
+    """What a run that starts from this one takes over."""
+    parts = on_the_ridge().parts()
+    assert {name for name, part in parts.items() if part.is_learned} == {"policy", "critic"}

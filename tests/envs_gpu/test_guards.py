@@ -141,6 +141,18 @@ def test_the_share_is_of_worlds_since_the_last_check(num_broken, stops):
     env.check()
 
 
+@pytest.mark.parametrize(("speed", "is_advised"), [(1e3, True), (torch.nan, False)])
+def test_only_for_states_beyond_the_limits_the_limit_is_named(speed, is_advised):
+    """A user may know a robot that is so fast; what is not finite is wrong for any."""
+    env = make(task="cartpole_balance", max_broken_share=0.5)
+    env.step(actions(env, 1)[0])
+    env.physics.state.qvel[:] = speed
+    env.step(actions(env, 1)[0])
+    with pytest.raises(BrokenWorldsError) as error:
+        env.check()
+    assert ("raise guards.energy_margin" in str(error.value)) == is_advised
+
+
 def test_history_costs_nothing_without_a_folder_and_ends_with_the_last_dump(tmp_path):
     assert make()._guards._history is None
     env = make(dump_dir=tmp_path, max_dumps=2)

@@ -6,6 +6,7 @@ from torchrl.objectives.value.functional import generalized_advantage_estimate
 
 from envs_gpu.make import make_env
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.data.rollout import Rollout
 from pi_incubator.training.on_policy import make_act
 from tests.envs import record_results
 from tests.learning import make_algorithm
@@ -88,3 +89,11 @@ def test_compiled_act_equals_eager(setting):
         eager, compiled = (make_act(ppo.model, flag)(obs, state, noise) for flag in (False, True))
     for name in ("action", "log_prob", "value"):
         torch.testing.assert_close(getattr(eager, name), getattr(compiled, name), rtol=1e-5, atol=1e-5)
+
+
+def test_a_rollout_continues_from_the_state_that_the_last_one_ended_in(setting):
+    _, env, _ = setting
+    one, other = (Rollout(HORIZON, env.spec, ("policy",), state_width=3) for _ in range(2))
+    one.end(torch.arange(3.0 * NUM_ENVS).view(NUM_ENVS, 3), torch.zeros(NUM_ENVS))
+    other.load_state_dict(one.state_dict())
+    assert torch.equal(other.begin(), torch.arange(3.0 * NUM_ENVS).view(NUM_ENVS, 3))

@@ -1,0 +1,113 @@
+"""Motors that are far too strong for a policy: what they could do in one control step is limited.
+
+Some robots' files give every motor the torque of the largest one. In full, such a motor spins a small wrist
+several times within a control step: no policy can control that, and the simulation blows up.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Collection
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+from envs_gpu.actuators import controls
+
+MOST_TURN_RAD = 0.5 * np.pi
+"""How far a joint may turn in a control step at the speed that it gains in one."""
+MOST_SHIFT_M = 0.5
+"""The same of a slide."""
+_HALVINGS = 20
+_MOST_SHOWN = 4
+
+Array = NDArray[np.float64]
+
+
+def reach_of_controls(
+    model: mujoco.MjModel, data: mujoco.MjData, control_dt_s: float, as_given: Collection[str]
+) -> tuple[Array, tuple[str, ...]]:
+    """The ranges that a policy should use, and a note where they are narrower than the controls' own.
+
+    Only motors are looked at, which exert a force whatever the joint does; a servo stops at its target.
+
+    Args:
+        model: compiled.
+        data: at the start pose, with the controls that hold it.
+        control_dt_s: how long an action lasts.
+        as_given: names of controls that keep their range.
+
+    Returns:
+        `[2, nu]` lowest and highest controls, and lines for the start of a run.
+    """
+    trial = _Trial(model, data, control_dt_s)
+    ends: Array = model.actuator_ctrlrange.T.copy()  # [2, nu]
+    narrowed = []
+    for control in controls(model):
+        if control.name in as_given or not _is_motor(model, control.actuator):
+            continue
+        whole = ends[:, control.index].copy()
+        for side in (0, 1):
+            ends[side, control.index] = trial.bounded(control.index, whole[side])
+        if (ends[:, control.index] != whole).any():
+            low, high = ends[:, control.index]
+            narrowed.append(f"{control.name} [{low:.3g}, {high:.3g}] instead of [{whole[0]:g}, {whole[1]:g}]")
+    return ends, _note(narrowed)
+
+
+class _Trial:
+    """Tries what a control does to the joints in one control step from the start pose."""
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, control_dt_s: float) -> None:
+        self._model = copy.copy(model)
+        self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
+        self._start, self._data = data, mujoco.MjData(self._model)
+        self._num_steps = max(1, round(control_dt_s / model.opt.timestep))
+        is_slide = model.jnt_type[model.dof_jntid] == mujoco.mjtJoint.mjJNT_SLIDE
+        self._most_speed = np.where(is_slide, MOST_SHIFT_M, MOST_TURN_RAD) / control_dt_s  # [nv]
+        self._at_rest = self._speeds(None, 0.0)
+
+    def bounded(self, index: int, end: float) -> float:
+        """`end` of a control, or what is left of it where it is too much."""
+        held = float(self._start.ctrl[index])
+        for _ in range(_HALVINGS):
+            gained = self._speeds(index, end) - self._at_rest
+            if np.isfinite(gained).all() and (np.abs(gained) <= self._most_speed).all():
+                break
+            end = held + 0.5 * (end - held)
+        return end
+
+    def _speeds(self, index: int | None, ctrl: float) -> Array:
+        """Velocities `[nv]` after a control step with one control changed."""
+        model, data = self._model, self._data
+        mujoco.mj_resetData(model, data)
+        for name in ("qpos", "act", "ctrl", "mocap_pos", "mocap_quat"):
+            getattr(data, name)[:] = getattr(self._start, name)
+        if index is not None:
+            data.ctrl[index] = ctrl
+        for _ in range(self._num_steps):
+            mujoco.mj_step(model, data)
+        speeds: Array = data.qvel.copy()
+        return speeds
+
+
+def _is_motor(model: mujoco.MjModel, actuator: int) -> bool:
+    return bool(
+        model.actuator_gaintype[actuator] == mujoco.mjtGain.mjGAIN_FIXED
+        and model.actuator_biastype[actuator] == mujoco.mjtBias.mjBIAS_NONE
+        and model.actuator_dyntype[actuator] == mujoco.mjtDyn.mjDYN_NONE
+        and model.actuator_plugin[actuator] < 0
+    )
+
+
+def _note(narrowed: list[str]) -> tuple[str, ...]:
+    if not narrowed:
+        return ()
+    more = len(narrowed) - _MOST_SHOWN
+    rest = f"; and {more} more" if more > 0 else ""
+    return (
+        "motors too strong for their joints are used in part (env.limits sets them): "
+        + "; ".join(narrowed[:_MOST_SHOWN])
+        + rest,
+    )
