@@ -48,6 +48,13 @@ def test_a_motor_that_is_too_strong_is_used_in_part():
     assert "env.limits" in note
 
 
+def test_a_motor_that_makes_c_begin_anew_is_used_in_part():
+    """C resets a state that blew up, and its speeds of zero say nothing."""
+    model, ends, _ = reach('<motor name="wrist" joint="wrist" ctrlrange="-1e9 1e9"/>')
+    assert speed_after(model, 1, 1e9) < 1.0  # it was reset
+    assert speed_after(model, 1, ends[1, 1]) * DT_S <= MOST_TURN_RAD
+
+
 def test_a_motor_that_fits_is_used_in_full():
     _, ends, _ = reach()
     assert ends[:, 0].tolist() == [-20.0, 20.0]
