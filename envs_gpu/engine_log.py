@@ -79,3 +79,21 @@ class EngineLog:
                 file.write(f"WARNING {datetime.now():%a %b %d %H:%M:%S %Y}: {text}\n")
         except OSError as error:
             log.warning("%s: cannot be written (%s)", self.path, error.strerror)
+
+
+class Unheard:
+    """While it is entered, nobody hears MuJoCo's warnings: of trials that are expected to blow up."""
+
+    def __enter__(self) -> None:
+        self._before = mujoco.MjLogConfig.get(), mujoco.get_mju_user_warning()
+        config = mujoco.MjLogConfig.get()
+        config.logto_file = False
+        config.set()
+        mujoco.set_mju_user_warning(lambda text: None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        config, callback = self._before
+        mujoco.set_mju_user_warning(callback)
+        config.set()

@@ -80,6 +80,8 @@ class Part:
     is_learned: bool = False
     """Whether it is what training is for, such as a critic, and not the state of a training, such as its
     worlds: a run that starts from another one (`checkpoint.from`) takes it where it fits."""
+    any_size: bool = False
+    """Whether its tensors may have another size than here, such as a replay buffer that is being filled."""
     may_be_missing: bool = False
     """Whether a checkpoint without it can be continued, because it starts anew, such as a caller's hook."""
 
@@ -461,13 +463,11 @@ def _read_state(checkpoint: Checkpoint, name: str, part: Part) -> State | None:
 def _load_state(file: Path, state: State, part: Part) -> None:
     """Load a part, after checking that every tensor it has now is there in the same form.
 
-    A checkpoint may have more, such as the moments of an optimizer that has not stepped yet here. What is
-    kept in the newest checkpoint alone, such as a replay buffer, grows while it is filled.
+    A checkpoint may have more, such as the moments of an optimizer that has not stepped yet here.
     """
     for key, here in part.value.state_dict().items():
         there = state.get(key)
-        any_size = part.saved == "last"
-        if there is None or there.dtype != here.dtype or not (any_size or there.shape == here.shape):
+        if there is None or there.dtype != here.dtype or not (part.any_size or there.shape == here.shape):
             problem = f"has {describe(there)} for {key!r}, needed is {describe(here)}"
             raise UserError(f"{file}: {problem}; {OTHER_RUN}")
     try:

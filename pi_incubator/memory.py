@@ -73,7 +73,9 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
         group: math.prod(env.spec.obs_shape(group)) * env.spec.obs_dtype(group).itemsize
         for group in (*env.spec.obs_dims, *(("pixels",) if cfg.env.pixels else ()))
     }
-    step = sum(observed[group] for group in policy.normalizer) + BYTES * (2 * env.spec.action_dim + 8)
+    share = algorithm.bytes_per_number / BYTES
+    stored = {group: size if group == "pixels" else round(share * size) for group, size in observed.items()}
+    step = sum(stored[group] for group in policy.normalizer) + BYTES * (2 * env.spec.action_dim + 8)
     # The state before the first step and now; a copy of a rollout has it at every step.
     step += BYTES * policy.state_width * algorithm.num_networks
     backend, _ = choose_backend(cfg.env.backend, device, cfg.env.name)

@@ -1,12 +1,12 @@
 """Small robots that several tests share."""
 
-# Motors that are far too strong for the light body that they turn: it blows up within a few steps.
+# A servo that is far too stiff for the light body that it turns: it blows up within a few steps.
 EXPLODES = """<mujoco><option timestep="0.005"/><worldbody><body pos="0 0 1"><joint name="a" axis="0 1 0"/>
   <geom type="capsule" fromto="0 0 0 0.3 0 0" size="0.02" mass="0.3"/>
   <body pos="0.3 0 0"><joint name="b" axis="1 0 0"/>
     <geom type="box" size="0.005 0.03 0.005" mass="0.002"/></body></body></worldbody>
   <actuator><motor joint="a" gear="80" ctrlrange="-1 1"/>
-    <motor joint="b" gear="4000" ctrlrange="-1 1"/></actuator></mujoco>"""
+    <position joint="b" kp="4000" ctrlrange="-1 1"/></actuator></mujoco>"""
 
 LEG = """<body pos="{x} {y} 0"><joint name="{name}" axis="0 1 0" damping="0.3" armature="0.005"/>
   <geom class="{kind}" type="capsule" fromto="0 0 0 0 0 -0.25" size="0.02" mass="0.2"/></body>"""

@@ -588,15 +588,6 @@ def without_own_hash(fields: dict[str, object]) -> dict[str, object]:
     return {name: value for name, value in fields.items() if name != checkpoint_files.OWN_HASH}
 
 
-def test_a_saver_knows_whether_it_failed(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    saver = beside(folder, Holder(x=torch.tensor(1.0)))
-    assert not saver.has_failed
-    saver.save(1, 100)
-    saver.wait()
-    assert not saver.has_failed
-    saver.close()
-
-
 def test_a_format_that_is_no_number_is_damage(folder: RunFolder) -> None:
     path = save(folder, 5)
     fields = json.loads((path / "manifest.json").read_text()) | {"format": "2"}

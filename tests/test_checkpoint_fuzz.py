@@ -58,7 +58,7 @@ class Trainee:
             "policy": Part(network, is_learned=True),
             "optimizer": Part(Adam(list(network.parameters()), torch.tensor(1e-3))),
             "env": Part(self.env, per_rank=True),
-            "replay": Part(self.ring, saved="last", per_rank=True),
+            "replay": Part(self.ring, saved="last", per_rank=True, any_size=True),
             "sampling": Part(random, per_rank=True),
             "progress": Part(self.progress),
         }

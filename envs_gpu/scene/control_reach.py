@@ -14,65 +14,74 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs_gpu.actuators import controls
+from envs_gpu.engine_log import Unheard
 
 MOST_TURN_RAD = np.pi / 8
 """How far a joint may turn in a control step at the speed that it gains in one."""
 MOST_SHIFT_M = 0.1
-"""The same of a slide."""
+"""The same of a slide, and of a free joint's position."""
 _HALVINGS = 40
+_MOST_SHOWN = 4
 _WARNING = mujoco.mjtWarning
 _BLEW_UP = (_WARNING.mjWARN_BADQPOS, _WARNING.mjWARN_BADQVEL, _WARNING.mjWARN_BADQACC)
-_MOST_SHOWN = 4
 
 Array = NDArray[np.float64]
 
 
-def reach_of_controls(
-    model: mujoco.MjModel, data: mujoco.MjData, control_dt_s: float, as_given: Collection[str]
-) -> tuple[Array, tuple[str, ...]]:
-    """The ranges that a policy should use, and a note where they are narrower than the controls' own.
+def narrow_motors(
+    spec: mujoco.MjSpec,
+    model: mujoco.MjModel,
+    data: mujoco.MjData,
+    control_dt_s: float,
+    as_given: Collection[str],
+) -> tuple[str, ...]:
+    """Narrow the control ranges of motors that are too strong; returns lines for the start of a run.
 
     Only motors are looked at, which exert a force whatever the joint does; a servo stops at its target.
 
     Args:
-        model: compiled.
+        spec: is changed.
+        model: compiled from `spec`.
         data: at the start pose, with the controls that hold it.
         control_dt_s: how long an action lasts.
         as_given: names of controls that keep their range.
-
-    Returns:
-        `[2, nu]` lowest and highest controls, and lines for the start of a run.
     """
-    trial = _Trial(model, data, control_dt_s)
-    ends: Array = model.actuator_ctrlrange.T.copy()  # [2, nu]
+    trial, by_number = (
+        _Trial(model, data, control_dt_s),
+        {actuator.id: actuator for actuator in spec.actuators},
+    )
     narrowed = []
     for control in controls(model):
         if control.name in as_given or not _is_motor(model, control.actuator):
             continue
-        whole = ends[:, control.index].copy()
-        for side in (0, 1):
-            ends[side, control.index] = trial.bounded(control.index, whole[side])
-        if (ends[:, control.index] != whole).any():
-            low, high = ends[:, control.index]
-            narrowed.append(f"{control.name} [{low:.3g}, {high:.3g}] instead of [{whole[0]:g}, {whole[1]:g}]")
-    return ends, _note(narrowed)
+        low, high = whole = model.actuator_ctrlrange[control.index].tolist()
+        ends = [trial.bounded(control.index, end, (low, high)) for end in whole]
+        if ends != whole:
+            by_number[control.actuator].ctrlrange = ends
+            shown = "[{:.3g}, {:.3g}] instead of [{:g}, {:g}]".format(*ends, *whole)
+            narrowed.append(f"{control.name} {shown}")
+    return _note(narrowed)
 
 
 class _Trial:
-    """Tries what a control does to the joints in one control step from the start pose."""
+    """Tries what a control does to the joints in one control step from the start pose, without contacts."""
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData, control_dt_s: float) -> None:
         self._model = copy.copy(model)
         self._model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_CONTACT
         self._start, self._data = data, mujoco.MjData(self._model)
         self._num_steps = max(1, round(control_dt_s / model.opt.timestep))
-        is_slide = model.jnt_type[model.dof_jntid] == mujoco.mjtJoint.mjJNT_SLIDE
-        self._most_speed = np.where(is_slide, MOST_SHIFT_M, MOST_TURN_RAD) / control_dt_s  # [nv]
+        self._most_speed = np.where(_shifts(model), MOST_SHIFT_M, MOST_TURN_RAD) / control_dt_s  # [nv]
         self._at_rest = self._speeds(None, 0.0)
 
-    def bounded(self, index: int, end: float) -> float:
-        """`end` of a control, or what is left of it where it is too much."""
-        held = float(self._start.ctrl[index])
+    def bounded(self, index: int, end: float, limits: tuple[float, float]) -> float:
+        """`end` of a control, or what is left of it where it is too much.
+
+        A robot that blows up by itself says nothing about its motors.
+        """
+        if not np.isfinite(self._at_rest).all():
+            return end
+        held = float(np.clip(self._start.ctrl[index], *limits))
         for _ in range(_HALVINGS):
             if (self._speeds(index, end) - self._at_rest <= self._most_speed).all():
                 break
@@ -83,18 +92,27 @@ class _Trial:
         """The largest speeds `[nv]` within a control step with one control changed; inf where C gives up."""
         model, data = self._model, self._data
         mujoco.mj_resetData(model, data)
-        for name in ("qpos", "act", "ctrl", "mocap_pos", "mocap_quat"):
+        for name in ("qpos", "act", "ctrl", "mocap_pos", "mocap_quat", "eq_active"):
             getattr(data, name)[:] = getattr(self._start, name)
         if index is not None:
             data.ctrl[index] = ctrl
         speeds = np.abs(data.qvel)
-        for _ in range(self._num_steps):
-            mujoco.mj_step(model, data)
-            speeds = np.maximum(speeds, np.abs(data.qvel))
+        with Unheard():
+            for _ in range(self._num_steps):
+                mujoco.mj_step(model, data)
+                speeds = np.maximum(speeds, np.abs(data.qvel))
         # C begins again from the reference configuration, at rest, where a state is not finite.
         if any(data.warning[kind].number for kind in _BLEW_UP):
             return np.full(model.nv, np.inf)
         return speeds
+
+
+def _shifts(model: mujoco.MjModel) -> NDArray[np.bool_]:
+    """`[nv]` whether a degree of freedom is a way, and not an angle."""
+    shifts = model.jnt_type[model.dof_jntid] == mujoco.mjtJoint.mjJNT_SLIDE
+    for first in model.jnt_dofadr[model.jnt_type == mujoco.mjtJoint.mjJNT_FREE]:
+        shifts[first : first + 3] = True
+    return shifts
 
 
 def _is_motor(model: mujoco.MjModel, actuator: int) -> bool:
@@ -111,8 +129,5 @@ def _note(narrowed: list[str]) -> tuple[str, ...]:
         return ()
     more = len(narrowed) - _MOST_SHOWN
     rest = f"; and {more} more" if more > 0 else ""
-    return (
-        "motors too strong for their joints are used in part (env.limits sets them): "
-        + "; ".join(narrowed[:_MOST_SHOWN])
-        + rest,
-    )
+    shown = "; ".join(narrowed[:_MOST_SHOWN])
+    return (f"motors too strong for their joints are used in part (env.limits sets them): {shown}{rest}",)

@@ -22,7 +22,7 @@ from envs_gpu.models import compile_model
 from envs_gpu.observation import ObservationTerm, last_action_term
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.scene.control_reach import reach_of_controls
+from envs_gpu.scene.control_reach import narrow_motors
 from envs_gpu.scene.falling import falling_roots, falling_slides, up_direction
 from envs_gpu.scene.floor import provide_ground
 from envs_gpu.scene.ground import ground_below
@@ -85,8 +85,7 @@ class HoldPose(Task):
         model = compile_model(spec, self.source)
         data = self._start(model)
         move_mocap_bodies(spec, model, data)
-        held = data_at(model, find_keyframe(model, self._keyframe, self.source))
-        self._reach, narrowed = reach_of_controls(model, held, CONTROL_DT_S, self.robot.limits)
+        narrowed = narrow_motors(spec, model, data, CONTROL_DT_S, self.robot.limits)
         self.notes = (*notes, *narrowed, *provide_ground(spec, model, data, _robot_roots(model, data)))
         return spec
 
@@ -97,7 +96,6 @@ class HoldPose(Task):
         return data
 
     def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
-        self._scene = self._scene or self._make_scene()  # which finds the reach of the controls
         self.substeps = max(1, round(CONTROL_DT_S / model.opt.timestep))
         super().bind(model, device)
         held = data_at(model, find_keyframe(model, self._keyframe, self.source))
@@ -115,8 +113,8 @@ class HoldPose(Task):
         self._bind_start(model, start, device)
 
     def _hold(self, ctrl: NDArray[np.float64], device: torch.device) -> None:
-        """Make `ctrl` `[A]`, within its limits, an action of zero, and the ends of what is used ±1."""
-        self._low, self._high = torch.tensor(self._reach, dtype=torch.float32, device=device)
+        """Make `ctrl` `[A]`, within its limits, an action of zero, and the limits ±1."""
+        self._low, self._high = self.action_low, self.action_high
         hold = torch.tensor(ctrl, dtype=torch.float32, device=device)
         self._center = torch.minimum(torch.maximum(hold, self._low), self._high)
         self.action_high = torch.ones_like(self._high)

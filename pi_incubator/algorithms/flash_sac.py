@@ -1,4 +1,6 @@
-"""FlashSAC (Holiday Robotics 2026): soft actor-critic with categorical critics, and networks of fixed norm.
+"""FlashSAC: soft actor-critic with categorical critics, and networks of fixed norm.
+
+Kim et al. 2026, arXiv 2604.04539.
 
 Letters: K shards of a minibatch, B samples of a shard, A actions, C critics, Z bins of a value.
 """
@@ -62,10 +64,8 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         self.reward_scale = RewardScale(env.num_envs, settings.gamma, settings.largest_value, device)
         self.repeated = RepeatedNoise(env.num_envs, num_actions, settings.noise_repeat, device)
         self.lr = torch.tensor(settings.lr, device=device)
-        self.actor_weights, self.critic_weights = (
-            list(self.policy.parameters()),
-            list(self.critics.parameters()),
-        )
+        self.actor_weights = list(self.policy.parameters())
+        self.critic_weights = list(self.critics.parameters())
         self.actor_optimizer = Adam(self.actor_weights, self.lr)
         self.critic_optimizer = Adam(self.critic_weights, self.lr)
         self.temperature_optimizer = Adam([self.log_temperature], self.lr)
@@ -96,16 +96,17 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         self.noise.normal_(length)
         return self.repeated.next(super().make_noise(), length[0])
 
-    def saw(self, result: StepResult) -> None:
+    def observe(self, result: StepResult) -> None:
         self.reward_scale.observe(result)
 
     def parts(self) -> dict[str, Part]:
         return super().parts() | {
             "critics": Part(self.critics, is_learned=True),
             "targets": Part(self.targets, is_learned=True),
-            "temperature": Part(NamedTensors(log_temperature=self.log_temperature)),
+            "temperature": Part(NamedTensors(log_temperature=self.log_temperature), is_learned=True),
             "steps": Part(self.steps),
-            "reward_scale": Part(self.reward_scale, per_rank=True),
+            "reward_scale": Part(self.reward_scale, is_learned=True),  # the unit of the critics
+            "returns": Part(NamedTensors(returns=self.reward_scale.returns), per_rank=True),
             "repeated_noise": Part(self.repeated, per_rank=True),
             "actor_optimizer": Part(self.actor_optimizer),
             "critic_optimizer": Part(self.critic_optimizer),
@@ -122,7 +123,7 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         now, following = self._observations(minibatch, self.network.critic_group)
         with torch.no_grad():
             _, next_obs = self._observations(minibatch, self.network.actor_group)
-            next_action, log_prob = self._sample(self.policy.encoder(next_obs, next_obs)[0], minibatch, 1)
+            next_action, log_prob = self._sample(self.trunk(next_obs), minibatch, 1)
             action = self._in_shards(self.policy.to_unit(minibatch["action"]))
             next_action = torch.where(self._in_shards(valid.unsqueeze(-1)), next_action, 0.0)
             inputs = torch.cat((torch.cat((now, action), -1), torch.cat((following, next_action), -1)), -2)
@@ -130,7 +131,8 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         moments: list[Tensor] = []
         log_probability = self.critics(inputs, moments).chunk(2, -2)[0].log_softmax(-1)  # [C, K, B, Z]
         cross_entropy = -(target * log_probability).sum(-1).mean(0).flatten()
-        self.surprise.copy_(cross_entropy.detach())
+        # The KL divergence, as in Rainbow (Hessel et al. 2018): zero where the target is met.
+        self.surprise.copy_(cross_entropy.detach() - torch.special.entr(target).sum(-1).flatten())
         weight = minibatch.get("weight", 1.0)
         loss = torch.where(valid, weight * cross_entropy, 0.0).sum() / valid.sum().clamp_min(1)
         return [*torch.autograd.grad(loss, self.critic_weights), *moments], loss.detach().view(1)

@@ -22,7 +22,7 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
-from pi_incubator.training.loss_input import loss_input
+from pi_incubator.training.loss_input import loss_input, mean_weight
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
@@ -74,7 +74,8 @@ class SAC(OffPolicy[SACSettings]):
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         loss, about = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
-        self.surprise.copy_(about["td_error"])
+        self.surprise.copy_(about["td_error"].detach())
+        loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
 
     def _apply_to_critics(self, gradients: list[Tensor], sound: Tensor) -> None:

@@ -27,7 +27,7 @@ from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
 from pi_incubator.training.delayed import DelayedActor
-from pi_incubator.training.loss_input import loss_input
+from pi_incubator.training.loss_input import loss_input, mean_weight
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
@@ -86,7 +86,8 @@ class TD3(OffPolicy[TD3Settings]):
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         loss, about = self.loss.value_loss(self._loss_input(minibatch))
-        self.surprise.copy_(about["td_error"].amax(0).sqrt())
+        self.surprise.copy_(about["td_error"].detach().amax(0).sqrt())
+        loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
 
     def _apply_to_critics(self, gradients: list[Tensor], sound: Tensor) -> None:

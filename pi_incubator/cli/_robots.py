@@ -95,8 +95,9 @@ def check_many(arguments: argparse.Namespace) -> int:
     settings = [_absolute(setting) for setting in arguments.settings]
     orders = [Order(os.path.abspath(file), settings, backends, arguments.train) for file in files]
     with _progress(len(files)) as advance, ThreadPoolExecutor(arguments.jobs) as pool:
-        for result in pool.map(lambda order: _look(context, order), orders):
-            result = _from_here(result)
+        found = pool.map(lambda order: _look(context, order), orders)
+        for name, order, result in zip(files, orders, found, strict=True):
+            result |= {"file": name, "reason": result["reason"].replace(order.file, name)}
             results.append(result)
             advance(f"{result['outcome']}: {result['file']}")
     _print_results(results)
@@ -128,14 +129,6 @@ def _look(context: Any, order: Order) -> dict[str, Any]:
     process.kill()
     process.join()
     return result | {"wall_s": round(time.monotonic() - began_s, 1)}
-
-
-def _from_here(result: dict[str, Any]) -> dict[str, Any]:
-    """`result` with paths relative to the working directory, as they were asked for."""
-    here, shorter = os.getcwd() + os.sep, dict(result)
-    for key in ("file", "reason"):
-        shorter[key] = result[key].replace(here, "")
-    return shorter
 
 
 def _child(order: Order, answer: Connection) -> None:

@@ -45,6 +45,11 @@ class AlgorithmSettings(Section):
         """Environment steps whose data is on the device at once; copies count."""
 
     @property
+    def bytes_per_number(self) -> int:
+        """Of stored observations that are no pictures."""
+        return 4
+
+    @property
     def saves_steps(self) -> bool:
         """Whether checkpoints hold the stored steps, which are then copied at each save."""
         return False
@@ -127,7 +132,7 @@ class ReplaySettings(RolloutSettings):
     n_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Most steps whose rewards are summed before the critic's estimate takes over; sums end with episodes."""
     storage: Literal["float32", "bfloat16"] = "float32"
-    """Precision of stored observations; bfloat16 takes half the memory and keeps three digits."""
+    """Precision of stored observations; bfloat16 takes half the memory and keeps two digits."""
     replay: Literal["uniform", "prioritized"] = "uniform"
     """Each step is as likely as any other, or in proportion to how far the critics were last off at it."""
     priority_exponent: Fraction = 0.6
@@ -141,6 +146,10 @@ class ReplaySettings(RolloutSettings):
 
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         return 2 * self.buffer_size  # each step has the observations before and after it
+
+    @property
+    def bytes_per_number(self) -> int:
+        return 2 if self.storage == "bfloat16" else 4
 
     @property
     def saves_steps(self) -> bool:

@@ -1,4 +1,4 @@
-"""FlashSAC's residual network (Holiday Robotics 2026; the blocks of MobileNetV2, Sandler et al. 2018).
+"""FlashSAC's residual network (Kim et al. 2026, arXiv 2604.04539), with blocks as of MobileNetV2.
 
 Letters: as in `layers.unit_norm`; W width of the residual stream.
 """

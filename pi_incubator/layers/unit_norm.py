@@ -1,7 +1,7 @@
 """Layers whose parameters keep a fixed norm, for one network or for several side by side.
 
-From FlashSAC (Holiday Robotics 2026) and SimbaV2 (Lee et al. 2025, arXiv 2502.15280): the norm of the weights
-cannot grow, so the effective learning rate stays what it was set to.
+From FlashSAC (Kim et al. 2026, arXiv 2604.04539) and SimbaV2 (Lee et al. 2025, arXiv 2502.15280): the norm
+of the weights cannot grow, so the effective learning rate stays what it was set to.
 
 With `copies` C the layer holds C independent networks, such as twin critics, and computes them as one batched
 product: its parameters are `[C, ...]`, its inputs `[C, K, B, D]`. Without, its inputs are `[..., B, D]`.
@@ -73,7 +73,8 @@ class UnitBatchNorm(UnitLayer):
 
     The running moments never move by themselves: what a minibatch has seen is given back, so that ranks can
     average it, and `follow` takes it over. The shards of a minibatch are normalized apart, so two ranks with
-    one shard each compute what one rank with both computes.
+    one shard each compute what one rank with both computes. The running variance is that of a population;
+    FlashSAC's own code takes B / (B - 1) of it.
 
     Args:
         width: D.

@@ -1,4 +1,4 @@
-"""FlashSAC's networks (Holiday Robotics 2026): residual, batch-normalized, with weights of unit norm."""
+"""FlashSAC's networks (Kim et al. 2026, arXiv 2604.04539): residual, with weights of unit norm."""
 
 from __future__ import annotations
 

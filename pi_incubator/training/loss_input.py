@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from tensordict import TensorDict
 from torch import Tensor
 
@@ -46,3 +47,15 @@ def loss_input(
         now["priority_weight"] = minibatch["weight"]
     size = minibatch.batch_size
     return TensorDict({**now, "next": TensorDict(following, size)}, size)
+
+
+def mean_weight(minibatch: TensorDict) -> Tensor | float:
+    """The factor on a loss of TorchRL that makes of its weighted mean the mean of weighted losses.
+
+    TorchRL divides by the sum of the weights, Schaul et al. 2016 (algorithm 1) by the number of samples. So
+    the means of several ranks have one mean. 1 where the steps have no weights.
+    """
+    if "weight" not in minibatch.keys():  # noqa: SIM118 - of a TensorDict
+        return 1.0
+    valid = minibatch["valid"]
+    return torch.where(valid, minibatch["weight"], 0.0).sum() / valid.sum().clamp_min(1)

@@ -6,6 +6,7 @@ Letters: N worlds, A actions, B samples of a minibatch.
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -67,7 +68,7 @@ class OffPolicy(Algorithm[Settings]):
         self.noise.normal_(noise)
         return noise[0]
 
-    def saw(self, result: StepResult) -> None:
+    def observe(self, result: StepResult) -> None:
         """Look at what a step of the worlds gave, beside storing it."""
 
     @torch.no_grad()
@@ -85,7 +86,7 @@ class OffPolicy(Algorithm[Settings]):
             else:
                 action = policy.act(obs, state, noise).action
             result = env.step(action)
-            self.saw(result)
+            self.observe(result)
             self.replay.add(steps_of(obs, action, result, self.network.groups))
         policy.normalizer.commit(self.distributed.merge_moments)
         self._finish_iteration()
@@ -104,7 +105,7 @@ class OffPolicy(Algorithm[Settings]):
 
     def parts(self) -> dict[str, Part]:
         return super().parts() | {
-            "replay": Part(self.replay, saved=self.settings.save_buffer, per_rank=True),
+            "replay": Part(self.replay, self.settings.save_buffer, per_rank=True, any_size=True),
             "noise": Part(self.noise, per_rank=True),
             "sampling": Part(self.sampling, per_rank=True),
             "learning_noise": Part(self.learning_noise, per_rank=True),
@@ -112,13 +113,19 @@ class OffPolicy(Algorithm[Settings]):
 
     def _make_replay(self) -> Replay:
         settings = self.settings
-        dtype = getattr(torch, settings.storage)
-        what = (settings.buffer_size, self.env.spec, self.network.groups, self.sampling)
-        sums = (settings.n_step, settings.gamma, dtype)
+        ring = partial(
+            Prioritized if settings.replay == "prioritized" else Ring,
+            settings.buffer_size,
+            self.env.spec,
+            self.network.groups,
+            self.sampling,
+            n_step=settings.n_step,
+            gamma=settings.gamma,
+            dtype=getattr(torch, settings.storage),
+        )
         if settings.replay == "uniform":
-            return Ring(*what, *sums)
-        exponent, correction = settings.priority_exponent, settings.priority_correction
-        return Prioritized(*what, *sums, exponent=exponent, correction=correction)
+            return ring()
+        return ring(exponent=settings.priority_exponent, correction=settings.priority_correction)
 
     def _num_updates(self) -> int:
         """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none

@@ -38,7 +38,7 @@ class RepeatedNoise:
             length: `[N]` standard normal; decides how many steps it lasts.
         """
         ends = self.left == 0
-        lasts = 1 + (torch.special.ndtr(length).unsqueeze(-1) >= self._up_to).sum(-1)
+        lasts = 1 + torch.bucketize(torch.special.ndtr(length), self._up_to, right=True)
         self.noise.copy_(torch.where(ends.unsqueeze(-1), fresh, self.noise))
         self.left.copy_(torch.where(ends, lasts, self.left) - 1)
         return self.noise

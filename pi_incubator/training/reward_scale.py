@@ -14,9 +14,6 @@ from envs_gpu.vec_env import StepResult
 from kernels.normalize import gather_moments, make_moments, mean_and_std, merge_moments
 from pi_incubator.distributed import Distributed
 
-EPSILON = 1e-4
-"""Least scale, as long as hardly any reward has been seen."""
-
 
 class RewardScale:
     """What rewards are divided by: the standard deviation of returns, or more where the largest needs it.
@@ -52,12 +49,11 @@ class RewardScale:
         self.largest.copy_(distributed.maximum(self.largest))
         _, std = mean_and_std(self.moments)
         scale = torch.maximum(std.squeeze().to(self.largest), self.largest / self._largest_value)
-        self.scale.copy_(scale.clamp_min(EPSILON))
+        self.scale.copy_(scale)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Everything but what `commit` empties."""
-        names = ("returns", "largest", "moments", "scale")
-        return {name: getattr(self, name) for name in names}
+        """What all ranks share; the running `returns` belong to the worlds of each."""
+        return {"largest": self.largest, "moments": self.moments, "scale": self.scale}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for name, tensor in self.state_dict().items():

@@ -55,7 +55,8 @@ class SkippedUpdates:
         if in_a_row >= limit:
             raise DivergedError(
                 f"the last {in_a_row} updates were skipped, because their loss or gradient was not finite "
-                f"(guards.max_skipped_updates = {limit}); lower algorithm.reward_scale or the learning rate, "
+                f"(guards.max_skipped_updates = {limit}); lower the learning rate, or algorithm.reward_scale "
+                "where there is one, "
                 "and start anew with another experiment.name"
             )
 

@@ -173,13 +173,21 @@ def test_the_critics_learn_the_projected_value_of_the_lesser_target():
     assert_close(gradients[: len(names)], stacked)
 
 
-def test_weights_count_in_the_critics_loss():
+def loss_with(sac, steps, weight):
+    steps["weight"] = weight
+    return sac._critic_gradients(steps)[1].item()
+
+
+def test_weights_count_in_the_critics_loss_and_the_divergence_is_told():
+    """The loss is the mean of weighted cross-entropies; the divergence is what exceeds the entropy."""
     sac, steps = make_flash_sac(), make_minibatch()
-    sac._critic_gradients(steps)
-    errors = sac.surprise.clone()
-    steps["weight"] = torch.rand(B, generator=torch.Generator().manual_seed(3))
-    _, report = sac._critic_gradients(steps)
-    torch.testing.assert_close(report, (steps["weight"] * errors).mean().view(1))
+    cross_entropy = torch.tensor([B * loss_with(sac, steps, one) for one in torch.eye(B)])
+    weight = torch.rand(B, generator=torch.Generator().manual_seed(3))
+    assert loss_with(sac, steps, weight) == pytest.approx(float((weight * cross_entropy).mean()))
+    assert (sac.surprise > 0).all()
+    entropy = cross_entropy - sac.surprise
+    assert (entropy > 0).all()
+    assert (entropy < math.log(Z)).all()
 
 
 def test_the_policy_learns_from_the_lesser_critic_and_the_temperature_from_the_entropy():

@@ -50,6 +50,9 @@ OWN = {
     "td3": [
         "algorithm.name=td3",
         NARROW,
+        "algorithm.replay=prioritized",
+        "algorithm.save_buffer=always",
+        "algorithm.n_step=3",
         "algorithm.horizon=4",
         "algorithm.batch_size=16",
         "algorithm.learning_starts=32",

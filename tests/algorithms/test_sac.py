@@ -170,15 +170,13 @@ def test_the_critics_learn_by_equation_5():
 
 
 def test_weights_count_in_the_critics_loss_and_their_errors_are_told():
-    """A weighted mean, and the larger error of the two critics at each step; the policy sees no weights."""
+    """The loss is the mean of weighted errors; told is the larger error. The policy sees no weights."""
     sac, steps = make_sac(), make_minibatch()
     of_actor = sac._actor_gradients(steps)[0]
     steps["weight"] = torch.rand(B, generator=torch.Generator().manual_seed(3))
     paper = Paper(sac)
-    expected = sum(
-        (steps["weight"] * error)[steps["valid"]].sum() / steps["weight"][steps["valid"]].sum()
-        for error in paper.squared_errors(steps)
-    )
+    errors = paper.squared_errors(steps)
+    expected = sum((steps["weight"] * error)[steps["valid"]].mean() for error in errors)
     _, report = sac._critic_gradients(steps)
     torch.testing.assert_close(report, expected.detach().view(1), rtol=1e-10, atol=0)
     torch.testing.assert_close(sac.surprise, torch.maximum(*paper.squared_errors(steps)).sqrt().detach())

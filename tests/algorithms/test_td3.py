@@ -156,6 +156,7 @@ def test_the_larger_error_of_the_critics_is_told():
     td3._critic_gradients(steps)
     errors = Paper(td3).squared_errors(steps)
     torch.testing.assert_close(td3.surprise, torch.maximum(*errors).sqrt().detach())
+    assert not td3.surprise.requires_grad  # or the graphs of all updates would be kept
 
 
 def test_the_policy_climbs_the_first_critic():

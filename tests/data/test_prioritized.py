@@ -99,12 +99,19 @@ def test_the_oldest_steps_make_room_with_their_priority():
     assert (rewards >= 600).any()
 
 
-def test_what_is_not_finite_is_not_sampled_again():
+def test_what_is_not_finite_changes_no_priority():
     buffer = filled(exponent=1.0)
+    before = buffer.state_dict()["priority.0"].clone()
     buffer.update_priority(torch.tensor([0, 1]), torch.tensor([float("nan"), float("inf")]))
-    counts = counts_of(buffer, 2000)
-    assert counts[:2].sum() == 0
-    assert counts[2:].min() > 0
+    assert torch.equal(buffer.state_dict()["priority.0"], before)
+    assert buffer.state_dict()["largest_priority"] == 1.0
+
+
+def test_a_broken_step_is_never_sampled():
+    buffer = filled(num_steps=3, exponent=1.0)
+    buffer.add(step(3, broken=(1,)))
+    buffer.update_priority(torch.tensor([3 * N + 1]), torch.tensor([5.0]))
+    assert counts_of(buffer, 1000)[3 * N + 1] == 0
 
 
 def test_an_exponent_of_zero_is_uniform():

@@ -30,6 +30,12 @@ training: {total_steps: 100000}
 compute: {device: cpu, compile: "off", shards: 2}
 """
 
+TD3 = SAC.replace("name: sac", "name: td3, replay: prioritized, n_step: 3")
+FLASH_SAC = SAC.replace("name: sac", "name: flash_sac, updates_per_step: 1").replace(
+    "{hidden_sizes: [16]}", "{name: flash, actor_width: 8, critic_width: 8, num_blocks: 1}"
+)
+OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
+
 
 def torchrun(num_ranks, *arguments, **options):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
@@ -61,14 +67,9 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
             ["env.num_envs=8", "algorithm.minibatch_size=32"],
             ["env.num_envs=16", "algorithm.minibatch_size=64"],
         ),
-        pytest.param(
-            SAC,
-            ["env.num_envs=4", "algorithm.batch_size=16"],
-            ["env.num_envs=8", "algorithm.batch_size=32"],
-            marks=pytest.mark.slow,
-        ),
+        *(pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow) for text in (SAC, TD3, FLASH_SAC)),
     ],
-    ids=["ppo", "sac"],
+    ids=["ppo", "sac", "td3", "flash_sac"],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""

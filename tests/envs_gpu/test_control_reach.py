@@ -4,7 +4,7 @@ import mujoco
 import numpy as np
 import pytest
 
-from envs_gpu.scene.control_reach import MOST_SHIFT_M, MOST_TURN_RAD, reach_of_controls
+from envs_gpu.scene.control_reach import MOST_SHIFT_M, MOST_TURN_RAD, narrow_motors
 
 DT_S = 0.02
 ARM = """
@@ -16,11 +16,14 @@ ARM = """
 STRONG = '<motor name="wrist" joint="wrist" ctrlrange="-20 10"/>'
 
 
-def reach(actuator=STRONG, wrist="hinge", gravity=0, as_given=(), ctrl=0.0):
-    model = mujoco.MjModel.from_xml_string(ARM.format(actuator=actuator, wrist=wrist, gravity=gravity))
+def reach(actuator=STRONG, wrist="hinge", gravity=0, as_given=(), ctrl=0.0, arm=ARM):
+    """The model as the file has it, its control ranges `[2, nu]` after narrowing, and the notes."""
+    spec = mujoco.MjSpec.from_string(arm.format(actuator=actuator, wrist=wrist, gravity=gravity))
+    model = spec.compile()
     data = mujoco.MjData(model)
     data.ctrl[1] = ctrl
-    return model, *reach_of_controls(model, data, DT_S, as_given)
+    notes = narrow_motors(spec, model, data, DT_S, as_given)
+    return model, spec.compile().actuator_ctrlrange.T, notes
 
 
 def speed_after(model, index, ctrl, held=0.0):
@@ -34,7 +37,7 @@ def speed_after(model, index, ctrl, held=0.0):
 
 
 def test_a_motor_that_is_too_strong_is_used_in_part():
-    """A hundredth of a kilogram square centimetre, and 20 Nm: in full it would turn at 2,500 rad/s."""
+    """0.16 kg cm², and 20 Nm: in full it gains 25,000 rad/s in a control step."""
     model, ends, notes = reach()
     assert speed_after(model, 1, -20.0) > 10 * MOST_TURN_RAD / DT_S
     low, high = ends[:, 1]
@@ -90,6 +93,25 @@ def test_a_range_that_the_user_gave_stays():
     _, ends, notes = reach(as_given={"wrist"})
     assert ends[:, 1].tolist() == [-20.0, 10.0]
     assert notes == ()
+
+
+def test_a_control_that_holds_the_pose_from_outside_its_range_counts_as_its_end():
+    _, ends, _ = reach(ctrl=50.0)
+    assert ends[0, 1] < ends[1, 1] == 10.0
+
+
+def test_a_robot_that_blows_up_by_itself_keeps_its_ranges():
+    driven = ARM.replace('axis="0 1 0"', 'axis="0 1 0" damping="-900"')
+    _, ends, notes = reach(gravity=-9.81, arm=driven)
+    assert ends[:, 1].tolist() == [-20.0, 10.0]
+    assert notes == ()
+
+
+def test_nobody_hears_of_trials_that_blow_up(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    reach('<motor name="wrist" joint="wrist" ctrlrange="-1e9 1e9"/>')
+    assert capfd.readouterr() == ("", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_range_is_narrowed_towards_what_holds_the_pose():

@@ -69,6 +69,7 @@ def test_it_continues_from_what_was_saved():
     whole, first = scale_of(rewards, ends), scale_of(rewards[:20], ends[:20])
     second = RewardScale(N, GAMMA, LARGEST, CPU)
     second.load_state_dict({name: value.clone() for name, value in first.state_dict().items()})
+    second.returns.copy_(first.returns)
     for reward, end in zip(rewards[20:], ends[20:], strict=True):
         second.observe(step_result(reward, end))
     second.commit(Distributed())

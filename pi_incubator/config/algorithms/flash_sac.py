@@ -36,7 +36,7 @@ class FlashSACSettings(ReplaySettings):
     """Weight of the entropy beside the reward, before it is tuned."""
     target_std: Positive = 0.15
     """The temperature is tuned to the entropy of a Gaussian so wide, in halves of the action's range."""
-    num_bins: Annotated[int, Field(ge=2, le=2**12)] = 101
+    num_bins: Annotated[int, Field(ge=2, le=1001)] = 101
     """Values that a critic gives a probability each."""
     largest_value: Positive = 5.0
     """The bins reach from -largest_value to largest_value; rewards are scaled so that returns fit."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
 
 from pi_incubator.config.network import NetworkSettings
-from pi_incubator.config.section import Count
+from pi_incubator.config.section import MAX_LAYERS
+
+Width = Annotated[int, Field(ge=1, le=2**14)]
 
 
 class FlashSettings(NetworkSettings):
@@ -15,13 +19,13 @@ class FlashSettings(NetworkSettings):
 
     name: Literal["flash"] = "flash"
     """Network: the name of a file in pi_incubator/networks."""
-    actor_width: Count = 64
+    actor_width: Width = 64
     """Width of the policy's residual stream, in units."""
-    critic_width: Count = 128
+    critic_width: Width = 128
     """Width of each critic's residual stream, in units."""
-    num_blocks: Count = 2
+    num_blocks: Annotated[int, Field(ge=1, le=MAX_LAYERS)] = 2
     """Residual blocks of the policy, and of each critic."""
-    expansion: Count = 4
+    expansion: Annotated[int, Field(ge=1, le=64)] = 4
     """Width inside a block, as a multiple of the residual stream's."""
     normalize_observations: bool = False
     """Whether observations are normalized before the first layer, which normalizes them by itself."""

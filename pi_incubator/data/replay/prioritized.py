@@ -68,15 +68,16 @@ class Prioritized(Ring):
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         """Tell how much was learned from sampled steps, in the order in which `sample` gave them."""
-        priority = (priority.abs() + EPSILON) ** self._exponent
-        # A sum tree takes finite numbers alone; an update that was not finite has taught nothing.
-        priority = torch.where(priority.isfinite() & self._flat["valid"][index], priority, 0.0)
-        self._largest.copy_(torch.maximum(self._largest, priority.amax()))
-        place = index // self._num_worlds * self._width + index % self._width
-        num_shards = len(self._trees)
-        chunks = zip(self._trees, place.chunk(num_shards), priority.chunk(num_shards), strict=True)
-        for tree, of_shard, new in chunks:
-            sum_tree.update(tree, of_shard, new)
+        new = (priority.detach().abs() + EPSILON) ** self._exponent
+        place, num_shards = index // self._num_worlds * self._width + index % self._width, len(self._trees)
+        for tree, of_shard, found in zip(
+            self._trees, place.chunk(num_shards), new.chunk(num_shards), strict=True
+        ):
+            # What is not finite has taught nothing, and a broken step keeps its priority of zero.
+            old = sum_tree.priorities(tree)[of_shard]
+            kept = torch.where(found.isfinite() & (old > 0), found, old)
+            self._largest.copy_(torch.maximum(self._largest, kept.amax()))
+            sum_tree.update(tree, of_shard, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
         """As of `Ring`, with the leaves of the trees."""
