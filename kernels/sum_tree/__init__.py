@@ -32,7 +32,8 @@ def make(capacity: int, device: torch.device | str = "cpu") -> Tensor:
     """
     if not 1 <= capacity <= MAX_CAPACITY:
         raise ValueError(f"sum_tree: capacity must be from 1 to {MAX_CAPACITY}, got {capacity}")
-    return torch.zeros((1 << (capacity - 1).bit_length()) + capacity, device=device)
+    length = (1 << (capacity - 1).bit_length()) + capacity
+    return torch.zeros(length, dtype=torch.float32, device=device)
 
 
 def first_leaf(tree: Tensor) -> int:

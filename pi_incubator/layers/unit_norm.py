@@ -122,7 +122,7 @@ class UnitBatchNorm(UnitLayer):
     def _over_shards(self, moment: Tensor) -> Tensor:
         """`[*C, ..., 1, D]` of each shard -> the mean `[*C, D]`."""
         copies = self.mean.shape[:-1]
-        return moment.detach().reshape(*copies, -1, moment.shape[-1]).mean(-2)
+        return moment.detach().to(self.mean).reshape(*copies, -1, moment.shape[-1]).mean(-2)
 
 
 class UnitRMSNorm(UnitLayer):

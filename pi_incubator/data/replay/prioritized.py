@@ -25,7 +25,8 @@ EPSILON = 1e-6
 class Prioritized(Ring):
     """A ring with a sum tree over the steps of each shard.
 
-    A new step gets the largest priority so far, so that it is sampled soon. A step that broke has none.
+    A new step gets the largest priority of its shard so far, so that it is sampled soon. A step that broke has
+    none.
 
     Args:
         *arguments, **options: as of `Ring`.
@@ -43,15 +44,15 @@ class Prioritized(Ring):
         self._trees = [
             sum_tree.make(self._length * self._width, device) for _ in range(self._random.num_shards)
         ]
-        self._largest = torch.ones((), device=device)
+        self._largest = torch.ones(len(self._trees), device=device)  # [K]
         self._worlds = torch.arange(self._width, device=device)
 
     def add(self, steps: Mapping[str, Tensor]) -> None:
         place = self._count % self._length
         super().add(steps)
-        priority = torch.where(steps["valid"], self._largest, 0.0)
-        for tree, of_shard in zip(self._trees, priority.split(self._width), strict=True):
-            sum_tree.update(tree, place * self._width + self._worlds, of_shard)
+        valid = steps["valid"].split(self._width)
+        for tree, largest, of_shard in zip(self._trees, self._largest, valid, strict=True):
+            sum_tree.update(tree, place * self._width + self._worlds, torch.where(of_shard, largest, 0.0))
 
     def sample(self, size: int) -> TensorDict:
         num_shards, pieces, weights = self._random.num_shards, [], []
@@ -70,13 +71,12 @@ class Prioritized(Ring):
         """Tell how much was learned from sampled steps, in the order in which `sample` gave them."""
         new = (priority.detach().abs() + EPSILON) ** self._exponent
         place, num_shards = index // self._num_worlds * self._width + index % self._width, len(self._trees)
-        for tree, of_shard, found in zip(
-            self._trees, place.chunk(num_shards), new.chunk(num_shards), strict=True
-        ):
+        shards = (self._trees, self._largest, place.chunk(num_shards), new.chunk(num_shards))
+        for tree, largest, of_shard, found in zip(*shards, strict=True):
             # What is not finite has taught nothing, and a broken step keeps its priority of zero.
             old = sum_tree.priorities(tree)[of_shard]
             kept = torch.where(found.isfinite() & (old > 0), found, old)
-            self._largest.copy_(torch.maximum(self._largest, kept.amax()))
+            largest.copy_(torch.maximum(largest, kept.amax()))
             sum_tree.update(tree, of_shard, kept)
 
     def state_dict(self) -> dict[str, Tensor]:
