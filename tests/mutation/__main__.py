@@ -40,12 +40,14 @@ AREAS = {
     "pi_incubator/data": ["tests/data", "tests/algorithms", "tests/training/test_rollout.py"],
     "pi_incubator/checkpoint.py": [
         "tests/test_checkpoint.py",
+        "tests/test_checkpoint_ranks.py",
         "tests/test_checkpoint_fuzz.py",
         "tests/test_start_from.py",
         "tests/test_masking.py",
     ],
     "pi_incubator/checkpoint_files.py": [
         "tests/test_checkpoint.py",
+        "tests/test_checkpoint_ranks.py",
         "tests/test_checkpoint_fuzz.py",
         "tests/test_start_from.py",
     ],

@@ -25,7 +25,7 @@ EPSILON = 1e-6
 class Prioritized(Ring):
     """A ring with a sum tree over the steps of each shard.
 
-    A new step gets the largest priority of its shard so far, so that it is sampled soon. A broken one has none.
+    A new step gets the largest priority of its shard so far: it is sampled soon. A broken one has none.
 
     Args:
         *arguments, **options: as of `Ring`.
