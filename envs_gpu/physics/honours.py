@@ -114,7 +114,7 @@ IGNORED = (
     Ignored("fluidshape=ellipsoid", _swims_as_ellipsoid, ("mjx",)),
     Ignored("the discrete integrator", _discrete, ("mjx",)),
     Ignored("collisions of capsules with height fields", _capsule_on_height_field, ("mjx",)),
-    Ignored("flexes", lambda model: model.nflex > 0, _OTHERS),
+    Ignored("flexes", lambda model: model.nflex > 0, ("newton", "mjx")),
     Ignored("actuators with several controls", lambda model: model.nu != model.nactuator, ("mjx",)),
     Ignored("noslip_iterations", lambda model: model.opt.noslip_iterations > 0, ("mjx",)),
     Ignored("actearly", _any("actuator_actearly"), ("mjx",)),

@@ -216,7 +216,7 @@ WHEELS_BY_LIBCCD, WHEELS_AT_A_POINT = (
         (WHEELS_AT_A_POINT, "mjx", "set env.mjx_impl=warp"),
         (WHEEL_ON_WEDGE, "mjx", "set env.mjx_impl=warp"),
         (CAPSULE_ON_HILL, "mjx", "set env.mjx_impl=warp"),
-        (CLOTH, "warp", "set env.backend=mujoco"),
+        (CLOTH, "newton", "set env.backend=warp"),
     ],
 )
 def test_a_refusal_names_the_nearest_engine_that_can(mjcf, engine, advice):
