@@ -197,13 +197,13 @@ def test_a_kill_while_saving_leaves_the_one_before(folder: RunFolder, call: str,
     assert [path.name for path in folder.checkpoints.iterdir()] == ["iter_00000002"]
 
 
-@pytest.mark.parametrize("phase", faults.PHASES)
+@pytest.mark.parametrize("phase", ["", *(f":{phase}" for phase in faults.PHASES)])
 def test_a_fault_reaches_every_phase_of_a_save(
     folder: RunFolder, phase: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise `make faults` would try something else than it says."""
     save(folder, 1)
-    monkeypatch.setattr(faults, "PLAN", faults.Plan(f"raise@save:{phase}"))
+    monkeypatch.setattr(faults, "PLAN", faults.Plan(f"raise@save{phase}"))
     with pytest.raises(RuntimeError, match="PI_FAULT"):
         save(folder, 2)
     assert restored(folder)[0] in (2, 3)  # whole, whichever it is

@@ -1,5 +1,7 @@
 """What a rollout remembers: bootstrapping at truncation, and advantages that TorchRL agrees with."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torchrl.objectives.value.functional import generalized_advantage_estimate
@@ -97,3 +99,15 @@ def test_a_rollout_continues_from_the_state_that_the_last_one_ended_in(setting):
     one.end(torch.arange(3.0 * NUM_ENVS).view(NUM_ENVS, 3), torch.zeros(NUM_ENVS))
     other.load_state_dict(one.state_dict())
     assert torch.equal(other.begin(), torch.arange(3.0 * NUM_ENVS).view(NUM_ENVS, 3))
+
+
+def test_pixels_are_stored_as_whole_numbers_and_a_state_at_every_step(setting):
+    _, env, _ = setting
+    spec = replace(env.spec, pixels_shape=(1, 8, 8))
+    rollout = Rollout(HORIZON, spec, ("policy", "pixels"), state_width=3)
+    assert rollout.data["pixels"].dtype == torch.uint8
+    assert rollout.data["policy"].dtype == torch.float32
+    rollout.begin()[:] = 5.0
+    rollout.begin()
+    assert rollout.data["state"].shape == (HORIZON, NUM_ENVS, 3)
+    assert (rollout.data["state"] == 5.0).all()
