@@ -7,6 +7,7 @@ import torch
 from tensordict import TensorDict
 from torch.nn import functional
 
+from envs_gpu.make import make_env
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
 from tests.envs import StillEnv
@@ -264,3 +265,19 @@ def test_shards_are_learned_from_like_ranks():
         ours = getattr(both, differentiate)(steps)[0]
         theirs = [getattr(single, differentiate)(half)[0] for half in halves]
         assert_close(ours, [(one + other) / 2 for one, other in zip(*theirs, strict=True)])
+
+
+def test_rewards_are_scaled_from_the_first_iteration_on():
+    """By what their returns were: a pole that stands earns one a step."""
+    torch.set_default_dtype(torch.float32)
+    env = make_env("cartpole_balance", num_envs=4, device=CPU)
+    settings = {"name": "flash_sac", "horizon": 8, "batch_size": 4, "buffer_size": 512}
+    sections = {"env": {"name": "cartpole_balance", "num_envs": 4}, "network": NETWORK}
+    sac = make_algorithm(ExperimentConfig.model_validate(sections | {"algorithm": settings}), env)
+    sac.collect()
+    rewards = sac.replay.state_dict()["reward"]  # [8, 4]
+    returns = [sum(0.99 ** (t - k) * rewards[k] for k in range(t + 1)) for t in range(8)]
+    std = torch.stack(returns).std(correction=0)
+    expected = torch.maximum(std, torch.stack(returns).abs().max() / 5.0)
+    torch.testing.assert_close(sac.reward_scale.scale, expected, rtol=1e-4, atol=0)
+    env.close()

@@ -37,7 +37,12 @@ AREAS = {
         "tests/distillation",
         "tests/test_toy_algorithm.py",
     ],
-    "pi_incubator/data": ["tests/data", "tests/algorithms", "tests/training/test_rollout.py"],
+    "pi_incubator/data": [
+        "tests/data",
+        "tests/algorithms",
+        "tests/training/test_rollout.py",
+        "tests/training/test_broken_worlds.py",
+    ],
     "pi_incubator/checkpoint.py": [
         "tests/test_checkpoint.py",
         "tests/test_checkpoint_ranks.py",
