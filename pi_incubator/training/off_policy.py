@@ -6,8 +6,7 @@ Letters: N worlds, A actions, B samples of a minibatch.
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -113,19 +112,13 @@ class OffPolicy(Algorithm[Settings]):
 
     def _make_replay(self) -> Replay:
         settings = self.settings
-        ring = partial(
-            Prioritized if settings.replay == "prioritized" else Ring,
-            settings.buffer_size,
-            self.env.spec,
-            self.network.groups,
-            self.sampling,
-            n_step=settings.n_step,
-            gamma=settings.gamma,
-            dtype=getattr(torch, settings.storage),
-        )
+        what = (settings.buffer_size, self.env.spec, self.network.groups, self.sampling)
+        options: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma}
+        options["dtype"] = getattr(torch, settings.storage)
         if settings.replay == "uniform":
-            return ring()
-        return ring(exponent=settings.priority_exponent, correction=settings.priority_correction)
+            return Ring(*what, **options)
+        exponent, correction = settings.priority_exponent, settings.priority_correction
+        return Prioritized(*what, **options, exponent=exponent, correction=correction)
 
     def _num_updates(self) -> int:
         """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none

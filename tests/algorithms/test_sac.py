@@ -197,6 +197,7 @@ def test_the_policy_learns_by_equation_9_and_the_temperature_by_18():
     torch.testing.assert_close(of_temperature, by_temperature, rtol=1e-10, atol=0)
     torch.testing.assert_close(report[0], loss.detach(), rtol=1e-10, atol=0)
     torch.testing.assert_close(report[2], torch.tensor(0.7))
+    torch.testing.assert_close(report[3], -paper.sample(steps["obs.policy"], steps["noise"][:, 0])[1].mean())
     # The logarithm of the temperature is negative here, and its loss is that times the gradient.
     torch.testing.assert_close(report[1], math.log(0.7) * by_temperature, rtol=1e-10, atol=0)
 
@@ -388,3 +389,8 @@ def test_sums_of_more_steps_than_the_buffer_holds_are_refused():
             CONFIG,
             ["algorithm.name=sac", "algorithm.n_step=9", "env.num_envs=64", "algorithm.buffer_size=512"],
         )
+
+
+def test_a_run_that_starts_from_this_one_takes_policy_and_critics(on_cartpoles):
+    learned = {name for name, part in on_cartpoles().parts().items() if part.is_learned}
+    assert learned == {"policy", "critics"}

@@ -239,3 +239,12 @@ def test_the_critic_is_learned_and_the_feature_map_is_of_this_training_alone(on_
     """What a run that starts from this one takes over."""
     parts = on_the_ridge().parts()
     assert {name for name, part in parts.items() if part.is_learned} == {"policy", "critic"}
+
+
+def test_the_learning_rate_falls_to_zero_in_equal_steps(on_the_ridge):
+    distillation = on_the_ridge(lr=4e-3)
+    distillation.num_iterations, rates = 4, []
+    for _ in range(4):
+        distillation.collect()
+        rates.append(distillation.update()["policy/lr"].item())
+    assert rates == pytest.approx([4e-3, 3e-3, 2e-3, 1e-3])
