@@ -175,3 +175,14 @@ def test_running_out_is_one_line_that_names_the_knob(tmp_path, monkeypatch, fail
     place = [f"experiment.output_dir={tmp_path}", "tracking.backend=none", "compute.compile=off"]
     with pytest.raises(ConfigError, match=r"env\.num_envs = 64: cpu ran out of memory .*minibatch_size"):
         main(["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), "env.num_envs=64", *place])
+
+
+def test_observations_in_bfloat16_take_half_the_memory():
+    """And nothing else does: actions, rewards and flags stay as they are."""
+
+    def storage(precision):
+        settings = {"name": "sac", "buffer_size": 1000, "storage": precision}
+        return memory.estimate(config(env={"name": "ant", "num_envs": 8}, algorithm=settings), CPU).storage
+
+    one, other = storage("float32"), storage("bfloat16")
+    assert other < one < 2 * other
