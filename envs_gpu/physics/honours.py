@@ -251,8 +251,8 @@ def _runs(model: mujoco.MjModel, engine: str) -> bool:
 
     try:
         mujoco_warp.put_model(with_newton(prepared(model, engine)))
-    except (NotImplementedError, ValueError):  # how MuJoCo Warp refuses: the advice is then C MuJoCo
-        return False
+    except (NotImplementedError, ValueError):
+        return False  # MuJoCo Warp refuses the model, so the message advises C MuJoCo
     return True
 
 

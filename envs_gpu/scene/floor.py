@@ -20,9 +20,9 @@ _NOT_FROM_DEFAULTS = (
 )
 """Fields of a floor that must not come from the model's default classes."""
 _DEEP_M = 0.01
-"""A contact that is deeper than this at the start is told."""
+"""The start of a run names a contact that is deeper than this."""
 _TOUCHES_M = 0.01
-"""A robot whose lowest point is further above the ground falls onto it first, which is told."""
+"""The start of a run says so if the robot's lowest point is further above the ground: it falls first."""
 
 
 def provide_ground(
