@@ -114,7 +114,13 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         }
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the critics, then what their batch normalizations saw.
+        """Gradients of the critics, then what their batch normalizations saw."""
+        with self.autocast():
+            loss, moments = self._critic_loss(minibatch)
+        return [*torch.autograd.grad(loss, self.critic_weights), *moments], loss.detach().view(1)
+
+    def _critic_loss(self, minibatch: TensorDict) -> tuple[Tensor, list[Tensor]]:
+        """The loss of the critics, and what their batch normalizations saw.
 
         This step and the next one go through the critics as one batch, so that both are normalized by the
         same moments (CrossQ, Bhatt et al. 2024, arXiv 1902.05605).
@@ -135,7 +141,7 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         self.surprise.copy_(cross_entropy.detach() - torch.special.entr(target).sum(-1).flatten())
         weight = minibatch.get("weight", 1.0)
         loss = torch.where(valid, weight * cross_entropy, 0.0).sum() / valid.sum().clamp_min(1)
-        return [*torch.autograd.grad(loss, self.critic_weights), *moments], loss.detach().view(1)
+        return loss, moments
 
     def _target(self, logits: Tensor, log_prob: Tensor, minibatch: TensorDict) -> Tensor:
         """Probabilities `[K, B, Z]` of the bins for the value of this step, from the targets' logits
@@ -164,6 +170,15 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
         """Gradients of the policy, that of the logarithm of the temperature, and what the policy's batch
         normalizations saw of this step and the next one."""
+        with self.autocast():
+            loss, entropy, moments = self._actor_loss(minibatch)
+        temperature = self.log_temperature.exp()
+        of_temperature = temperature * (entropy - self.target_entropy)  # of exp(log) * (entropy - target)
+        gradients = [*torch.autograd.grad(loss, self.actor_weights), of_temperature, *moments]
+        return gradients, torch.stack((loss.detach(), entropy, temperature))
+
+    def _actor_loss(self, minibatch: TensorDict) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """The loss of the policy, its entropy, and what its batch normalizations saw."""
         valid = minibatch["valid"]
         observations = self._observations(minibatch, self.network.actor_group)
         moments: list[Tensor] = []
@@ -171,14 +186,11 @@ class FlashSAC(OffPolicy[FlashSACSettings]):
         action, log_prob = self._sample(features, minibatch, 0)
         now, _ = self._observations(minibatch, self.network.critic_group)
         values = (self.critics(torch.cat((now, action), -1)).softmax(-1) * self.bins).sum(-1)  # [C, K, B]
-        temperature = self.log_temperature.exp()
-        objective = (values.amin(0) - temperature * log_prob).flatten()
+        objective = (values.amin(0) - self.log_temperature.exp() * log_prob).flatten()
         num_valid = valid.sum().clamp_min(1)
         loss = -torch.where(valid, objective, 0.0).sum() / num_valid
         entropy = -torch.where(valid, log_prob.detach().flatten(), 0.0).sum() / num_valid
-        of_temperature = temperature * (entropy - self.target_entropy)  # of exp(log) * (entropy - target)
-        gradients = [*torch.autograd.grad(loss, self.actor_weights), of_temperature, *moments]
-        return gradients, torch.stack((loss.detach(), entropy, temperature))
+        return loss, entropy, moments
 
     def _apply_to_actor(self, means: list[Tensor], sound: Tensor) -> None:
         num_weights = len(self.actor_weights)

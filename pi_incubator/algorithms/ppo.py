@@ -130,8 +130,7 @@ class PPO(OnPolicy[PPOSettings]):
         self.optimizer.step(clip_by_norm(gradients, self.settings.max_grad_norm), sound)
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
-        bfloat16 = self.cfg.compute.autocast == "bfloat16"
-        with torch.autocast(self.lr.device.type, torch.bfloat16, enabled=bfloat16):
+        with self.autocast():
             losses = self._loss_terms(self._with_features(minibatch))
         loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).

@@ -43,29 +43,48 @@ class UnitLinear(UnitLayer):
         num_inputs: D.
         num_outputs: F.
         copies: C; None for a single network.
-        bias: whether to add one, which has no fixed norm.
     """
 
-    def __init__(
-        self, num_inputs: int, num_outputs: int, copies: int | None = None, bias: bool = False
-    ) -> None:
+    def __init__(self, num_inputs: int, num_outputs: int, copies: int | None = None) -> None:
         super().__init__()
         leading = () if copies is None else (copies,)
         weight = torch.empty(copies or 1, num_outputs, num_inputs)
         for of_copy in weight:
             nn.init.orthogonal_(of_copy)
         self.weight = nn.Parameter(normalize(weight, dim=-1).view(*leading, num_outputs, num_inputs))
-        self.bias = nn.Parameter(torch.zeros(*leading, num_outputs)) if bias else None
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """`[..., D]` -> `[..., F]`."""
+        """`[..., D]` -> `[..., F]`, in the precision of autocast."""
         if self.weight.ndim == 2:
-            return linear(inputs, self.weight, self.bias)
-        outputs = torch.einsum("c...d,cfd->c...f", inputs, self.weight)
-        return outputs if self.bias is None else outputs + _beside(self.bias, outputs)
+            return linear(inputs, self.weight)
+        return torch.einsum("c...d,cfd->c...f", inputs, self.weight)
 
     def rescaled(self) -> list[tuple[Tensor, Tensor]]:
         return [(self.weight, normalize(self.weight, dim=-1, eps=EPSILON_NORM))]
+
+
+class UnitOutput(UnitLinear):
+    """The last layer: with a bias, which has no fixed norm, and in float32 also under autocast.
+
+    Args:
+        num_inputs: D.
+        num_outputs: F.
+        copies: C; None for a single network.
+    """
+
+    def __init__(self, num_inputs: int, num_outputs: int, copies: int | None = None) -> None:
+        super().__init__(num_inputs, num_outputs, copies)
+        self.bias = nn.Parameter(torch.zeros(self.weight.shape[:-1]))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """`[..., D]` -> `[..., F]`."""
+        if not torch.is_autocast_enabled(inputs.device.type):
+            return self._outputs(inputs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return self._outputs(inputs)
+
+    def _outputs(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs) + _beside(self.bias, inputs)
 
 
 class UnitBatchNorm(UnitLayer):
@@ -100,6 +119,7 @@ class UnitBatchNorm(UnitLayer):
             moments: None to normalize by the running moments. Otherwise each shard is normalized by its own,
                 and their means over the shards, mean and variance, are appended.
         """
+        inputs = inputs.to(self.scale.dtype)  # under autocast, a product of matrices is in bfloat16
         if moments is None:
             mean, variance = _beside(self.mean, inputs), _beside(self.variance, inputs)
         else:

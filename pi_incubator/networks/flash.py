@@ -8,7 +8,7 @@ from pi_incubator.config.networks.flash import FlashSettings
 from pi_incubator.layers.encoder import Encoder, StatelessEncoder
 from pi_incubator.layers.flash import FlashTrunk, Moments
 from pi_incubator.layers.network import Network
-from pi_incubator.layers.unit_norm import UnitLinear
+from pi_incubator.layers.unit_norm import UnitOutput
 from pi_incubator.registry import network
 
 
@@ -24,7 +24,7 @@ class Flash(Network[FlashSettings]):
         return FlashEncoder(trunk, settings.actor_width)
 
     def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
-        return UnitLinear(num_features, num_outputs, bias=True)
+        return UnitOutput(num_features, num_outputs)
 
     def critics(self, num_critics: int, num_outputs: int) -> FlashCritics:
         """Critics of the group `critic_group` and the action."""
@@ -33,7 +33,7 @@ class Flash(Network[FlashSettings]):
         trunk = FlashTrunk(
             num_inputs, settings.critic_width, settings.num_blocks, settings.expansion, num_critics
         )
-        return FlashCritics(trunk, UnitLinear(settings.critic_width, num_outputs, num_critics, bias=True))
+        return FlashCritics(trunk, UnitOutput(settings.critic_width, num_outputs, num_critics))
 
 
 class FlashEncoder(StatelessEncoder):
@@ -60,7 +60,7 @@ class FlashCritics(nn.Module):
         head: the same.
     """
 
-    def __init__(self, trunk: FlashTrunk, head: UnitLinear) -> None:
+    def __init__(self, trunk: FlashTrunk, head: UnitOutput) -> None:
         super().__init__()
         self.trunk, self.head = trunk, head
 

@@ -25,8 +25,23 @@ def project(probability: Tensor, value: Tensor, bins: Tensor) -> Tensor:
         value: `[..., Z]`, to which `probability` belongs.
         bins: `[Z]`.
     """
-    place = (value.clamp(bins[0], bins[-1]) - bins[0]) / (bins[1] - bins[0])  # in bins
-    index = torch.arange(len(bins), device=bins.device)
-    # A sum over all pairs of bins instead of scattered additions, whose order would differ from run to run.
+    last = len(bins) - 1
+    place = (value.clamp(bins[0], bins[-1]) - bins[0]) * (last / (bins[-1] - bins[0]))  # in bins
+    place = place.clamp(max=last)  # the product may be rounded up
+    return _by_pairs(probability, place) if bins.is_cuda else _by_scattering(probability, place)
+
+
+def _by_scattering(probability: Tensor, place: Tensor) -> Tensor:
+    """The work of Z, for a CPU; on CUDA the order of the additions would differ from run to run."""
+    index = place.long().clamp(0, probability.shape[-1] - 2)  # of the bin below, also where a place is NaN
+    of_above = place - index
+    projected = torch.zeros_like(probability)
+    projected = projected.scatter_add(-1, index, probability * (1.0 - of_above))
+    return projected.scatter_add(-1, index + 1, probability * of_above)
+
+
+def _by_pairs(probability: Tensor, place: Tensor) -> Tensor:
+    """The work of Z * Z, but always the same sum."""
+    index = torch.arange(probability.shape[-1], device=place.device)
     shares = (1.0 - (place.unsqueeze(-1) - index).abs()).clamp_min(0.0)  # [..., Z, Z]
     return (probability.unsqueeze(-1) * shares).sum(-2)

@@ -38,12 +38,13 @@ def _in_float64():
     torch.set_default_dtype(dtype)
 
 
-def make_flash_sac(shards=0):
+def make_flash_sac(shards=0, autocast="none"):
     """Critics that disagree with their targets, and running moments that have moved."""
     torch.manual_seed(0)
     spec = EnvSpec("toy", 4, {"policy": D}, A, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
     sections = {"env": {"num_envs": 4}, "network": NETWORK, "algorithm": SETTINGS}
-    cfg = ExperimentConfig.model_validate(sections | {"compute": {"shards": shards}})
+    compute = {"shards": shards, "autocast": autocast}
+    cfg = ExperimentConfig.model_validate(sections | {"compute": compute})
     sac = make_algorithm(cfg, StillEnv(spec))
     with torch.no_grad():
         for weight in [*sac.targets.parameters(), *sac.actor_weights, *sac.critic_weights]:
@@ -265,6 +266,24 @@ def test_shards_are_learned_from_like_ranks():
         ours = getattr(both, differentiate)(steps)[0]
         theirs = [getattr(single, differentiate)(half)[0] for half in halves]
         assert_close(ours, [(one + other) / 2 for one, other in zip(*theirs, strict=True)])
+
+
+def test_under_autocast_products_are_rounded_and_probabilities_are_not():
+    """Gradients differ by the rounding of bfloat16, 2^-9 of each factor; outputs stay float32."""
+    torch.set_default_dtype(torch.float32)
+    full, rounded, steps = make_flash_sac(), make_flash_sac(autocast="bfloat16"), make_minibatch()
+    for which in ("critic", "actor"):
+        ours, report = getattr(rounded, f"_{which}_gradients")(steps)
+        theirs, expected = getattr(full, f"_{which}_gradients")(steps)
+        torch.testing.assert_close(report, expected, rtol=0.02, atol=0.02)
+        assert {gradient.dtype for gradient in [*ours, report]} == {torch.float32}
+        num_weights = len(getattr(full, f"{which}_weights"))
+        ours, theirs = (torch.cat([one.flatten() for one in all_[:num_weights]]) for all_ in (ours, theirs))
+        assert not torch.equal(ours, theirs)
+        assert torch.cosine_similarity(ours, theirs, dim=0) > 0.99
+    with rounded.autocast():
+        mean, _ = rounded.policy.before_tanh(rounded.trunk(torch.randn(1, B, D)))
+    assert mean.dtype == torch.float32
 
 
 def test_rewards_are_scaled_from_the_first_iteration_on():

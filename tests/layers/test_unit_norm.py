@@ -9,6 +9,7 @@ from pi_incubator.layers.unit_norm import (
     MOMENTUM,
     UnitBatchNorm,
     UnitLinear,
+    UnitOutput,
     UnitRMSNorm,
     follow_moments,
     rescale,
@@ -36,12 +37,14 @@ def disturb(module):
 
 
 def test_a_linear_layer_of_copies_is_one_layer_beside_the_other():
-    layer, inputs = disturb(UnitLinear(D, F, C, bias=True)), torch.randn(C, K, B, D)
+    layer, inputs = disturb(UnitOutput(D, F, C)), torch.randn(C, K, B, D)
     for copy in range(C):
         expected = functional.linear(inputs[copy], layer.weight[copy], layer.bias[copy])
         torch.testing.assert_close(layer(inputs)[copy], expected)
     single = disturb(UnitLinear(D, F))
     torch.testing.assert_close(single(inputs), functional.linear(inputs, single.weight))
+    single = disturb(UnitOutput(D, F))
+    torch.testing.assert_close(single(inputs), functional.linear(inputs, single.weight, single.bias))
 
 
 def test_a_batch_normalization_is_that_of_torch():

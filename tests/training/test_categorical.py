@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from pi_incubator.training.categorical import make_bins, project
+from pi_incubator.training.categorical import _by_pairs, _by_scattering, make_bins, project
 
 
 def test_the_projection_is_that_of_algorithm_1():
@@ -42,3 +42,14 @@ def test_values_outside_go_to_the_last_bins():
     projected = project(probability, torch.tensor([[-9.0, 0.0, 9.0]]), bins)
     torch.testing.assert_close(projected, probability)
     assert bins.tolist() == [-1.0, 0.0, 1.0]
+
+
+def test_the_way_of_cuda_and_that_of_a_cpu_are_the_same():
+    """Also at the edges, and where a value lies on a bin."""
+    torch.manual_seed(0)
+    probability = torch.randn(5, 3, 11, dtype=torch.float64).softmax(-1)
+    place = 10.0 * torch.rand(5, 3, 11, dtype=torch.float64)
+    place[0], place[1], place[2] = 0.0, 10.0, torch.arange(11)
+    ours = _by_scattering(probability, place)
+    torch.testing.assert_close(ours, _by_pairs(probability, place))
+    torch.testing.assert_close(ours.sum(-1), torch.ones(5, 3, dtype=torch.float64))

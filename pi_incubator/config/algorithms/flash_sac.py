@@ -18,7 +18,7 @@ class FlashSACSettings(ReplaySettings):
 
     num_networks: ClassVar[int] = 5
     keeps_batch_statistics: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast", "network.init_log_std")
+    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "network.init_log_std")
 
     name: Literal["flash_sac"] = "flash_sac"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
