@@ -73,7 +73,8 @@ class SAC(OffPolicy[SACSettings]):
         }
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        loss, about = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
+        with self.autocast():
+            loss, about = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
         self.surprise.copy_(about["td_error"].detach())
         loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
@@ -83,7 +84,8 @@ class SAC(OffPolicy[SACSettings]):
 
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         """Gradients of the policy, then that of the logarithm of the temperature."""
-        loss, about = self.loss.actor_loss(self._loss_input(minibatch).exclude("priority_weight"))
+        with self.autocast():
+            loss, about = self.loss.actor_loss(self._loss_input(minibatch).exclude("priority_weight"))
         valid = minibatch["valid"]
         temperature_loss = self.loss.alpha_loss(about["log_prob"])
         temperature_loss = torch.where(valid, temperature_loss, 0.0).sum() / valid.sum().clamp_min(1)

@@ -85,7 +85,8 @@ class TD3(OffPolicy[TD3Settings]):
         }
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        loss, about = self.loss.value_loss(self._loss_input(minibatch))
+        with self.autocast():
+            loss, about = self.loss.value_loss(self._loss_input(minibatch))
         self.surprise.copy_(about["td_error"].detach().amax(0).sqrt())
         loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
@@ -94,7 +95,8 @@ class TD3(OffPolicy[TD3Settings]):
         self.critic_optimizer.step(gradients, sound)
 
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        loss, _ = self.loss.actor_loss(self._loss_input(minibatch).exclude("priority_weight"))
+        with self.autocast():
+            loss, _ = self.loss.actor_loss(self._loss_input(minibatch).exclude("priority_weight"))
         return torch.autograd.grad(loss, self.actor_weights), loss.detach().view(1)
 
     def _apply_to_actor(self, gradients: list[Tensor], sound: Tensor) -> None:

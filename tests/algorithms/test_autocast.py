@@ -105,3 +105,32 @@ def test_bfloat16_is_used_and_off_by_default():
     assert not torch.equal(updates["none"], updates["bfloat16"])
     similarity = torch.cosine_similarity(*(update.flatten() for update in updates.values()), dim=0)
     assert similarity > 0.9
+
+
+def minibatch(size):
+    random = torch.Generator().manual_seed(0)
+    contents = {name: torch.randn(size, 3, generator=random) for name in ("obs.policy", "next.policy")}
+    contents |= {"action": torch.rand(size, 1, generator=random), "noise": torch.zeros(size, 2, 1)}
+    contents |= {"reward": torch.randn(size, generator=random)}
+    contents |= {
+        "num_steps": torch.ones(size, dtype=torch.int64),
+        "valid": torch.ones(size, dtype=torch.bool),
+    }
+    contents |= {name: torch.arange(size) % 4 == 0 for name in ("terminated", "truncated")}
+    return TensorDict(contents, batch_size=[size])
+
+
+@pytest.mark.parametrize("name", ["sac", "td3"])
+def test_gradients_of_off_policy_losses_are_rounded_and_nearly_the_same(name):
+    gradients = {}
+    for autocast in ("none", "bfloat16"):
+        torch.manual_seed(0)
+        settings = {"name": name, "batch_size": 64, "buffer_size": 1000}
+        sections = {"env": {"num_envs": N}, "algorithm": settings, "compute": {"autocast": autocast}}
+        algorithm = make_algorithm(ExperimentConfig.model_validate(sections), StillEnv(SPEC))
+        samples = minibatch(64)
+        both = [*algorithm._critic_gradients(samples)[0], *algorithm._actor_gradients(samples)[0]]
+        assert {gradient.dtype for gradient in both} == {torch.float32}
+        gradients[autocast] = torch.cat([gradient.flatten() for gradient in both])
+    assert not torch.equal(gradients["none"], gradients["bfloat16"])
+    assert torch.cosine_similarity(gradients["none"], gradients["bfloat16"], dim=0) > 0.99

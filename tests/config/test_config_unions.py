@@ -100,10 +100,6 @@ def test_the_same_name_again_keeps_everything(tmp_path: Path, path: Path) -> Non
             ":3: training.overlap = true: has no effect with algorithm.name = sac; remove it",
         ),
         (
-            "algorithm: {name: sac}\ncompute: {autocast: bfloat16}",
-            ":2: compute.autocast = 'bfloat16': has no effect with algorithm.name = sac; remove it",
-        ),
-        (
             "algorithm: {name: sac}\nnetwork: {init_log_std: -1}",
             ":2: network.init_log_std = -1.0: has no effect with algorithm.name = sac; remove it",
         ),

@@ -87,11 +87,8 @@ TABLE = [
         for key, value in (("desired_kl", 0.02), ("lr_min", 1e-6), ("lr_max", 0.1))
         for name in ("constant", "linear")
     ),
-    *(
-        Case(setting, [f"algorithm.name={name}", *DISTIL[1:] * (name == "distillation")])
-        for name in ("sac", "td3", "distillation")
-        for setting in ("training.overlap=true", "compute.autocast=bfloat16")
-    ),
+    *(Case("training.overlap=true", [f"algorithm.name={name}"]) for name in ("sac", "td3")),
+    *(Case(setting, DISTIL) for setting in ("training.overlap=true", "compute.autocast=bfloat16")),
     *(
         Case(
             f"algorithm.{key}=0.5",
