@@ -1,6 +1,6 @@
 """FlashSAC's residual network (Kim et al. 2026, arXiv 2604.04539), with blocks as of MobileNetV2.
 
-Letters: as in `layers.unit_norm`; W width of the residual stream.
+Letters: as in `layers.stacked`; W width of the residual stream.
 """
 
 from __future__ import annotations
@@ -8,10 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
+from pi_incubator.layers.stacked import Moments, Trunk
 from pi_incubator.layers.unit_norm import UnitBatchNorm, UnitLinear, UnitRMSNorm
-
-Moments = list[Tensor] | None
-"""Where batch normalizations append what they see; None: they use their running moments."""
 
 
 class FlashBlock(nn.Module):
@@ -36,7 +34,7 @@ class FlashBlock(nn.Module):
         return features + relu(self.narrowed(self.narrow(inside), moments))
 
 
-class FlashTrunk(nn.Module):
+class FlashTrunk(Trunk):
     """Inputs -> features of unit root mean square.
 
     Args:
@@ -51,6 +49,7 @@ class FlashTrunk(nn.Module):
         self, num_inputs: int, width: int, num_blocks: int, expansion: int, copies: int | None = None
     ) -> None:
         super().__init__()
+        self.num_features = width
         self.normalize = UnitBatchNorm(num_inputs, copies)
         self.embed = UnitLinear(num_inputs, width, copies)
         self.blocks = nn.ModuleList(FlashBlock(width, expansion, copies) for _ in range(num_blocks))

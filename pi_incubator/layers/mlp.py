@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
+
+from pi_incubator.layers.precision import full_precision
 
 ACTIVATIONS = {"tanh": nn.Tanh, "elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU}
 
@@ -19,9 +20,7 @@ class OutputLayer(nn.Linear):
     """
 
     def forward(self, features: Tensor) -> Tensor:
-        if not torch.is_autocast_enabled(features.device.type):
-            return super().forward(features)
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             return super().forward(features.to(self.weight.dtype))
 
 

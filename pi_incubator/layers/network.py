@@ -10,6 +10,7 @@ from torch import nn
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.stacked import StackedCritics, Trunk, TrunkEncoder
 
 Settings = TypeVar("Settings", bound=NetworkSettings)
 
@@ -51,3 +52,26 @@ class Network(ABC, Generic[Settings]):
     @abstractmethod
     def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
         """New layers from features `[B, num_features]` to `[B, num_outputs]`."""
+
+
+class BatchNormNetwork(Network[Settings]):
+    """A network with batch normalizations, for algorithms that maintain their moments."""
+
+    @abstractmethod
+    def trunk(self, num_inputs: int, copies: int | None = None) -> Trunk:
+        """New hidden layers: of the policy, or with `copies` of as many critics side by side."""
+
+    @abstractmethod
+    def output(self, num_features: int, num_outputs: int, copies: int | None = None) -> nn.Module:
+        """A new last layer behind a trunk."""
+
+    def encoder(self, group: str) -> Encoder:
+        return TrunkEncoder(self.trunk(self.spec.obs_dims[group]))
+
+    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
+        return self.output(num_features, num_outputs)
+
+    def critics(self, num_critics: int, num_outputs: int) -> StackedCritics:
+        """Critics of the group `critic_group` and the action."""
+        trunk = self.trunk(self.spec.obs_dims[self.critic_group] + self.spec.action_dim, num_critics)
+        return StackedCritics(trunk, self.output(trunk.num_features, num_outputs, num_critics), num_critics)

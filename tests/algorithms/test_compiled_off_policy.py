@@ -14,14 +14,17 @@ CPU = torch.device("cpu")
 SETTINGS = ["env.name=cartpole_balance", "env.num_envs=8", "algorithm.learning_starts=16"]
 SETTINGS += ["algorithm.batch_size=32", "algorithm.buffer_size=256", "algorithm.updates_per_step=0.5"]
 FLASH = ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"]
+MLP, CROSSQ = ["network.hidden_sizes=[16]"], ["network.hidden_sizes=[16]", "network.critic_sizes=[16]"]
+OWN = {"sac": ("sac", MLP), "td3": ("sac", MLP)}
+OWN |= {"crossq": ("crossq", CROSSQ), "flash_sac": ("flash_sac", FLASH)}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3", "flash_sac"])
+@pytest.mark.parametrize("name", OWN)
 def test_compiled_steps_learn_what_eager_ones_learn(name):
     """Twelve updates from the same steps, priorities included, to the rounding of float32."""
-    config = str(CONFIGS / ("flash_sac" if name == "flash_sac" else "sac") / "half_cheetah.yaml")
-    own = FLASH if name == "flash_sac" else ["network.hidden_sizes=[16]"]
+    folder, own = OWN[name]
+    config = str(CONFIGS / folder / "half_cheetah.yaml")
     cfg = load_config(config, [*SETTINGS, *own, f"algorithm.name={name}", "algorithm.replay=prioritized"])
     states = []
     for compiled in (False, True):

@@ -4,18 +4,14 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 from torch.nn import functional
 
 from envs_gpu.make import make_env
-from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
-from tests.envs import StillEnv
 from tests.learning import make_algorithm
+from tests.off_policy import CPU, A, B, D, assert_close, make_learner, make_minibatch, squash, unit_action
 
-CPU = torch.device("cpu")
-B, D, A, Z = 32, 3, 2, 11
-LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)
+Z = 11
 GAMMA, TAU, TEMPERATURE = 0.9, 0.25, 0.2
 SETTINGS = {
     "name": "flash_sac",
@@ -23,8 +19,6 @@ SETTINGS = {
     "tau": TAU,
     "initial_temperature": TEMPERATURE,
     "num_bins": Z,
-    "batch_size": B,
-    "buffer_size": 1000,
 }
 NETWORK = {"name": "flash", "actor_width": 8, "critic_width": 6, "num_blocks": 1, "expansion": 2}
 SOUND = torch.tensor(True)
@@ -40,12 +34,7 @@ def _in_float64():
 
 def make_flash_sac(shards=0, autocast="none"):
     """Critics that disagree with their targets, and running moments that have moved."""
-    torch.manual_seed(0)
-    spec = EnvSpec("toy", 4, {"policy": D}, A, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
-    sections = {"env": {"num_envs": 4}, "network": NETWORK, "algorithm": SETTINGS}
-    compute = {"shards": shards, "autocast": autocast}
-    cfg = ExperimentConfig.model_validate(sections | {"compute": compute})
-    sac = make_algorithm(cfg, StillEnv(spec))
+    sac = make_learner(SETTINGS, NETWORK, shards=shards, autocast=autocast)
     with torch.no_grad():
         for weight in [*sac.targets.parameters(), *sac.actor_weights, *sac.critic_weights]:
             weight.add_(0.2 * torch.randn_like(weight))
@@ -55,27 +44,6 @@ def make_flash_sac(shards=0, autocast="none"):
                     buffer.add_(0.3 * torch.rand_like(buffer))
         sac.reward_scale.scale.fill_(0.5)
     return sac
-
-
-def make_minibatch():
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(B, *shape, generator=random)
-
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
-    contents = {
-        "obs.policy": 2.0 + 3.0 * draw(D),
-        "next.policy": 2.0 + 3.0 * draw(D),
-        "action": low + (high - low) * draw(A).sigmoid(),
-        "reward": draw(),
-        "terminated": torch.arange(B) % 4 == 0,
-        "truncated": torch.arange(B) % 4 == 1,
-        "valid": torch.ones(B, dtype=torch.bool),
-        "noise": draw(2, A),
-        "num_steps": 1 + torch.arange(B) % 3,
-    }
-    return TensorDict(contents, batch_size=[B])
 
 
 class Plain:
@@ -112,25 +80,14 @@ def critics_of(module):
     return [Plain({name: value[index] for name, value in module.state_dict().items()}) for index in range(2)]
 
 
-def sample(outputs, noise):
-    """Action in (-1, 1) `[B, A]` and the logarithm of its density `[B]`."""
-    loc, raw = outputs.chunk(2, -1)
-    scale = (-10.0 + 6.0 * (raw.tanh() + 1.0)).exp()
-    before = loc + scale * noise
-    gaussian = torch.distributions.Normal(loc, scale).log_prob(before)
-    return before.tanh(), (gaussian - (1 - before.tanh() ** 2).log()).sum(-1)
-
-
 def critic_loss(sac, steps, critics):
     """Cross-entropy between the projected target and each critic, summed over the critics and halved."""
     actor, targets = Plain(sac.policy.state_dict()), critics_of(sac.targets)
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
-    action = 2 * (steps["action"] - low) / (high - low) - 1
     outputs = actor(steps["next.policy"], on_batch=False, prefix="encoder.trunk")
-    following, log_prob = sample(outputs, steps["noise"][:, 1])
+    following, log_prob = squash(outputs, steps["noise"][:, 1])
     both = torch.cat(
         (
-            torch.cat((steps["obs.policy"], action), -1),
+            torch.cat((steps["obs.policy"], unit_action(steps)), -1),
             torch.cat((steps["next.policy"], following), -1),
         )
     )
@@ -154,12 +111,6 @@ def critic_loss(sac, steps, critics):
 
 def names_of(module):
     return [name for name, _ in module.named_parameters()]
-
-
-def assert_close(ours, theirs):
-    assert len(ours) == len(theirs)
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)
 
 
 def test_the_critics_learn_the_projected_value_of_the_lesser_target():
@@ -198,7 +149,7 @@ def test_the_policy_learns_from_the_lesser_critic_and_the_temperature_from_the_e
     leaves = actor.leaves(names)
     both = torch.cat((steps["obs.policy"], steps["next.policy"]))
     outputs = actor(both, on_batch=True, prefix="encoder.trunk")[:B]
-    action, log_prob = sample(outputs, steps["noise"][:, 0])
+    action, log_prob = squash(outputs, steps["noise"][:, 0])
     inputs, bins = torch.cat((steps["obs.policy"], action), -1), torch.linspace(-5.0, 5.0, Z)
     values = [(one(inputs, on_batch=False).softmax(-1) * bins).sum(-1) for one in critics_of(sac.critics)]
     loss = (TEMPERATURE * log_prob - torch.minimum(*values)).mean()

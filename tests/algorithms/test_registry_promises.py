@@ -59,6 +59,17 @@ OWN = {
         "algorithm.updates_per_step=0.25",
         "algorithm.buffer_size=64",
     ],
+    "crossq": [
+        "algorithm.name=crossq",
+        "network.name=batch_norm",
+        "network.hidden_sizes=[8]",
+        "network.critic_sizes=[8]",
+        "algorithm.horizon=4",
+        "algorithm.batch_size=16",
+        "algorithm.learning_starts=32",
+        "algorithm.updates_per_step=0.25",
+        "algorithm.buffer_size=64",
+    ],
     "flash_sac": [
         "algorithm.name=flash_sac",
         "network.name=flash",

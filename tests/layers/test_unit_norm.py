@@ -4,14 +4,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+from pi_incubator.layers.batch_norm import MOMENTUM, follow_moments
 from pi_incubator.layers.flash import FlashTrunk
 from pi_incubator.layers.unit_norm import (
-    MOMENTUM,
     UnitBatchNorm,
     UnitLinear,
     UnitOutput,
     UnitRMSNorm,
-    follow_moments,
     rescale,
 )
 

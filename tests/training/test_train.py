@@ -128,8 +128,9 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
     for network in ("gru", "mlp_privileged"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
-    for algorithm in ("sac", "td3", "flash_sac"):
-        own = ["network.name=flash", "network.normalize_observations=true"] * (algorithm == "flash_sac")
+    networks = {"sac": "mlp", "td3": "mlp", "flash_sac": "flash", "crossq": "batch_norm"}
+    for algorithm, network in networks.items():
+        own = [f"network.name={network}", "network.normalize_observations=true"]
         replay = ["algorithm.replay=prioritized", f"algorithm.name={algorithm}"]
         run(tmp_path, algorithm, *replay, *own, sizes=OFF_POLICY)
     student = ["experiment.name=student", "training.total_steps=128", "algorithm.fake_quantize=int8"]
@@ -137,7 +138,8 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     plain_sections = (f.annotation for name, f in ExperimentConfig.model_fields.items() if name not in UNIONS)
     sections = {*plain_sections, *(member for union in UNIONS.values() for member in union.members.values())}
     declared = {(section.__name__, name) for section in sections for name in section.model_fields}
-    refused = {("FlashSettings", "init_log_std")}  # by every algorithm that learns with this network
+    # By every algorithm that learns with these networks.
+    refused = {(network, "init_log_std") for network in ("FlashSettings", "BatchNormSettings")}
     assert declared - read == refused
 
 
