@@ -1,7 +1,7 @@
 """What a run saves and continues from: the parts of an algorithm, as files of a checkpoint.
 
 `checkpoint_files` describes the files. A checkpoint is copied first, which is quick, and can then be written
-beside training.
+beside training. Only what is as large as a replay buffer is not copied: training waits until it is written.
 """
 
 from __future__ import annotations
@@ -82,6 +82,8 @@ class Part:
     worlds: a run that starts from another one (`checkpoint.from`) takes it where it fits."""
     any_size: bool = False
     """Whether its tensors may have another size than here, such as a replay buffer that is being filled."""
+    is_large: bool = False
+    """Whether a copy could exceed the memory, as of a replay buffer: training waits until it is written."""
     may_be_missing: bool = False
     """Whether a checkpoint without it can be continued, because it starts anew, such as a caller's hook."""
 
@@ -101,7 +103,7 @@ class TorchRandom:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a checkpoint will hold: copies, so that training can go on."""
+    """What a checkpoint will hold: copies, so that training can go on, and what is large itself."""
 
     iteration: int
     env_steps: int
@@ -109,6 +111,8 @@ class Snapshot:
     """File name without suffix -> tensors on the CPU."""
     only_newest: tuple[str, ...]
     """Names of `states` that older checkpoints lose."""
+    not_copied: tuple[str, ...]
+    """Names of `states` that training will change: `begin` writes them."""
     world_size: int
 
 
@@ -141,11 +145,14 @@ def save(
     snapshot = take_snapshot(iteration, env_steps, parts, distributed)
     if snapshot is None:
         return folder.checkpoints / checkpoint_name(iteration)
-    return write(folder, snapshot, cfg, keep)
+    begin(folder, snapshot)
+    return finish(folder, snapshot, cfg, keep)
 
 
 class BackgroundSaver:
     """Copies what a checkpoint holds, and writes it in a thread while training goes on.
+
+    What is large is written first, without a copy, and training waits for that.
 
     At most one checkpoint is being written; the next one waits for it. The copies of what every checkpoint
     holds are made in the same memory each time, which is several times faster than in new memory.
@@ -169,7 +176,11 @@ class BackgroundSaver:
         self._writing: Future[Path] | None = None
         self._memory: dict[str, State] = {}
         if distributed.is_main:
-            always = {name: part.value.state_dict() for name, part in parts.items() if part.saved == "always"}
+            always = {
+                name: part.value.state_dict()
+                for name, part in parts.items()
+                if part.saved == "always" and not part.is_large
+            }
             self._new_memory = self._pool.submit(_memory_for, always)
 
     def save(self, iteration: int, env_steps: int) -> None:
@@ -180,17 +191,18 @@ class BackgroundSaver:
             env_steps: environment steps until now, over all worlds.
 
         Raises:
-            UserError: the checkpoint before it could not be written.
+            UserError: the checkpoint before it, or what is large, could not be written.
         """
         self.wait()
         if self._distributed.is_main and not self._memory:
             self._memory = self._new_memory.result()
         snapshot = take_snapshot(iteration, env_steps, self._parts, self._distributed, self._memory)
         if snapshot is not None:
-            always = snapshot.states.keys() - snapshot.only_newest
+            always = snapshot.states.keys() - snapshot.only_newest - set(snapshot.not_copied)
             self._memory = {name: snapshot.states[name] for name in always}
+            begin(self._folder, snapshot)
             keep = self._cfg.checkpoint.keep
-            self._writing = self._pool.submit(write, self._folder, snapshot, self._cfg, keep)
+            self._writing = self._pool.submit(finish, self._folder, snapshot, self._cfg, keep)
 
     @property
     def has_failed(self) -> bool:
@@ -227,7 +239,7 @@ def take_snapshot(
     distributed: Distributed = ALONE,
     memory: Mapping[str, State] | None = None,
 ) -> Snapshot | None:
-    """Copies of the state of `parts` and of torch's generators, of all ranks; None on ranks other than 0.
+    """The state of `parts` and of torch's generators, of all ranks; None on ranks other than 0.
 
     Args:
         iteration: the one just completed, counted from 0.
@@ -240,36 +252,69 @@ def take_snapshot(
     if not distributed.is_main:
         return None
     only_newest = tuple(name for name in states if _is_only_in_newest(name, parts))
-    return Snapshot(iteration, env_steps, states, only_newest, distributed.world_size)
+    not_copied = tuple(name for name, part in parts.items() if name in states and part.is_large)
+    return Snapshot(iteration, env_steps, states, only_newest, not_copied, distributed.world_size)
 
 
-def write(folder: RunFolder, snapshot: Snapshot, cfg: ExperimentConfig, keep: int) -> Path:
-    """Write a snapshot as a checkpoint; arguments, result and errors as of `save`."""
-    final = folder.checkpoints / checkpoint_name(snapshot.iteration)
-    partial = final.with_name(f".{final.name}.partial")
-    try:
-        faults.reach("save")
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
+def begin(folder: RunFolder, snapshot: Snapshot) -> None:
+    """Write what a snapshot has no copy of, if there is anything.
+
+    Raises:
+        UserError: it cannot be written; the earlier checkpoints are untouched.
+    """
+    if not snapshot.not_copied:
+        return
+    final, partial = _places(folder, snapshot)
+    with _writing_to(final):
+        _make_empty(partial)
+        for name in snapshot.not_copied:
+            save_file(snapshot.states[name], partial / f"{name}.safetensors")
+
+
+def finish(folder: RunFolder, snapshot: Snapshot, cfg: ExperimentConfig, keep: int) -> Path:
+    """Write the rest of a checkpoint after `begin`; arguments, result and errors as of `save`."""
+    final, partial = _places(folder, snapshot)
+    with _writing_to(final):
+        if not snapshot.not_copied:
+            _make_empty(partial)
         files = {}
         for name, state in snapshot.states.items():
             file = partial / f"{name}.safetensors"
-            save_file(state, file)
+            if name not in snapshot.not_copied:
+                save_file(state, file)
             faults.reach("save", "write")
             faults.reach("save", "hash")
             files[file.name] = sha256_of(file)
         text = manifest_text(_manifest(snapshot, cfg, files))
         (partial / MANIFEST).write_text(text, encoding="utf-8")
         publish(partial, final)
-    except (OSError, SafetensorError) as error:
-        fix = "free some space or check the permissions, then run again to continue"
-        raise UserError(f"{final}: cannot be written ({error}); {fix}") from error
     try:
         prune(folder, keep)
         forget_previous(folder)
     except OSError as error:
         log.warning("older checkpoints of %s cannot be deleted (%s)", folder.path, error)
     return final
+
+
+def _places(folder: RunFolder, snapshot: Snapshot) -> tuple[Path, Path]:
+    """The folder of a checkpoint, and the one that it has while it is being written."""
+    final = folder.checkpoints / checkpoint_name(snapshot.iteration)
+    return final, final.with_name(f".{final.name}.partial")
+
+
+def _make_empty(partial: Path) -> None:
+    faults.reach("save")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+
+
+@contextmanager
+def _writing_to(final: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        fix = "free some space or check the permissions, then run again to continue"
+        raise UserError(f"{final}: cannot be written ({error}); {fix}") from error
 
 
 def _with_random(parts: Mapping[str, Part]) -> dict[str, Part]:
@@ -296,9 +341,12 @@ def _is_only_in_newest(file_name: str, parts: Mapping[str, Part]) -> bool:
 def _gather_states(
     parts: Mapping[str, Part], distributed: Distributed, memory: Mapping[str, State]
 ) -> dict[str, State]:
-    """File name without suffix -> tensors on the CPU, of every rank; on rank 0 alone."""
+    """File name without suffix -> tensors on the CPU, of every rank; on rank 0 alone.
+
+    They are copies, but for what is large on rank 0 and on the CPU.
+    """
     if distributed.is_main:
-        states = {name: _copied_state(part, memory.get(name, {})) for name, part in parts.items()}
+        states = {name: _saved_state(part, memory.get(name, {})) for name, part in parts.items()}
     own = {
         name: _copied_state(part, {}) for name, part in parts.items() if part.per_rank and distributed.rank
     }
@@ -405,6 +453,13 @@ def load_policy(run: RunFolder | str | Path, policy: HasState) -> Checkpoint:
     pinned = pin(run)
     pinned.load(POLICY, policy)
     return pinned.checkpoint
+
+
+def _saved_state(part: Part, memory: State) -> State:
+    """A copy, or where the part is large its tensors themselves."""
+    if not part.is_large:
+        return _copied_state(part, memory)
+    return {key: value.detach().cpu() for key, value in part.value.state_dict().items()}
 
 
 def _copied_state(part: Part, memory: State) -> State:

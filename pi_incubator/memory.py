@@ -51,7 +51,7 @@ class MemoryEstimate:
     """Bytes that a run allocates on its device, beside what libraries take to be loaded."""
 
     storage: int
-    """The rollout, or the replay buffer, and on a CPU its copy for a checkpoint where one holds it."""
+    """The rollout, or the replay buffer."""
     worlds: int
     learning: int
     """Weights, optimizer, their copy for a checkpoint, and the activations of a minibatch."""
@@ -73,9 +73,9 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
         group: math.prod(env.spec.obs_shape(group)) * env.spec.obs_dtype(group).itemsize
         for group in (*env.spec.obs_dims, *(("pixels",) if cfg.env.pixels else ()))
     }
-    share = algorithm.bytes_per_number / BYTES
-    stored = {group: size if group == "pixels" else round(share * size) for group, size in observed.items()}
-    step = sum(stored[group] for group in policy.normalizer) + BYTES * (2 * env.spec.action_dim + 8)
+    pixels = observed["pixels"] if "pixels" in policy.normalizer else 0
+    stored = sum(observed[group] for group in policy.normalizer) - pixels
+    step = algorithm.bytes_per_step(stored, pixels, env.spec.action_dim)
     # The state before the first step and now; a copy of a rollout has it at every step.
     step += BYTES * policy.state_width * algorithm.num_networks
     backend, _ = choose_backend(cfg.env.backend, device, cfg.env.name)
@@ -88,11 +88,9 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     # Acting keeps no gradients, but sees all worlds at once.
     batch = max(algorithm.samples_per_update(cfg.env.num_envs), cfg.env.num_envs // ACTIVATION_COPIES)
     num_parameters = sum(parameter.numel() for parameter in policy.parameters())
-    # What is saved is copied on the host.
-    storage_copies = 2 if algorithm.saves_steps and device.type == "cpu" else 1
     env.close()
     return MemoryEstimate(
-        storage=storage_copies * algorithm.stored_steps(cfg) * step,
+        storage=algorithm.stored_steps(cfg) * step,
         worlds=cfg.env.num_envs * world,
         learning=algorithm.num_networks
         * (_parameter_copies(device) * BYTES * num_parameters + batch * sample),

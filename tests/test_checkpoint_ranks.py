@@ -180,13 +180,13 @@ def test_copies_beside_training_use_the_same_memory(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     network = nn.Linear(3, 3)
     saver = checkpoint.BackgroundSaver(folder, {"policy": Part(network)}, CONFIG)
-    places, write = [], checkpoint.write
+    places, finish = [], checkpoint.finish
 
     def note_places(folder, snapshot, *rest):
         places.append({name: tensor.data_ptr() for name, tensor in snapshot.states["policy"].items()})
-        return write(folder, snapshot, *rest)
+        return finish(folder, snapshot, *rest)
 
-    monkeypatch.setattr(checkpoint, "write", note_places)
+    monkeypatch.setattr(checkpoint, "finish", note_places)
     for iteration in range(3):
         nn.init.constant_(network.weight, float(iteration))
         saver.save(iteration, iteration)

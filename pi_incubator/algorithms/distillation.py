@@ -116,7 +116,7 @@ class Distillation(Algorithm[DistillationSettings]):
         if self.rounding_layers:
             parts["ranges"] = Part(_Ranges(self.rounding_layers))
         if self.collectors:
-            parts["buffer"] = Part(self.buffer, saved="last", per_rank=True, any_size=True)
+            parts["buffer"] = Part(self.buffer, saved="last", per_rank=True, any_size=True, is_large=True)
         else:  # a dataset's rows are read again
             del parts["env"]
         for index, (lesson, collector) in enumerate(zip(self.lessons, self.collectors, strict=False)):

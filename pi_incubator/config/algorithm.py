@@ -44,15 +44,9 @@ class AlgorithmSettings(Section):
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         """Environment steps whose data is on the device at once; copies count."""
 
-    @property
-    def bytes_per_number(self) -> int:
-        """Of stored observations that are no pictures."""
-        return 4
-
-    @property
-    def saves_steps(self) -> bool:
-        """Whether checkpoints hold the stored steps, which are then copied at each save."""
-        return False
+    def bytes_per_step(self, observations: int, pixels: int, num_actions: int) -> int:
+        """Of a stored step whose observations take so many bytes: as float32, and beside them as pixels."""
+        return observations + pixels + 4 * (2 * num_actions + 8)
 
     @abstractmethod
     def samples_per_update(self, num_envs: int) -> int:
@@ -145,15 +139,12 @@ class ReplaySettings(RolloutSettings):
     """Checkpoints with the replay buffer; without it a continued run first collects learning_starts steps."""
 
     def stored_steps(self, cfg: ExperimentConfig) -> int:
-        return 2 * self.buffer_size  # each step has the observations before and after it
+        return self.buffer_size
 
-    @property
-    def bytes_per_number(self) -> int:
-        return 2 if self.storage == "bfloat16" else 4
-
-    @property
-    def saves_steps(self) -> bool:
-        return self.save_buffer != "never"
+    def bytes_per_step(self, observations: int, pixels: int, num_actions: int) -> int:
+        of_numbers = observations // 2 if self.storage == "bfloat16" else observations
+        # Observations before and after the step, action and reward, three flags; a priority and its sums.
+        return 2 * (of_numbers + pixels) + 4 * (num_actions + 1) + 3 + 8 * (self.replay == "prioritized")
 
     def samples_per_update(self, num_envs: int) -> int:
         return self.batch_size

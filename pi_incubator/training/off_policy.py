@@ -104,7 +104,9 @@ class OffPolicy(Algorithm[Settings]):
 
     def parts(self) -> dict[str, Part]:
         return super().parts() | {
-            "replay": Part(self.replay, self.settings.save_buffer, per_rank=True, any_size=True),
+            "replay": Part(
+                self.replay, self.settings.save_buffer, per_rank=True, any_size=True, is_large=True
+            ),
             "noise": Part(self.noise, per_rank=True),
             "sampling": Part(self.sampling, per_rank=True),
             "learning_noise": Part(self.learning_noise, per_rank=True),
