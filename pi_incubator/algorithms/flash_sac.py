@@ -60,8 +60,8 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
         self.lr.fill_(self._lr_now())
         return super().step(minibatch)
 
-    def collect(self) -> None:
-        super().collect()
+    def commit(self) -> None:
+        super().commit()
         self.reward_scale.commit(self.distributed)
 
     def make_noise(self) -> Tensor:

@@ -162,6 +162,13 @@ class ReplaySettings(RolloutSettings):
                 problem=f"algorithm {self.name} learns from single steps, not from networks with {kind}",
                 fix="name mlp or another network of vectors without a state",
             )
+        if cfg.training.overlap and self.horizon > 1:
+            raise cross_field_error(
+                field="algorithm.horizon",
+                value=self.horizon,
+                problem="the policy would change between the steps of an iteration with training.overlap",
+                fix="set it to 1, or training.overlap to false",
+            )
         if self.replay == "uniform":
             self._check_priorities()
         if self.learning_starts >= cfg.training.total_steps:

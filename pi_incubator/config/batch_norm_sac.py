@@ -15,7 +15,7 @@ class BatchNormSACSettings(ReplaySettings):
     """Soft actor-critic on networks with batch normalization."""
 
     keeps_batch_statistics: ClassVar[bool] = True
-    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "network.init_log_std")
+    unused: ClassVar[tuple[str, ...]] = ("network.init_log_std",)
     betas: ClassVar[tuple[float, float]] = (0.9, 0.999)
     """How slowly Adam forgets the mean and the square of the gradients."""
 

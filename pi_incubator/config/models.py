@@ -152,7 +152,7 @@ class TrainingSection(Section):
     log_every: Count = 10
     """Iterations between two reports of the metrics."""
     overlap: bool = False
-    """Collect the next rollout while the last one is learned from, with a policy that is one update old."""
+    """Step the worlds beside an update: it learns from the steps before, and PPO acts one update late."""
 
 
 class ComputeSection(Section):

@@ -25,12 +25,16 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.training.algorithm import Algorithm
+from pi_incubator.training.background import make_background
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
 
 
 class OffPolicy(Algorithm[Settings]):
     """Collects some steps of every world, then takes `updates_per_step` optimizer steps for each of them.
+
+    With `training.overlap` the worlds take their step while the optimizer steps go on, which learn from the
+    steps before it.
 
     A concrete algorithm sets `policy` and `step`.
     """
@@ -50,6 +54,9 @@ class OffPolicy(Algorithm[Settings]):
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
         self.replay: Replay = self._make_replay()
+        self.background = make_background(device) if cfg.training.overlap else None
+        self.begun: tuple[dict[str, Tensor], Tensor] | None = None
+        """Observations and action of the step that the worlds are taking beside an update."""
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
 
@@ -70,27 +77,54 @@ class OffPolicy(Algorithm[Settings]):
     def observe(self, result: StepResult) -> None:
         """Look at what a step of the worlds gave, beside storing it."""
 
+    def commit(self) -> None:
+        """Let the ranks' moments of what was observed count from now on."""
+        self.policy.normalizer.commit(self.distributed.merge_moments)
+
     @torch.no_grad()
     def collect(self) -> None:
-        env, policy = self.env, self.policy
-        state = policy.initial_state(env.num_envs)
-        starts_at, steps_of_all = self.settings.learning_starts, env.num_envs * self.distributed.world_size
-        for t in range(self.settings.horizon):
-            obs = {group: value.clone() for group, value in env.obs.items()}
-            policy.normalizer.observe(obs)
-            noise = self.make_noise()
-            if self.env_steps + t * steps_of_all < starts_at:
-                # Uniform between the env's limits: the normal distribution's quantile of the noise.
-                action = policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
-            else:
-                action = policy.act(obs, state, noise).action
-            result = env.step(action)
-            self.observe(result)
-            self.replay.add(steps_of(obs, action, result, self.network.groups))
-        policy.normalizer.commit(self.distributed.merge_moments)
+        if self.background:
+            self.begun = self._choose(0)
+            self.background.start(self.env.step, self.begun[1])
+        else:
+            for t in range(self.settings.horizon):
+                obs, action = self._choose(t)
+                self._store(obs, action, self.env.step(action))
+            self.commit()
         self._finish_iteration()
 
     def update(self) -> dict[str, Tensor]:
+        metrics = self._learn()
+        if self.background:
+            assert self.begun is not None
+            self._store(*self.begun, self.background.finish())
+            self.commit()
+        return metrics
+
+    def close(self) -> None:
+        if self.background and self.background.runs:
+            self.background.finish()
+        super().close()
+
+    def _choose(self, t: int) -> tuple[dict[str, Tensor], Tensor]:
+        """The observations now, and the action `[N, A]` of step `t` of the iteration."""
+        env, policy = self.env, self.policy
+        obs = {group: value.clone() for group, value in env.obs.items()}
+        policy.normalizer.observe(obs)
+        noise = self.make_noise()
+        steps_of_all = env.num_envs * self.distributed.world_size
+        if self.env_steps + t * steps_of_all < self.settings.learning_starts:
+            # Uniform between the env's limits: the normal distribution's quantile of the noise.
+            return obs, policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
+        return obs, policy.act(obs, policy.initial_state(env.num_envs), noise).action
+
+    @torch.no_grad()
+    def _store(self, obs: dict[str, Tensor], action: Tensor, result: StepResult) -> None:
+        self.observe(result)
+        self.replay.add(steps_of(obs, action, result, self.network.groups))
+
+    def _learn(self) -> dict[str, Tensor]:
+        """All optimizer steps of an iteration; gives the means of their reports."""
         settings = self.settings
         totals = torch.zeros(len(self.report_names), device=self.env.device)
         num_updates = self._num_updates()

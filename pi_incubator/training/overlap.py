@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -14,9 +11,8 @@ from torch import Tensor
 
 from pi_incubator.policies.actor_critic import ActorCritic
 from pi_incubator.saved_state import load_module
+from pi_incubator.training.background import make_background
 
-SWITCH_INTERVAL_S = 1e-4
-"""How long a thread may hold the interpreter while another waits; Python's 5 ms is a control step or more."""
 HAS_LEARNED = "has_learned"
 """In a checkpoint: whether there was an update before it."""
 
@@ -41,7 +37,7 @@ class OverlappedUpdates:
         self._learn, self._model = learn, model
         self.actor = copy.deepcopy(model).requires_grad_(False)
         device = next(model.parameters()).device
-        self._background: _Background = _Stream(device) if device.type == "cuda" else _Thread()
+        self._background = make_background(device)
         self._data: TensorDict | None = None
         self._metrics: dict[str, Tensor] = {}
         self._has_learned = torch.zeros((), dtype=torch.bool)
@@ -85,67 +81,3 @@ class OverlappedUpdates:
             ours.copy_(theirs)
         for theirs, weight in zip(self.actor.parameters(), self._model.parameters(), strict=True):
             theirs.copy_(weight.detach())
-
-
-class _Background(Protocol):
-    """Where one call at a time runs beside the caller."""
-
-    @property
-    def runs(self) -> bool: ...
-
-    def start(self, call: Callable[..., Any], *arguments: Any) -> None: ...
-
-    def wait(self) -> Any:
-        """Its result, once it has ended; it still counts as running."""
-
-    def finish(self) -> Any:
-        """Its result, once it has ended."""
-
-
-class _Thread:
-    """A thread: C++ physics and matrix products let go of the interpreter."""
-
-    def __init__(self) -> None:
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        # A new thread would split torch's operations over all cores.
-        threads = torch.get_num_threads()
-        self._pool = ThreadPoolExecutor(1, "update", torch.set_num_threads, (threads,))
-        self._future: Future[Any] | None = None
-
-    @property
-    def runs(self) -> bool:
-        return self._future is not None
-
-    def start(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self._future = self._pool.submit(call, *arguments)
-
-    def wait(self) -> Any:
-        assert self._future is not None
-        return self._future.result()
-
-    def finish(self) -> Any:
-        result, self._future = self.wait(), None
-        return result
-
-
-class _Stream:
-    """A CUDA stream of its own: the call enqueues its kernels and returns."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._stream = torch.cuda.Stream(device)
-        self._result: Any = None
-        self.runs = False
-
-    def start(self, call: Callable[..., Any], *arguments: Any) -> None:
-        self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-        with torch.cuda.stream(self._stream):
-            self._result = call(*arguments)
-        self.runs = True
-
-    def wait(self) -> Any:
-        torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
-        return self._result
-
-    def finish(self) -> Any:
-        self.runs = False
-        return self.wait()

@@ -96,8 +96,13 @@ def test_the_same_name_again_keeps_everything(tmp_path: Path, path: Path) -> Non
     ("text", "expected"),
     [
         (
-            "algorithm: {name: sac}\ntraining:\n  overlap: true",
-            ":3: training.overlap = true: has no effect with algorithm.name = sac; remove it",
+            "algorithm: {name: sac}\nnetwork: {name: mlp,\n  init_log_std: 1}",
+            ":3: network.init_log_std = 1.0: has no effect with algorithm.name = sac; remove it",
+        ),
+        (
+            "algorithm: {name: sac,\n  horizon: 4}\ntraining: {overlap: true}",
+            ":2: algorithm.horizon = 4: the policy would change between the steps of an iteration with "
+            "training.overlap; set it to 1, or training.overlap to false",
         ),
         (
             "algorithm: {name: sac}\nnetwork: {init_log_std: -1}",

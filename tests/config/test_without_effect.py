@@ -87,7 +87,6 @@ TABLE = [
         for key, value in (("desired_kl", 0.02), ("lr_min", 1e-6), ("lr_max", 0.1))
         for name in ("constant", "linear")
     ),
-    *(Case("training.overlap=true", [f"algorithm.name={name}"]) for name in ("sac", "td3")),
     *(Case(setting, DISTIL) for setting in ("training.overlap=true", "compute.autocast=bfloat16")),
     *(
         Case(

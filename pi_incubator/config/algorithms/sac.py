@@ -14,7 +14,7 @@ class SACSettings(ReplaySettings):
     """Soft actor-critic: twin critics, a tuned temperature, and a replay buffer."""
 
     num_networks: ClassVar[int] = 5
-    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "network.init_log_std")
+    unused: ClassVar[tuple[str, ...]] = ("network.init_log_std",)
 
     name: Literal["sac"] = "sac"
     """Algorithm: the name of a file in pi_incubator/algorithms."""

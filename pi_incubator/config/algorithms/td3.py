@@ -14,7 +14,7 @@ class TD3Settings(ReplaySettings):
     """Twin delayed deep deterministic policy gradients, and a replay buffer."""
 
     num_networks: ClassVar[int] = 6
-    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "network.init_log_std")
+    unused: ClassVar[tuple[str, ...]] = ("network.init_log_std",)
 
     name: Literal["td3"] = "td3"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
