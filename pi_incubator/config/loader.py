@@ -15,6 +15,7 @@ from ruamel.yaml.nodes import MappingNode, Node, ScalarNode
 from ruamel.yaml.representer import SafeRepresenter
 
 from envs_gpu.registry import UnknownNameError, nearest
+from pi_incubator.config.by_device import base_file
 from pi_incubator.config.errors import (
     NESTED,
     OPTIONAL,
@@ -81,7 +82,7 @@ def load_with_sources(path: str | Path, overrides: Sequence[str] = ()) -> tuple[
     for text in overrides:
         for field, setting in _parse_override(text).items():
             _put(overridden, field, setting)
-    settings = _merge(_read(find_config(Path(path)), asked_by=None, above=()), overridden)
+    settings = _merge(_read(find_config(Path(path)), None, (), overridden), overridden)
     _check_union_keys(settings)
     sources = {field: setting.source for field, setting in settings.items()}
     try:
@@ -188,8 +189,11 @@ def load_saved(path: str | Path, overrides: Sequence[str] = ()) -> tuple[Experim
     return load_with_sources(path, overrides)
 
 
-def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Settings:
-    """The settings of `path` over those of its base; `above` are the files that led here."""
+def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...], upper: Settings) -> Settings:
+    """The settings of `path` over those of its base.
+
+    `above` are the files that led here, and `upper` are the settings that will replace these.
+    """
     text = _read_text(path, asked_by)
     if asked_by is not None and path.resolve() in above:
         chain = " -> ".join(file.name for file in (*above, path))
@@ -209,11 +213,10 @@ def _read(path: Path, asked_by: Setting | None, above: tuple[Path, ...]) -> Sett
         settings |= _model_beside(path, settings)
     if BASE not in data:
         return settings
-    base = Setting(data[BASE], lines.get(BASE, str(path)))
-    if not isinstance(base.value, str) or not base.value:
-        fix = "name one file, relative to this one"
-        raise ConfigError(base.source, BASE, base.value, problem="must be a file name", fix=fix)
-    return _merge(_read(path.parent / base.value, base, (*above, path.resolve())), settings)
+    upper, source = _merge(settings, upper), lines.get(BASE, str(path))
+    file = base_file(data[BASE], source, lambda field: upper[field].value if field in upper else None)
+    below = _read(path.parent / file, Setting(file, source), (*above, path.resolve()), upper)
+    return _merge(below, settings)
 
 
 def _model_beside(path: Path, settings: Settings) -> Settings:

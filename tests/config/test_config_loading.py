@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from pi_incubator.config import ExperimentConfig, load_config, load_with_sources, save_config
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -63,6 +63,31 @@ def test_inheritance_merges_fields_and_is_relative_to_the_file(tmp_path: Path) -
         "algorithm.num_epochs": f"{top}:3",
         "env.name": "command line",
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "has_cuda", "expected"),
+    [
+        ([], False, "cpu"),
+        ([], True, "cuda"),
+        (["compute.device=cuda"], False, "cuda"),
+        (["compute.device=cpu"], True, "cpu"),
+        (["env.backend=mujoco"], True, "cpu"),
+    ],
+)
+def test_a_file_can_inherit_by_device(tmp_path: Path, monkeypatch, settings, has_cuda, expected) -> None:
+    """On the command line, in the file, or in one that inherits from it; otherwise what torch finds."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_cuda)
+    for device in ("cpu", "cuda"):
+        (tmp_path / f"{device}.yaml").write_text(f"experiment: {{name: on_{device}}}")
+    (tmp_path / "task.yaml").write_text("base: {cpu: cpu.yaml, cuda: cuda.yaml}\nenv: {name: hopper}")
+    (tmp_path / "top.yaml").write_text("base: task.yaml\nenv: {num_envs: 8}")
+    cfg = load_config(tmp_path / "top.yaml", settings)
+    assert (cfg.experiment.name, cfg.env.name) == (f"on_{expected}", "hopper")
+    for setting in settings:
+        section, _, rest = setting.partition(".")
+        (tmp_path / "own.yaml").write_text(f"base: task.yaml\n{section}: {{{rest.replace('=', ': ')}}}")
+        assert load_config(tmp_path / "own.yaml").experiment.name == f"on_{expected}"
 
 
 def test_override_values_are_yaml(tmp_path: Path) -> None:
