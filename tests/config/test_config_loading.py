@@ -15,10 +15,11 @@ ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: f"{path.parent.stem}-{path.stem}")
 def test_shipped_configs_load_and_name_their_schema(path: Path) -> None:
     assert load_config(path).num_iterations() >= 1
-    assert path.read_text().startswith("# yaml-language-server: $schema=schema.json\n")
+    up = "../" * (len(path.relative_to(ROOT / "configs").parts) - 1)
+    assert path.read_text().startswith(f"# yaml-language-server: $schema={up}schema.json\n")
 
 
 @pytest.mark.parametrize("number", ["1e-3", "1.0e-3", "0.001", "1E-3"])
