@@ -47,6 +47,7 @@ setup(
         "mlflow>=3.17,<3.18",
         "matplotlib>=3.10",
         "imageio-ffmpeg>=0.6",
+        "scipy>=1.15",  # intervals over seeds; MLflow needs it too
         "onnx>=1.23,<2",
         "onnxscript>=0.7.2,<0.8",
         "onnxruntime>=1.32,<2",

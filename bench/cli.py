@@ -12,6 +12,7 @@ from bench import (
     memory,
     ranks,
     report,
+    returns,
     saves,
     scaling,
     sim,
@@ -25,6 +26,7 @@ COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "bridge": bridge}
 COMMANDS |= {"startup": startup, "memory": memory, "scaling": scaling, "ranks": ranks}
 COMMANDS |= {"saves": saves, "all": everything}
 COMMANDS |= {"compare": compare, "report": report}  # of what the others wrote
+COMMANDS |= {"returns": returns}  # of what trainings wrote
 
 
 def main(argv: list[str]) -> int | None:
