@@ -178,6 +178,14 @@ class ReplaySettings(RolloutSettings):
                 problem=f"nothing is learned in training.total_steps = {cfg.training.total_steps}",
                 fix="set it below, or train for longer",
             )
+        learning_steps = cfg.training.total_steps - self.learning_starts
+        if learning_steps * self.updates_per_step < 1:
+            raise cross_field_error(
+                field="algorithm.updates_per_step",
+                value=self.updates_per_step,
+                problem=f"makes no update in the {learning_steps} steps after algorithm.learning_starts",
+                fix="raise it, or train for longer",
+            )
 
     def _check_priorities(self) -> None:
         """Refuse settings of priorities where there are none."""

@@ -160,7 +160,7 @@ class OffPolicy(Algorithm[Settings]):
         """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none
         while a buffer that was not saved is filled again."""
         starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
-        if len(self.replay) < min(starts // self.distributed.world_size, self.replay.capacity):
+        if len(self.replay) < max(1, min(starts // self.distributed.world_size, self.replay.capacity)):
             return 0
         now = max(0, self.env_steps - starts)
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)

@@ -27,11 +27,11 @@ def make():
     """Function that makes an algorithm on four worlds."""
     envs = []
 
-    def make(overlap, background=None):
+    def make(overlap, background=None, **settings):
         torch.manual_seed(0)
         envs.append(make_env("cartpole_balance", num_envs=4, device=torch.device("cpu"), seed=0))
         sections = {"env": {"name": "cartpole_balance", "num_envs": 4}, "network": {"hidden_sizes": [8]}}
-        sections |= {"algorithm": SETTINGS, "training": {"overlap": overlap}}
+        sections |= {"algorithm": SETTINGS | settings, "training": {"overlap": overlap}}
         algorithm = make_algorithm(ExperimentConfig.model_validate(sections), envs[-1])
         algorithm.background = background or algorithm.background
         return algorithm
@@ -51,6 +51,12 @@ def train(algorithm, num_iterations=12):
 def test_worlds_beside_an_update_give_the_bits_of_worlds_before_it(make):
     """The two share nothing, so it does not matter which one is quicker."""
     assert_same_tensors(train(make(overlap=True)), train(make(overlap=True, background=Inline())))
+
+
+def test_an_overlapped_training_can_learn_from_its_first_step(make):
+    """The first update has nothing to learn from yet."""
+    state = train(make(overlap=True, learning_starts=0), 2)
+    assert state["critic_optimizer.0.step"] == 2
 
 
 def test_an_overlapped_update_learns_from_the_steps_before(make):
