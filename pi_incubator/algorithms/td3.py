@@ -56,6 +56,7 @@ class TD3(OffPolicy[TD3Settings]):
         ]
         self.actor_optimizer = Adam(self.actor_weights, torch.tensor(settings.lr_actor, device=device))
         self.critic_optimizer = Adam(self.critic_weights, torch.tensor(settings.lr_critic, device=device))
+        self.spread = self._make_spread()
         self.steps = DelayedActor(
             Phase(self._actor_gradients, self._apply_to_actor),
             Phase(self._critic_gradients, self._apply_to_critics),
@@ -71,6 +72,9 @@ class TD3(OffPolicy[TD3Settings]):
         network, std = make_network(cfg.network, spec), cfg.algorithm.exploration_std
         return DeterministicPolicy(cfg.network, network, spec, std).to(spec.device)
 
+    def scale_noise(self, noise: Tensor) -> Tensor:
+        return noise if self.spread is None else noise * self.spread
+
     def step(self, minibatch: TensorDict) -> Tensor:
         return self.steps(minibatch)
 
@@ -83,6 +87,19 @@ class TD3(OffPolicy[TD3Settings]):
             "actor_optimizer": Part(self.actor_optimizer),
             "critic_optimizer": Part(self.critic_optimizer),
         }
+
+    def _make_spread(self) -> Tensor | None:
+        """Each world's share `[N, 1]` of the exploration noise, evenly spaced over the worlds of all ranks.
+
+        FastTD3 (Seo et al. 2025, arXiv 2505.22642) draws them at random for each episode instead.
+        """
+        settings, num_envs = self.settings, self.env.num_envs
+        if settings.exploration_std_min is None:
+            return None
+        least = settings.exploration_std_min / max(settings.exploration_std, 1e-12)
+        of_all = torch.linspace(least, 1.0, num_envs * self.distributed.world_size, device=self.env.device)
+        first = num_envs * self.distributed.rank
+        return of_all[first : first + num_envs].unsqueeze(-1)
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         with self.autocast():

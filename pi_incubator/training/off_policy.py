@@ -74,6 +74,10 @@ class OffPolicy(Algorithm[Settings]):
         self.noise.normal_(noise)
         return noise[0]
 
+    def scale_noise(self, noise: Tensor) -> Tensor:
+        """The exploration noise `[N, A]` that the policy acts with, from a standard normal one."""
+        return noise
+
     def observe(self, result: StepResult) -> None:
         """Look at what a step of the worlds gave, beside storing it."""
 
@@ -116,7 +120,7 @@ class OffPolicy(Algorithm[Settings]):
         if self.env_steps + t * steps_of_all < self.settings.learning_starts:
             # Uniform between the env's limits: the normal distribution's quantile of the noise.
             return obs, policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
-        return obs, policy.act(obs, policy.initial_state(env.num_envs), noise).action
+        return obs, policy.act(obs, policy.initial_state(env.num_envs), self.scale_noise(noise)).action
 
     @torch.no_grad()
     def _store(self, obs: dict[str, Tensor], action: Tensor, result: StepResult) -> None:

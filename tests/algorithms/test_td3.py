@@ -8,12 +8,14 @@ from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.distributed import Distributed
 from tests.envs import StillEnv
 from tests.learning import make_algorithm
 
 CPU = torch.device("cpu")
 B, D, A = 32, 3, 2
 LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)
+SPEC = EnvSpec("toy", 4, {"policy": D}, A, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
 GAMMA, TAU, STD, CLIP = 0.9, 0.25, 0.4, 0.5
 SETTINGS = {
     "name": "td3",
@@ -38,11 +40,10 @@ def _in_float64():
 def make_td3():
     """Networks that disagree with their targets, and a normalizer that has seen data."""
     torch.manual_seed(0)
-    spec = EnvSpec("toy", 4, {"policy": D}, A, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
     cfg = ExperimentConfig.model_validate(
         {"env": {"num_envs": 4}, "network": {"hidden_sizes": [8]}, "algorithm": SETTINGS}
     )
-    td3 = make_algorithm(cfg, StillEnv(spec))
+    td3 = make_algorithm(cfg, StillEnv(SPEC))
     with torch.no_grad():
         td3.policy.head[-1].weight.mul_(60.0)
         for target in td3.targets:
@@ -220,3 +221,20 @@ def test_a_step_that_is_not_finite_changes_no_bit_of_what_is_learned():
     td3.step(steps)
     assert all(torch.equal(*pair) for pair in zip(before, learned, strict=True))
     assert td3.skipped.pop() == 2
+
+
+def test_worlds_explore_with_noise_between_the_least_and_the_largest():
+    """Over all ranks: the second of two continues where the first ends."""
+    sections = {"env": {"num_envs": 4}, "network": {"hidden_sizes": [8]}}
+    sections["algorithm"] = SETTINGS | {"exploration_std": 0.4, "exploration_std_min": 0.05}
+    cfg = ExperimentConfig.model_validate(sections)
+    td3 = make_algorithm(cfg, StillEnv(SPEC))
+    ones = torch.ones(4, A)
+    expected = torch.tensor([0.05, 0.05 + 0.35 / 3, 0.05 + 0.7 / 3, 0.4])
+    torch.testing.assert_close(0.4 * td3.scale_noise(ones)[:, 0], expected)
+    assert torch.equal(make_td3().scale_noise(ones), ones)
+    spreads = []
+    for rank in range(2):
+        td3.distributed = Distributed(rank, world_size=2)
+        spreads.append(td3._make_spread())
+    torch.testing.assert_close(torch.cat(spreads), torch.linspace(0.125, 1.0, 8).unsqueeze(-1))

@@ -25,6 +25,11 @@ from pi_incubator.config import ConfigError, load_config
             "algorithm.buffer_size = 1000: must hold at least one minibatch and one step of every world; "
             "set it to 2000 or more",
         ),
+        (
+            ["algorithm.name=td3", "algorithm.exploration_std_min=0.2"],
+            "algorithm.exploration_std_min = 0.2: is above algorithm.exploration_std = 0.1; "
+            "set it to that or less",
+        ),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused_in_one_line(tmp_path: Path, settings, expected) -> None:

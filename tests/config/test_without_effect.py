@@ -134,7 +134,8 @@ ALWAYS = {
     "algorithm.record algorithm.feature_coef algorithm.num_updates algorithm.fake_quantize",
     "algorithm.n_step algorithm.storage algorithm.replay algorithm.save_buffer",
     "algorithm.lr_end algorithm.actor_every algorithm.target_std algorithm.num_bins algorithm.largest_value",
-    "algorithm.noise_repeat algorithm.exploration_std algorithm.smoothing_std algorithm.smoothing_clip",
+    "algorithm.noise_repeat algorithm.exploration_std algorithm.exploration_std_min",
+    "algorithm.smoothing_std algorithm.smoothing_clip",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""
