@@ -1,8 +1,8 @@
-"""The left-right mirror image of a robot: which entry of a vector becomes which one, and where the sign changes.
+"""The left-right mirror image of a robot: which entry of a vector becomes which one, and with which sign.
 
-The mirror is the plane y = 0, so that left is +y. What is drawn as an arrow (a position, a velocity, a force)
-loses its y; what is a rotation (an angular velocity, a torque) keeps its y alone. Joints, feet and bodies swap
-places with those on the other side, which are found in the model: no names are read.
+The mirror is the plane y = 0. A position, a velocity or a force changes the sign of its y; an angular
+velocity or a torque changes those of its x and z. Joints, feet and bodies swap places with those on the other
+side, which are found in the model: no names are read.
 
 Letters: D entries, P points.
 """
@@ -25,9 +25,8 @@ TOLERANCE_M = 1e-3
 """How far a joint or a site may be from the mirror image of its partner: makers round their lengths."""
 COM_TOLERANCE_M = 0.01
 """The same of centres of mass: a battery is on one side."""
-_FREE, _HINGE, _SLIDE = (
-    int(getattr(mujoco.mjtJoint, f"mjJNT_{name}")) for name in ("FREE", "HINGE", "SLIDE")
-)
+_KIND = mujoco.mjtJoint
+_FREE, _HINGE, _SLIDE = int(_KIND.mjJNT_FREE), int(_KIND.mjJNT_HINGE), int(_KIND.mjJNT_SLIDE)
 _Y = np.array([1.0, -1.0, 1.0])
 
 
@@ -153,7 +152,8 @@ class ModelMirror:
             raise EnvError(f"joint {joint!r} has not exactly one mirror image")
         index = fits.argmax(1)
         sign = np.sign(turned[np.arange(len(index)), index])
-        self._require_same("range of joint", model.jnt_range[single], index, sign)
+        names = [f"joint {model.joint(joint).name!r}" for joint in single]
+        _require_same("range", names, model.jnt_range[single], index, sign)
         return Mirror(torch.from_numpy(index), torch.from_numpy(sign).float())
 
     def _pair_state(self) -> tuple[Mirror, Mirror]:
@@ -185,25 +185,33 @@ class ModelMirror:
         index = np.array([driven.index(int(self.joints.index[number])) for number in driven])
         gear = np.sign(model.actuator_gear[:, 0])
         sign = self.joints.sign[driven].numpy() * gear * gear[index]
-        self._require_same("range of control", model.actuator_ctrlrange, index, sign)
-        self._require_same("force range of control", model.actuator_forcerange, index, sign)
-        for what in ("gainprm", "biasprm"):
-            values = getattr(model, f"actuator_{what}")
+        names = [f"actuator {model.actuator(i).name!r}" for i in range(model.nu)]
+        for what in ("ctrlrange", "forcerange"):
+            _require_same(what, names, getattr(model, f"actuator_{what}"), index, sign)
+        for what in ("gear", "gainprm", "biasprm"):
+            values = np.abs(getattr(model, f"actuator_{what}"))
             if not np.allclose(values, values[index]):
-                raise EnvError(f"actuators that are mirror images differ in {what}")
-        if not np.allclose(np.abs(model.actuator_gear), np.abs(model.actuator_gear[index])):
-            raise EnvError("actuators that are mirror images differ in their gear")
+                raise EnvError(f"actuators that are mirror images of each other differ in {what}")
         return Mirror(torch.from_numpy(index), torch.from_numpy(sign).float())
 
-    @staticmethod
-    def _require_same(
-        what: str, ranges: NDArray[np.float64], index: NDArray[np.int64], sign: NDArray[np.float64]
-    ) -> None:
-        """Check that `ranges` `[D, 2]` are the mirror images of those of their partners."""
-        image = np.where(sign[:, None] > 0, ranges[index], -ranges[index][:, ::-1])
-        if not np.allclose(ranges, image):
-            number = int(np.abs(ranges - image).max(1).argmax())
-            raise EnvError(f"the {what} {number} is not the mirror image of that of its partner")
+
+def _require_same(
+    what: str,
+    names: Sequence[str],
+    ranges: NDArray[np.float64],
+    index: NDArray[np.int64],
+    sign: NDArray[np.float32],
+) -> None:
+    """Check that `ranges` `[D, 2]` are the mirror images of those of their partners.
+
+    Raises:
+        EnvError: one of `names` has another.
+    """
+    image = np.where(sign[:, None] > 0, ranges[index], -ranges[index][:, ::-1])
+    far = np.abs(ranges - image).max(1)
+    if (far > 1e-6).any():
+        name, partner = names[int(far.argmax())], names[int(index[far.argmax()])]
+        raise EnvError(f"the {what} of {name} is not the mirror image of that of {partner}")
 
 
 class EnvMirror(NamedTuple):

@@ -26,8 +26,8 @@ SAME_COMMAND = {"command_interval_s": 1e9}
 
 
 def symmetrized(spec: mujoco.MjSpec) -> mujoco.MjSpec:
-    """The scene with masses that are mirror images to the last digit, as a robot's maker did not measure them:
-    a body takes over the inertia of its partner, and one in the middle keeps none of its sideways part."""
+    """The scene with masses that are mirror images to the last digit, as no maker measures them: a body takes
+    over the inertia of its partner, and one in the middle keeps none of its sideways part."""
     model = spec.compile()
     index = ModelMirror(model).bodies().index.numpy() + 1
     for body, partner in enumerate(index, 1):
@@ -49,7 +49,7 @@ def symmetrized(spec: mujoco.MjSpec) -> mujoco.MjSpec:
 
 
 def make_mirrored(name: str, exact: bool) -> SimEnv:
-    """2 N worlds whose second half is the mirror image of the first, after some steps under random actions."""
+    """2 N worlds whose second half is the mirror image of the first, after steps under random actions."""
     task = make_task(name)
     if exact:
         scene = task.scene
@@ -201,7 +201,7 @@ def test_what_is_no_mirror_is_refused() -> None:
         paired(np.array([[0.0, 0.1, 0.0], [0.0, -0.2, 0.0]]), "feet")
     spec = make_task("go1_velocity").scene()
     spec.joint("FL_hip_joint").range = (-0.5, 0.9)
-    with pytest.raises(EnvError, match="range of joint"):
+    with pytest.raises(EnvError, match="range of joint 'F[RL]_hip_joint' is not"):
         ModelMirror(spec.compile())
     with pytest.raises(EnvError, match="its mirror is 2 wide"):
         ObservationTerm("a", 3, lambda state, _: state.qpos, mirror=signs(1, 1))
