@@ -139,6 +139,8 @@ class ReplaySettings(RolloutSettings):
     """How much the priorities count; 0 samples uniformly."""
     priority_correction: Fraction = 0.4
     """How far the loss undoes that steps are not equally likely; 1 in full."""
+    symmetry: bool = False
+    """Whether every second sample of a minibatch is its left-right mirror image, which the task declares."""
     learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
     """Environment steps with random actions, over all worlds, before anything is learned."""
     save_buffer: Literal["always", "last", "never"] = "last"

@@ -99,6 +99,10 @@ class ObservationNormalizer(nn.Module):
         """`[..., D]` raw -> `[..., D]` normalized."""
         return ((observation - self.mean) / self.std).clamp(-self.clip, self.clip)
 
+    def inverse(self, normalized: Tensor) -> Tensor:
+        """`[..., D]` normalized -> `[..., D]` raw, where it was not clipped."""
+        return normalized * self.std + self.mean
+
     def observe(self, observation: Tensor, mask: Tensor | None = None) -> None:
         """Add `observation` `[..., D]` to what the next `commit` merges.
 
@@ -174,6 +178,9 @@ class NoNormalizer(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         return observation
+
+    def inverse(self, normalized: Tensor) -> Tensor:
+        return normalized
 
     def observe(self, observation: Tensor, mask: Tensor | None = None) -> None:
         """Nothing to count."""

@@ -25,6 +25,7 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.training.algorithm import Algorithm
+from pi_incubator.training.symmetry import mirror_half, mirror_of
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
 
@@ -50,6 +51,9 @@ class OffPolicy(Algorithm[Settings]):
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
         self.replay: Replay = self._make_replay()
+        symmetric = self.settings.symmetry
+        groups = self.network.groups
+        self.mirror = mirror_of(env, groups, "algorithm.symmetry", True) if symmetric else None
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
 
@@ -132,6 +136,8 @@ class OffPolicy(Algorithm[Settings]):
 
     def _minibatch(self, size: int) -> TensorDict:
         minibatch = self.replay.sample(size)
+        if self.mirror:
+            mirror_half(minibatch, self.mirror, len(self.shards))
         # [2, B, A] filled by shards of B, stored as [B, 2, A].
         noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)
         self.learning_noise.normal_(noise)

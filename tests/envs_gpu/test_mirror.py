@@ -201,7 +201,7 @@ def test_what_is_no_mirror_is_refused() -> None:
         paired(np.array([[0.0, 0.1, 0.0], [0.0, -0.2, 0.0]]), "feet")
     spec = make_task("go1_velocity").scene()
     spec.joint("FL_hip_joint").range = (-0.5, 0.9)
-    with pytest.raises(EnvError, match="range of joint 'F[RL]_hip_joint' is not"):
+    with pytest.raises(EnvError, match=r"range of joint 'F[RL]_hip_joint' is not"):
         ModelMirror(spec.compile())
     with pytest.raises(EnvError, match="its mirror is 2 wide"):
         ObservationTerm("a", 3, lambda state, _: state.qpos, mirror=signs(1, 1))
