@@ -186,7 +186,7 @@ class PPO(OnPolicy[PPOSettings]):
         """
         assert self.mirror is not None
         policy, group = self.policy, self.policy.group
-        normalizer = policy.normalizer[group]
+        normalizer = policy.normalizer.of(group)
         # Normalized entries have means and units of their own, so raw ones change places.
         image = normalizer(self.mirror.groups[group](normalizer.inverse(samples[group])))
         features, _ = policy.encoder(image, policy.initial_state(0))

@@ -105,6 +105,26 @@ def test_the_symmetry_loss_is_its_formula(loss: str) -> None:
     env.close()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_a_compiled_update_learns_what_an_eager_one_learns(optimizer: str) -> None:
+    """One update with the symmetry loss from the same rollout, to the rounding of the matrix products."""
+    algorithm = {"horizon": 8, "minibatch_size": 16, "symmetry_coef": 0.25, "optimizer": optimizer}
+    sections = {"env": ANT, "network": {"hidden_sizes": [8]}, "algorithm": algorithm}
+    weights = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        env = make_env("ant", num_envs=4, device=CPU)
+        ppo = make_algorithm(ExperimentConfig.model_validate(sections), env, compiled)
+        ppo.collect()
+        ppo.update()
+        weights.append({name: weight.detach() for name, weight in ppo.policy.named_parameters()})
+        env.close()
+    for name, weight in weights[0].items():
+        tolerance = 1e-3 if optimizer == "muon" else 1e-5  # 10 steps of at most 3e-4 * 1
+        torch.testing.assert_close(weights[1][name], weight, rtol=1e-3, atol=tolerance, msg=name)
+
+
 @pytest.mark.parametrize(
     ("setting", "others"),
     [
