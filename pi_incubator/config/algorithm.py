@@ -175,6 +175,12 @@ class ReplaySettings(RolloutSettings):
             )
         if self.replay == "uniform":
             self._check_priorities()
+        if self.symmetry and self.batch_size == 1:
+            problem, fix = (
+                "has no effect with algorithm.batch_size = 1",
+                "remove it, or set that to 2 or more",
+            )
+            raise cross_field_error(field="algorithm.symmetry", value=True, problem=problem, fix=fix)
         if self.learning_starts >= cfg.training.total_steps:
             raise cross_field_error(
                 field="algorithm.learning_starts",
