@@ -18,6 +18,7 @@ from torch import Tensor
 
 from envs_gpu.errors import EnvError
 from envs_gpu.interface import Term, TermKind
+from envs_gpu.mirror import Mirror
 from envs_gpu.physics.base import PhysicsState
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class ObservationTerm:
     and last actions have no noise."""
     commands: tuple[str, ...] = ()
     """Of a command: the names of its entries, with units, such as `forward_m_s`."""
+    mirror: Mirror | None = None
+    """`[width]` what it is in the left-right mirror image of the world; None where nobody says it."""
 
     def __post_init__(self) -> None:
         if problem := self._problem():
@@ -69,6 +72,12 @@ class ObservationTerm:
             return f"its width is {self.width}; give it at least 1"
         if self.offset is not None and self.offset.shape != (self.width,):
             return f"its offset is {list(self.offset.shape)}; make it [{self.width}], as wide as the term"
+        if self.mirror is not None and self.mirror.width != self.width:
+            return f"its mirror is {self.mirror.width} wide; make it {self.width} wide, as the term"
+        if self.mirror is not None and self.offset is not None:
+            image = self.mirror.to(self.offset.device)(self.offset)
+            if not torch.allclose(image, self.offset, atol=1e-5):
+                return "its offset is not its own mirror image; make it so, or declare no mirror"
         if self.kind != "sensor" and self.noise:
             return f"it is a {self.kind}, but has noise {self.noise:g}; only a sensor has noise"
         num_names = self.width if self.kind == "command" else 0
@@ -103,9 +112,10 @@ def remembered(name: str) -> Read:
     return lambda _, episode: episode.memory[name]
 
 
-def last_action_term(width: int) -> ObservationTerm:
+def last_action_term(width: int, mirror: Mirror | None = None) -> ObservationTerm:
     """The last action, from the task's memory `last_action` `[N, width]`."""
-    return ObservationTerm("last_action", width, remembered("last_action"), kind="last_action")
+    read = remembered("last_action")
+    return ObservationTerm("last_action", width, read, kind="last_action", mirror=mirror)
 
 
 def joint_position_term(
@@ -115,6 +125,7 @@ def joint_position_term(
     high: Tensor,
     unit: str = "rad",
     noise: float | None = None,
+    mirror: Mirror | None = None,
 ) -> ObservationTerm:
     """Joint positions relative to a default pose.
 
@@ -128,6 +139,7 @@ def joint_position_term(
         high: `[J]` upper limits.
         unit: see `ObservationTerm`.
         noise: see `ObservationTerm`.
+        mirror: see `ObservationTerm`.
     """
     return ObservationTerm(
         "joint_position",
@@ -138,6 +150,7 @@ def joint_position_term(
         low=low.min().item() - 1.0,
         high=high.max().item() + 1.0,
         noise=noise,
+        mirror=mirror,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from envs_gpu.errors import EnvError
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.limits import reachable
+from envs_gpu.mirror import EnvMirror, joined
 from envs_gpu.models import compile_model, model_hashes, naming
 from envs_gpu.observation import check_reads, noise_scale
 from envs_gpu.parameters import ParameterTable
@@ -297,6 +298,22 @@ class SimEnv(VecEnv):
             interface = replace(interface, terms=(Term("observation", width),))
         check_interface(self.spec.name, interface, width, self.task)
         return interface
+
+    def mirror(self, groups: Iterable[str]) -> EnvMirror:
+        task, found = self.task, {}
+        if task.mirror is None:
+            return super().mirror(groups)
+        for group in groups:
+            terms = task.observation_groups.get(group, ())
+            mirrors = [term.mirror for term in terms if term.mirror is not None]
+            if not mirrors or len(mirrors) < len(terms):
+                which = next((f"term {term.name!r}" for term in terms if term.mirror is None), "it")
+                raise EnvError(
+                    f"{self.spec.name} declares no mirror of the group {group!r}: {which} has none"
+                )
+            seen = self._perception.history if group == "policy" else 1
+            found[group] = joined(mirrors * seen).to(self.device)
+        return EnvMirror(found, task.mirror.controls.to(self.device))
 
     def positions(self) -> Tensor:
         return self.physics.state.qpos

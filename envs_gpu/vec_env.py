@@ -29,7 +29,7 @@ Tensors that `reset` and `step` return are the env's own buffers: valid until th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -41,6 +41,7 @@ from torch import Tensor
 
 from envs_gpu.errors import EnvError
 from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
+from envs_gpu.mirror import EnvMirror
 from envs_gpu.parameters import unknown_parameter
 
 
@@ -190,6 +191,14 @@ class VecEnv(ABC):
             tuple(Servo(joint) for joint in self.spec.joint_names),
             (Term("observation", self.spec.obs_dims["policy"]),),
         )
+
+    def mirror(self, groups: Iterable[str]) -> EnvMirror:
+        """The left-right mirror of actions and of observation `groups`.
+
+        Raises:
+            EnvError: the env declares none, or none of one of the groups.
+        """
+        raise EnvError(f"{self.spec.name} declares no mirror")
 
     def positions(self) -> Tensor:
         """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory.

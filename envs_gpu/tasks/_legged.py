@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.interface import Targets
+from envs_gpu.mirror import AXIAL, POLAR, SCALAR
 from envs_gpu.observation import ObservationTerm, joint_position_term, last_action_term
 from envs_gpu.physics.base import PhysicsState
 from envs_gpu.robots import Robot, robot_model
@@ -90,6 +91,10 @@ class Legged(Task):
             self.sensor_block("foot_position_"),
         )
         self._torque = self.sensor_block("torque_")
+        mirror = self.mirror
+        self._joints_mirror = mirror.joints if mirror else None
+        self._actions_mirror = mirror.controls if mirror else None
+        self._feet_mirror = mirror.sites(self.robot.end_effectors) if mirror else None
 
     def control(self, action: Tensor) -> Tensor:
         target = self._default_pose + self.robot.action_scale * action
@@ -107,6 +112,7 @@ class Legged(Task):
         """What the robot measures and is asked to do."""
         count, turn, speed = self._num_joints, TURN_LIMIT_RAD_S, JOINT_LIMIT_RAD_S
         noise, up = self.sensor_noise, self.sensor["up"]
+        joints = self._joints_mirror
         return (
             ObservationTerm(
                 "projected_gravity",
@@ -115,6 +121,7 @@ class Legged(Task):
                 low=-1.5,
                 high=1.5,
                 noise=noise.gravity,
+                mirror=POLAR,
             ),
             ObservationTerm(
                 "angular_velocity",
@@ -124,6 +131,7 @@ class Legged(Task):
                 low=-turn,
                 high=turn,
                 noise=noise.turn_rad_s,
+                mirror=AXIAL,
             ),
             *self._command_terms(),
             joint_position_term(
@@ -132,6 +140,7 @@ class Legged(Task):
                 self._target_low,
                 self._target_high,
                 noise=noise.joint_rad,
+                mirror=joints,
             ),
             ObservationTerm(
                 "joint_velocity",
@@ -141,8 +150,9 @@ class Legged(Task):
                 low=-speed,
                 high=speed,
                 noise=noise.joint_rad_s,
+                mirror=joints,
             ),
-            last_action_term(count),
+            last_action_term(count, self._actions_mirror),
         )
 
     def _command_terms(self) -> tuple[ObservationTerm, ...]:
@@ -151,11 +161,14 @@ class Legged(Task):
 
     def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
         """What the robot cannot measure."""
+        count, feet = self._num_feet, self._feet_mirror
         return (
-            ObservationTerm("linear_velocity", 3, self.sensor_reading("velocity"), "m/s"),
-            ObservationTerm("base_height", 1, lambda state, _: self._base_height(state), "m"),
-            ObservationTerm("foot_contact", self._num_feet, lambda state, _: self._foot_contact(state)),
-            ObservationTerm("foot_height", self._num_feet, lambda state, _: self._foot_height(state), "m"),
+            ObservationTerm("linear_velocity", 3, self.sensor_reading("velocity"), "m/s", mirror=POLAR),
+            ObservationTerm("base_height", 1, lambda state, _: self._base_height(state), "m", mirror=SCALAR),
+            ObservationTerm("foot_contact", count, lambda state, _: self._foot_contact(state), mirror=feet),
+            ObservationTerm(
+                "foot_height", count, lambda state, _: self._foot_height(state), "m", mirror=feet
+            ),
         )
 
     def _base_height(self, state: PhysicsState) -> Tensor:

@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from envs_gpu.mirror import signs
 from envs_gpu.observation import ObservationTerm, remembered
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
@@ -69,11 +70,13 @@ class Velocity(Legged):
                 low=-10.0,
                 high=10.0,
                 commands=("forward_m_s", "sideways_m_s", "turn_rad_s"),
+                mirror=signs(1, -1, -1),
             ),
         )
 
     def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
-        air_time = ObservationTerm("air_time", self._num_feet, remembered("air_time_s"), "s")
+        count, feet = self._num_feet, self._feet_mirror
+        air_time = ObservationTerm("air_time", count, remembered("air_time_s"), "s", mirror=feet)
         return (*super()._privileged_terms(), air_time)
 
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.mirror import paired
 from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter, with_defaults
 from envs_gpu.physics.base import PhysicsState
@@ -89,7 +90,10 @@ class RoughVelocity(Velocity):
         }
 
     def _privileged_terms(self) -> tuple[ObservationTerm, ...]:
-        scan = ObservationTerm("height_scan", len(self._scan), self._height_scan, "m", clip=1.0)
+        count = len(self._scan)
+        points = torch.nn.functional.pad(self._scan, (0, 1)).double().cpu().numpy()  # [S, 3]
+        mirror = paired(points, "scanned points")
+        scan = ObservationTerm("height_scan", count, self._height_scan, "m", clip=1.0, mirror=mirror)
         return (*super()._privileged_terms(), scan)
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:

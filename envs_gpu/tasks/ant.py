@@ -13,6 +13,7 @@ import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.mirror import AXIAL, POLAR, QUATERNION, SCALAR, WRENCH
 from envs_gpu.observation import ObservationTerm
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
@@ -40,6 +41,7 @@ class Ant(Task):
         Parameter("healthy_z_min_m", 0.2, "m", "height of the torso below which the episode ends"),
         Parameter("healthy_z_max_m", 1.0, "m", "height of the torso above which the episode ends"),
     )
+    is_symmetric = True
     substeps = 5
     max_episode_steps = 1000
 
@@ -69,15 +71,28 @@ class Ant(Task):
 
     def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
         wrenches = 6 * NUM_BODIES
+        joints = self.mirror.joints if self.mirror else None
         terms = (
-            ObservationTerm("torso_height", 1, lambda state, _: state.qpos[:, 2:3], "m"),
-            ObservationTerm("torso_orientation", 4, lambda state, _: state.qpos[:, 3:7], low=-2.0, high=2.0),
-            ObservationTerm("joint_position", 8, lambda state, _: state.qpos[:, 7:], "rad"),
-            ObservationTerm("torso_velocity", 3, lambda state, _: state.qvel[:, :3], "m/s"),
-            ObservationTerm("torso_turn", 3, lambda state, _: state.qvel[:, 3:6], "rad/s"),
-            ObservationTerm("joint_velocity", 8, lambda state, _: state.qvel[:, 6:], "rad/s"),
+            ObservationTerm("torso_height", 1, lambda state, _: state.qpos[:, 2:3], "m", mirror=SCALAR),
             ObservationTerm(
-                "contact_wrench", wrenches, self._observed_wrenches, "Nm, N", clip=MAX_CONTACT_FORCE
+                "torso_orientation",
+                4,
+                lambda state, _: state.qpos[:, 3:7],
+                low=-2.0,
+                high=2.0,
+                mirror=QUATERNION,
+            ),
+            ObservationTerm("joint_position", 8, lambda state, _: state.qpos[:, 7:], "rad", mirror=joints),
+            ObservationTerm("torso_velocity", 3, lambda state, _: state.qvel[:, :3], "m/s", mirror=POLAR),
+            ObservationTerm("torso_turn", 3, lambda state, _: state.qvel[:, 3:6], "rad/s", mirror=AXIAL),
+            ObservationTerm("joint_velocity", 8, lambda state, _: state.qvel[:, 6:], "rad/s", mirror=joints),
+            ObservationTerm(
+                "contact_wrench",
+                wrenches,
+                self._observed_wrenches,
+                "Nm, N",
+                clip=MAX_CONTACT_FORCE,
+                mirror=self.mirror.bodies().of_blocks(WRENCH) if self.mirror else None,
             ),
         )
         return {"policy": terms}

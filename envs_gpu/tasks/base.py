@@ -14,6 +14,7 @@ from torch import Tensor
 
 from envs_gpu.errors import EnvError
 from envs_gpu.interface import PolicyInterface, Targets, identity_targets, servos_of
+from envs_gpu.mirror import ModelMirror
 from envs_gpu.models import Sensors
 from envs_gpu.observation import ObservationTerm, Read, check_groups, observe
 from envs_gpu.parameters import Parameter
@@ -79,6 +80,11 @@ class Task(ABC):
     rounding_factor: ClassVar[float] = 1.0
     """Factor on how far engines may be from the referee, see `envs_gpu.parity`; above one only with a
     measured reason."""
+    is_symmetric: ClassVar[bool] = False
+    """Whether the task is the same in the left-right mirror image of its world: rewards and ends are the same
+    there, actions are mirrored as controls are, and each observation term says how it is."""
+    mirror: ModelMirror | None = None
+    """Of a symmetric task, set by `bind`; None of another."""
     start_act: tuple[float, ...] = ()
     """`[na]` activations with which every episode starts; empty is zeros. Set by `bind`."""
     takes_model: ClassVar[bool] = False
@@ -117,6 +123,7 @@ class Task(ABC):
         )
         self.control_dt = model.opt.timestep * self.substeps
         self.servos = servos_of(model)
+        self.mirror = ModelMirror(model) if self.is_symmetric else None
 
     def sensor_reading(self, name: str) -> Read:
         """Reads all values `[N, dim]` of a sensor.

@@ -12,6 +12,7 @@ from envs_gpu.tasks._velocity import Velocity
 class G1Velocity(Velocity):
     """Observation `policy` `[N, 96]`, `critic` `[N, 106]`; see `Velocity`."""
 
+    is_symmetric = True
     robot = get_robot("g1")
     imu_site = "imu_in_pelvis"
     # Two of the seven capsules under each sole span its length and almost its width.

@@ -36,6 +36,7 @@ class Go1Getup(Legged):
     with the robot lying on the ground, the others with it in the air. No episode is terminated.
     """
 
+    is_symmetric = True
     robot = get_robot("go1")
     imu_site = "imu"
     foot_geoms = (("FR",), ("FL",), ("RR",), ("RL",))

@@ -9,6 +9,7 @@ from envs_gpu.tasks._velocity import Velocity
 class Go1Velocity(Velocity):
     """Observation `policy` `[N, 45]`, `critic` `[N, 61]`; see `Velocity`."""
 
+    is_symmetric = True
     robot = get_robot("go1")
     imu_site = "imu"
     foot_geoms = (("FR",), ("FL",), ("RR",), ("RL",))

@@ -8,6 +8,7 @@ import torch
 from tensordict import TensorDict
 from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
 from torch import Tensor
+from torch.nn.functional import mse_loss
 from torchrl.modules import IndependentNormal
 from torchrl.objectives import ClipPPOLoss
 
@@ -24,12 +25,14 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.policies.policy import Policy
 from pi_incubator.registry import algorithm
-from pi_incubator.training.adam import Adam, clip_by_norm
+from pi_incubator.training.adam import clip_by_norm
 from pi_incubator.training.advantage import KernelGAE
 from pi_incubator.training.minibatches import Minibatches, Samples, Sequences
+from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.on_policy import OnPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.symmetry import mirror_of
 
 # Adaptive learning rate: the factor that changes it, how far the KL divergence may be from the desired one
 # before that (the rule of rsl_rl, Schwarke et al. 2025).
@@ -58,7 +61,11 @@ class PPO(OnPolicy[PPOSettings]):
         self.num_updates = torch.zeros((), dtype=torch.int64)
         # Apart from the noise of actions: an update may go on while actions are sampled.
         self.order = ShardedRandom(cfg.experiment.seed, "minibatches", self.shards, env.device)
-        self.optimizer = Adam(self.parameters, self.lr, eps=1e-5)
+        outputs = output_weights(self.model)
+        self.optimizer = make_optimizer(settings.optimizer, self.parameters, self.lr, outputs, eps=1e-5)
+        weight, group = settings.symmetry_coef, self.policy.group
+        self.mirror = mirror_of(env, (group,), "algorithm.symmetry_coef", weight) if weight else None
+        self.metric_names = METRICS + (("loss/symmetry",) if self.mirror else ())
         self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
 
     def make_critic(self, spec: EnvSpec) -> ValueFunction:
@@ -81,7 +88,7 @@ class PPO(OnPolicy[PPOSettings]):
         if settings.lr_schedule == "linear":
             self.lr.fill_(settings.lr * (1.0 - self.num_updates.item() / self.num_iterations))
         minibatches = self._minibatches(data)
-        totals = torch.zeros(len(METRICS), device=self.lr.device)
+        totals = torch.zeros(len(self.metric_names), device=self.lr.device)
         num_minibatches = data.numel() // settings.minibatch_size
         for _ in range(settings.num_epochs):
             epoch = torch.zeros_like(totals)
@@ -91,7 +98,7 @@ class PPO(OnPolicy[PPOSettings]):
             self._adapt_lr(epoch[3] / num_minibatches)
         self.num_updates += 1
         means = totals / (settings.num_epochs * num_minibatches)
-        metrics = dict(zip(METRICS, means.unbind(), strict=True))
+        metrics = dict(zip(self.metric_names, means.unbind(), strict=True))
         metrics["policy/lr"] = self.lr.clone()
         metrics["policy/std"] = self.policy.log_std.detach().exp().mean()
         return metrics
@@ -122,7 +129,7 @@ class PPO(OnPolicy[PPOSettings]):
         return (Sequences if self.model.state_width else Samples)(data, keys, size)
 
     def _gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Gradients of the loss, and `[5]` the numbers of METRICS."""
+        """Gradients of the loss, and the numbers of `metric_names`."""
         loss, report = self._losses(minibatch)
         return torch.autograd.grad(loss, self.parameters), report
 
@@ -131,7 +138,9 @@ class PPO(OnPolicy[PPOSettings]):
 
     def _losses(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
         with self.autocast():
-            losses = self._loss_terms(self._with_features(minibatch))
+            samples = self._with_features(minibatch)
+            losses = self._loss_terms(samples)
+            symmetry = [self._symmetry_loss(samples)] if self.mirror else []
         loss = losses["loss_objective"] + losses["loss_critic"] + losses["loss_entropy"]
         # E[r - 1 - log r] is never negative and has less variance than E[-log r] (Schulman 2020).
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
@@ -141,7 +150,9 @@ class PPO(OnPolicy[PPOSettings]):
             losses["entropy"],
             kl,
             losses["clip_fraction"],
+            *symmetry,
         )
+        loss = loss + self.settings.symmetry_coef * symmetry[0] if symmetry else loss
         return loss, torch.stack([value.detach() for value in report])
 
     def _loss_terms(self, samples: TensorDict) -> Mapping[str, Tensor]:
@@ -166,6 +177,23 @@ class PPO(OnPolicy[PPOSettings]):
             clip_value=self.settings.clip_ratio if self.settings.clip_value_loss else None,
         )
         return fused._asdict()
+
+    def _symmetry_loss(self, samples: TensorDict) -> Tensor:
+        """How far the mean action in the mirror image of an observation is from the mirror image of the mean
+        action, squared (Yu et al. 2018, arXiv 1801.08093).
+
+        As in rsl_rl: the mean over samples and actions, and the second one is a fixed target.
+        """
+        assert self.mirror is not None
+        policy, group = self.policy, self.policy.group
+        normalizer = policy.normalizer.of(group)
+        # Normalized entries have means and units of their own, so raw ones change places.
+        image = normalizer(self.mirror.groups[group](normalizer.inverse(samples[group])))
+        features, _ = policy.encoder(image, policy.initial_state(0))
+        mean, _ = policy.moments_of(features)
+        with torch.no_grad():
+            target = self.mirror.action(policy.moments_of(samples[ACTOR_FEATURES])[0])
+        return mse_loss(mean, target)
 
     def _with_features(self, minibatch: TensorDict) -> TensorDict:
         """The minibatch's samples `[B]`, with the features that the heads of policy and critic read."""

@@ -23,6 +23,7 @@ from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGa
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
 from pi_incubator.training.loss_input import loss_input, mean_weight
+from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
@@ -46,8 +47,14 @@ class SAC(OffPolicy[SACSettings]):
         self.actor_weights = list(self.policy.parameters())
         self.critic_weights = list(self.loss.qvalue_network_params.values(True, True))
         self.target_weights = list(self.loss.target_qvalue_network_params.values(True, True))
-        self.actor_optimizer = Adam(self.actor_weights, torch.tensor(settings.lr_actor, device=device))
-        self.critic_optimizer = Adam(self.critic_weights, torch.tensor(settings.lr_critic, device=device))
+        lr_actor = torch.tensor(settings.lr_actor, device=device)
+        lr_critic = torch.tensor(settings.lr_critic, device=device)
+        outputs = output_weights(self.policy)
+        self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
+        # One row each, the critics' output layers are vectors to Muon.
+        self.critic_optimizer = make_optimizer(
+            settings.optimizer, self.critic_weights, lr_critic, stacked=True
+        )
         lr_temperature = torch.tensor(settings.lr_temperature, device=device)
         self.temperature_optimizer = Adam([self.loss.log_alpha], lr_temperature)
         critics = Phase(self._critic_gradients, self._apply_to_critics)

@@ -25,9 +25,9 @@ from pi_incubator.layers.critic import make_critics
 from pi_incubator.networks import make_network
 from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.registry import algorithm
-from pi_incubator.training.adam import Adam
 from pi_incubator.training.delayed import DelayedActor
 from pi_incubator.training.loss_input import loss_input, mean_weight
+from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
@@ -54,9 +54,15 @@ class TD3(OffPolicy[TD3Settings]):
             *self.loss.target_actor_network_params.values(True, True),
             *self.loss.target_qvalue_network_params.values(True, True),
         ]
-        self.actor_optimizer = Adam(self.actor_weights, torch.tensor(settings.lr_actor, device=device))
-        self.critic_optimizer = Adam(self.critic_weights, torch.tensor(settings.lr_critic, device=device))
         self.spread = self._make_spread()
+        lr_actor = torch.tensor(settings.lr_actor, device=device)
+        lr_critic = torch.tensor(settings.lr_critic, device=device)
+        outputs = output_weights(self.policy)
+        self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
+        # One row each, the critics' output layers are vectors to Muon.
+        self.critic_optimizer = make_optimizer(
+            settings.optimizer, self.critic_weights, lr_critic, stacked=True
+        )
         self.steps = DelayedActor(
             Phase(self._actor_gradients, self._apply_to_actor),
             Phase(self._critic_gradients, self._apply_to_critics),

@@ -133,6 +133,8 @@ class ReplaySettings(RolloutSettings):
     """How much the priorities count; 0 samples uniformly."""
     priority_correction: Fraction = 0.4
     """How far the loss undoes that steps are not equally likely; 1 in full."""
+    symmetry: bool = False
+    """Whether every second sample of a minibatch is its left-right mirror image, which the task declares."""
     learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
     """Environment steps with random actions, over all worlds, before anything is learned."""
     save_buffer: Literal["always", "last", "never"] = "last"
@@ -171,6 +173,12 @@ class ReplaySettings(RolloutSettings):
             )
         if self.replay == "uniform":
             self._check_priorities()
+        if self.symmetry and self.batch_size == 1:
+            problem, fix = (
+                "has no effect with algorithm.batch_size = 1",
+                "remove it, or set that to 2 or more",
+            )
+            raise cross_field_error(field="algorithm.symmetry", value=True, problem=problem, fix=fix)
         if self.learning_starts >= cfg.training.total_steps:
             raise cross_field_error(
                 field="algorithm.learning_starts",

@@ -99,6 +99,10 @@ class ObservationNormalizer(nn.Module):
         """`[..., D]` raw -> `[..., D]` normalized."""
         return ((observation - self.mean) / self.std).clamp(-self.clip, self.clip)
 
+    def inverse(self, normalized: Tensor) -> Tensor:
+        """`[..., D]` normalized -> `[..., D]` raw, where it was not clipped."""
+        return normalized * self.std + self.mean
+
     def observe(self, observation: Tensor, mask: Tensor | None = None) -> None:
         """Add `observation` `[..., D]` to what the next `commit` merges.
 
@@ -175,6 +179,9 @@ class NoNormalizer(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         return observation
 
+    def inverse(self, normalized: Tensor) -> Tensor:
+        return normalized
+
     def observe(self, observation: Tensor, mask: Tensor | None = None) -> None:
         """Nothing to count."""
 
@@ -192,14 +199,15 @@ class GroupNormalizer(nn.ModuleDict):
     def observe(self, obs: Mapping[str, Tensor]) -> None:
         """Let each group's normalizer see its raw observations; they take effect at `commit`."""
         for group in self:
-            self._of(group).observe(obs[group])
+            self.of(group).observe(obs[group])
 
     def commit(self, all_reduce: AllReduce | None = None) -> None:
         """Let what was observed take effect, group by group in the same order on every rank."""
         for group in self:
-            self._of(group).commit(all_reduce)
+            self.of(group).commit(all_reduce)
 
-    def _of(self, group: str) -> ObservationNormalizer | NoNormalizer:
+    def of(self, group: str) -> ObservationNormalizer | NoNormalizer:
+        """The normalizer of one group."""
         return cast(ObservationNormalizer | NoNormalizer, self[group])
 
 

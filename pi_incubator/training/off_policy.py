@@ -26,6 +26,7 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.training.algorithm import Algorithm
 from pi_incubator.training.background import make_background
+from pi_incubator.training.symmetry import mirror_half, mirror_of
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
 
@@ -57,6 +58,9 @@ class OffPolicy(Algorithm[Settings]):
         self.background = make_background(device) if cfg.training.overlap else None
         self.begun: tuple[dict[str, Tensor], Tensor] | None = None
         """Observations and action of the step that the worlds are taking beside an update."""
+        symmetric = self.settings.symmetry
+        groups = self.network.groups
+        self.mirror = mirror_of(env, groups, "algorithm.symmetry", True) if symmetric else None
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
 
@@ -172,6 +176,8 @@ class OffPolicy(Algorithm[Settings]):
 
     def _minibatch(self, size: int) -> TensorDict:
         minibatch = self.replay.sample(size)
+        if self.mirror:
+            mirror_half(minibatch, self.mirror, len(self.shards))
         # [2, B, A] filled by shards of B, stored as [B, 2, A].
         noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)
         self.learning_noise.normal_(noise)

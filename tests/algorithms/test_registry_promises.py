@@ -40,6 +40,7 @@ OWN = {
     "ppo": [NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=2"],
     "sac": [
         "algorithm.name=sac",
+        "algorithm.optimizer=muon",
         NARROW,
         "algorithm.horizon=4",
         "algorithm.batch_size=16",

@@ -96,6 +96,7 @@ TABLE = [
         )
         for key in ("priority_exponent", "priority_correction")
     ),
+    Case("algorithm.symmetry=true", ["algorithm.name=sac", "algorithm.batch_size=1"], ["algorithm.name=sac"]),
     Case("compute.shards=2", DISTIL, ["algorithm.name=ppo"]),
     Case("algorithm.normalizer=teacher", [*DISTIL, "network.normalize_observations=false"], DISTIL),
     Case("algorithm.fake_quantize_phase=0.5", DISTIL, [*DISTIL, "algorithm.fake_quantize=int8"]),
@@ -132,6 +133,7 @@ ALWAYS = {
     "algorithm.learning_starts algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
     "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",
     "algorithm.record algorithm.feature_coef algorithm.num_updates algorithm.fake_quantize",
+    "algorithm.symmetry_coef algorithm.optimizer",
     "algorithm.n_step algorithm.storage algorithm.replay algorithm.save_buffer",
     "algorithm.lr_end algorithm.actor_every algorithm.target_std algorithm.num_bins algorithm.largest_value",
     "algorithm.noise_repeat algorithm.exploration_std algorithm.exploration_std_min",

@@ -6,6 +6,7 @@ import torch
 from pi_incubator.errors import DivergedError
 from pi_incubator.training.adam import Adam
 from pi_incubator.training.compiled import compiled_step
+from pi_incubator.training.muon import Muon
 from pi_incubator.training.skipped import SkippedUpdates, is_sound
 from tests.learning import assert_same_tensors
 
@@ -15,12 +16,13 @@ def snapshot(weights, optimizer):
     return {name: value.clone() for name, value in state.items()}
 
 
+@pytest.mark.parametrize("kind", [Adam, Muon])
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf, 1e30], ids=["nan", "inf", "a norm that overflows"])
-def test_weights_and_moments_are_the_same_bits_after_a_bad_gradient(compiled, bad):
+def test_weights_and_moments_are_the_same_bits_after_a_bad_gradient(compiled, bad, kind):
     torch.manual_seed(0)
     weights = [torch.randn(3, 2), torch.randn(2)]
-    optimizer, skipped = Adam(weights, torch.tensor(1e-2)), SkippedUpdates(torch.device("cpu"))
+    optimizer, skipped = kind(weights, torch.tensor(1e-2)), SkippedUpdates(torch.device("cpu"))
 
     def take(first, second):
         sound = is_sound([first, second], first.new_zeros(1))

@@ -29,6 +29,8 @@ class PPOSettings(RolloutSettings):
     """Passes over the collected batch in one iteration."""
     minibatch_size: Count = 512
     """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam, or muon for the matrices of hidden layers and adam for the rest; learning rates fit both."""
     lr: Positive = 3e-4
     """Learning rate of the optimizer, the initial one if it is scheduled."""
     lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"
@@ -53,6 +55,8 @@ class PPOSettings(RolloutSettings):
     """Whether the critic learns returns in units of their running standard deviation, from their mean."""
     entropy_coef: NonNegative = 0.0
     """Weight of the entropy bonus."""
+    symmetry_coef: NonNegative = 0.0
+    """Weight of how far the policy's mean is from its left-right mirror image, which the task declares."""
     max_grad_norm: Positive = 1.0
     """Gradients with a larger global L2 norm are scaled down to it."""
     normalize_advantage: bool = True
@@ -77,6 +81,13 @@ class PPOSettings(RolloutSettings):
         else:
             for key in ADAPTIVE:
                 self._check_adapts(cfg, key)
+        if cfg.network.has_state and self.symmetry_coef:
+            raise cross_field_error(
+                field="algorithm.symmetry_coef",
+                value=self.symmetry_coef,
+                problem=f"network {cfg.network.name} has a state, whose mirror image is not known",
+                fix="remove it, or name a network without a state",
+            )
         if cfg.network.has_state and self.minibatch_size % self.horizon:
             multiple = -(-self.minibatch_size // self.horizon) * self.horizon
             raise cross_field_error(

@@ -18,6 +18,8 @@ class SACSettings(ReplaySettings):
 
     name: Literal["sac"] = "sac"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam, or muon for the matrices of hidden layers and adam for the rest; learning rates fit both."""
     lr_actor: Positive = 3e-4
     """Learning rate of the policy."""
     lr_critic: Positive = 1e-3

@@ -21,6 +21,8 @@ class TD3Settings(ReplaySettings):
 
     name: Literal["td3"] = "td3"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
+    optimizer: Literal["adam", "muon"] = "adam"
+    """adam, or muon for the matrices of hidden layers and adam for the rest; learning rates fit both."""
     lr_actor: Positive = 3e-4
     """Learning rate of the policy."""
     lr_critic: Positive = 3e-4
