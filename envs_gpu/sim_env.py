@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from envs_gpu.actuators import driven_joints
 from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
+from envs_gpu.goals import ObservedGoals
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.limits import reachable
@@ -297,6 +298,12 @@ class SimEnv(VecEnv):
             interface = replace(interface, terms=(Term("observation", width),))
         check_interface(self.spec.name, interface, width, self.task)
         return interface
+
+    def goals(self, groups: Collection[str]) -> ObservedGoals | None:
+        declared, terms = self.task.goals(), self.task.observation_groups
+        if declared is None:
+            return None
+        return ObservedGoals(declared, {group: terms[group] for group in groups})
 
     def positions(self) -> Tensor:
         return self.physics.state.qpos

@@ -29,7 +29,7 @@ Tensors that `reset` and `step` return are the env's own buffers: valid until th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.errors import EnvError
+from envs_gpu.goals import ObservedGoals
 from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
 from envs_gpu.parameters import unknown_parameter
 
@@ -190,6 +191,14 @@ class VecEnv(ABC):
             tuple(Servo(joint) for joint in self.spec.joint_names),
             (Term("observation", self.spec.obs_dims["policy"]),),
         )
+
+    def goals(self, groups: Collection[str]) -> ObservedGoals | None:
+        """The goals in observation groups, for hindsight experience replay; None where there are no goals.
+
+        Raises:
+            EnvError: the groups do not hold what the task declares as its goal.
+        """
+        return None
 
     def positions(self) -> Tensor:
         """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory.

@@ -77,7 +77,7 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     stored = {group: size if group == "pixels" else round(share * size) for group, size in observed.items()}
     step = sum(stored[group] for group in policy.normalizer) + BYTES * (2 * env.spec.action_dim + 8)
     # The state before the first step and now; a copy of a rollout has it at every step.
-    step += BYTES * policy.state_width * algorithm.num_networks
+    step += BYTES * policy.state_width * algorithm.num_stored_states
     backend, _ = choose_backend(cfg.env.backend, device, cfg.env.name)
     world = WORLD_COPIES * sum(observed.values()) + _physics_bytes(getattr(env, "physics", None), backend)
     # Every unit of a layer costs its row of weights; pixels are far wider inside than their features.

@@ -1,6 +1,6 @@
 """What off-policy algorithms share: steps go into a replay buffer, and minibatches of it are learned from.
 
-Letters: N worlds, A actions, B samples of a minibatch.
+Letters: N worlds, A actions, S state width, B samples of a minibatch, in windows n of T steps each.
 """
 
 from __future__ import annotations
@@ -12,19 +12,25 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import ReplaySettings
+from pi_incubator.data.replay.her import Her
 from pi_incubator.data.replay.prioritized import Prioritized
 from pi_incubator.data.replay.replay import Replay, steps_of
 from pi_incubator.data.replay.ring import Ring
+from pi_incubator.data.replay.sequences import Sequences
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
+from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.training.algorithm import Algorithm
+from pi_incubator.training.features import Features
+from pi_incubator.training.state import NamedTensors
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
 
@@ -49,6 +55,8 @@ class OffPolicy(Algorithm[Settings]):
         self.noise = ShardedRandom(seed, "action noise", self.shards, device)
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
+        self.state = self.policy.initial_state(env.num_envs)
+        """`[N, S]` of the policy before the next step."""
         self.replay: Replay = self._make_replay()
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
@@ -73,20 +81,20 @@ class OffPolicy(Algorithm[Settings]):
     @torch.no_grad()
     def collect(self) -> None:
         env, policy = self.env, self.policy
-        state = policy.initial_state(env.num_envs)
         starts_at, steps_of_all = self.settings.learning_starts, env.num_envs * self.distributed.world_size
         for t in range(self.settings.horizon):
             obs = {group: value.clone() for group, value in env.obs.items()}
             policy.normalizer.observe(obs)
-            noise = self.make_noise()
+            before, noise = self.state.clone(), self.make_noise()
+            decision = policy.act(obs, before, noise)
+            action = decision.action
             if self.env_steps + t * steps_of_all < starts_at:
                 # Uniform between the env's limits: the normal distribution's quantile of the noise.
                 action = policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
-            else:
-                action = policy.act(obs, state, noise).action
             result = env.step(action)
             self.observe(result)
-            self.replay.add(steps_of(obs, action, result, self.network.groups))
+            self.replay.add(steps_of(obs, before, action, result, self.network.groups))
+            self.state.copy_(restarted(decision.state, result.terminated | result.truncated))
         policy.normalizer.commit(self.distributed.merge_moments)
         self._finish_iteration()
 
@@ -103,28 +111,66 @@ class OffPolicy(Algorithm[Settings]):
         return metrics if num_updates else {}
 
     def parts(self) -> dict[str, Part]:
-        return super().parts() | {
+        parts = super().parts() | {
             "replay": Part(self.replay, self.settings.save_buffer, per_rank=True, any_size=True),
             "noise": Part(self.noise, per_rank=True),
             "sampling": Part(self.sampling, per_rank=True),
             "learning_noise": Part(self.learning_noise, per_rank=True),
         }
+        if self.policy.state_width:
+            parts["state"] = Part(NamedTensors(state=self.state), per_rank=True)
+        return parts
+
+    def make_features(self) -> tuple[Features, Features]:
+        """Of the policy's encoder, and of a new one that the critics share.
+
+        So a recurrent network has one encoder for all critics, apart from the policy's, as in Ni et al. 2022
+        (arXiv 2110.05038).
+        """
+        policy, network, burn_in = self.policy, self.network, self.settings.burn_in
+        encoder = network.encoder(network.critic_group).to(self.env.device)
+        return (
+            Features(policy.encoder, policy.group, policy.normalizer, burn_in, acts=True),
+            Features(encoder, network.critic_group, policy.normalizer, burn_in),
+        )
 
     def _make_replay(self) -> Replay:
-        settings = self.settings
-        what = (settings.buffer_size, self.env.spec, self.network.groups, self.sampling)
+        settings, env = self.settings, self.env
+        what = (settings.buffer_size, env.spec, self.network.groups, self.sampling)
         options: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma}
         options["dtype"] = getattr(torch, settings.storage)
-        if settings.replay == "uniform":
-            return Ring(*what, **options)
-        exponent, correction = settings.priority_exponent, settings.priority_correction
-        return Prioritized(*what, **options, exponent=exponent, correction=correction)
+        match settings.replay:
+            case "uniform":
+                return Ring(*what, **options)
+            case "prioritized":
+                exponent, correction = settings.priority_exponent, settings.priority_correction
+                return Prioritized(*what, **options, exponent=exponent, correction=correction)
+            case "her":
+                return Her(*what, **options, **self._goals(), share=settings.relabelled_share)
+            case "sequences":
+                sizes = {"length": settings.sequence_length, "burn_in": settings.burn_in}
+                return Sequences(*what, **options, **sizes, state_width=self.policy.state_width)
+
+    def _goals(self) -> dict[str, Any]:
+        """What `Her` has to know of the env.
+
+        Raises:
+            SettingError: the env has no goals.
+        """
+        env, goals = self.env, self.env.goals(self.network.groups)
+        if goals is None:
+            problem = f"{env.spec.name} has no goals"
+            fix = "set it to uniform, or choose a task with goals, such as yam_reach"
+            raise SettingError("algorithm.replay", "her", problem, fix)
+        longest = env.spec.max_episode_steps
+        return {"goals": goals, "parameters": env.parameters, "max_episode_steps": longest}
 
     def _num_updates(self) -> int:
         """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none
         while a buffer that was not saved is filled again."""
         starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
-        if len(self.replay) < min(starts // self.distributed.world_size, self.replay.capacity):
+        enough = min(starts // self.distributed.world_size, self.replay.capacity)
+        if len(self.replay) < max(enough, self.replay.fewest):
             return 0
         now = max(0, self.env_steps - starts)
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
@@ -132,8 +178,8 @@ class OffPolicy(Algorithm[Settings]):
 
     def _minibatch(self, size: int) -> TensorDict:
         minibatch = self.replay.sample(size)
-        # [2, B, A] filled by shards of B, stored as [B, 2, A].
+        # [2, B, A] filled by shards of B, stored as [B, 2, A], in windows as [n, T, 2, A].
         noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)
         self.learning_noise.normal_(noise)
-        minibatch["noise"] = noise.transpose(0, 1)
+        minibatch["noise"] = noise.transpose(0, 1).unflatten(0, minibatch["reward"].shape)
         return minibatch

@@ -358,14 +358,45 @@ def test_actions_without_limits_are_refused():
     assert len(str(caught.value).splitlines()) == 1
 
 
+WINDOWS = ["network.name=gru", "algorithm.replay=sequences"]
+
+
 @pytest.mark.parametrize(
-    ("network", "kind"),
-    [(["network.name=gru"], "a state"), (["network.name=cnn", "env.pixels={}"], "pixels")],
+    ("settings", "message"),
+    [
+        (
+            ["network.name=gru"],
+            "network.name = 'gru': it has a state, .*; set algorithm.replay to sequences",
+        ),
+        (
+            ["algorithm.replay=sequences"],
+            "network.name = 'mlp': it has no state, .* or name a network with",
+        ),
+        (["network.name=cnn", "env.pixels={}"], "network.name = 'cnn': .* networks with pixels; name mlp"),
+        (
+            [*WINDOWS, "algorithm.sequence_length=48"],
+            "algorithm.batch_size = 256: must be a multiple of algorithm.sequence_length = 48 .*; change one",
+        ),
+        (
+            [*WINDOWS, "algorithm.n_step=2", "env.num_envs=8", "algorithm.buffer_size=384"],
+            r"algorithm.sequence_length = 32: a window of .* = 49 steps does not fit .* with 48 steps of",
+        ),
+        (
+            ["algorithm.replay=her", "env.observation_history=2"],
+            "env.observation_history = 2: .* her replaces the goal in the newest observation alone; remove",
+        ),
+    ],
 )
-def test_networks_that_do_not_learn_from_single_vectors_are_refused(network, kind):
-    message = rf"network.name = '\w+': algorithm sac learns from single steps, not from networks with {kind};"
+def test_buffers_and_networks_that_do_not_fit_are_refused_in_one_line(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        load_config(CONFIG, ["algorithm.name=sac", *network])
+        load_config(CONFIG, ["algorithm.name=sac", *settings])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_hindsight_on_a_task_without_goals_is_refused_in_one_line(on_cartpoles):
+    message = "^algorithm.replay = 'her': cartpole_balance has no goals; set it to uniform, or choose a task"
+    with pytest.raises(SettingError, match=message) as caught:
+        on_cartpoles(replay="her")
     assert len(str(caught.value).splitlines()) == 1
 
 
