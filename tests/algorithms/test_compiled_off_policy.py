@@ -13,16 +13,30 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 SETTINGS = ["env.name=cartpole_balance", "env.num_envs=8", "algorithm.learning_starts=16"]
 SETTINGS += ["algorithm.batch_size=32", "algorithm.buffer_size=256", "algorithm.updates_per_step=0.5"]
+NARROW = "network.hidden_sizes=[16]"
 FLASH = ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"]
 
 
+WINDOWS = ["algorithm.replay=sequences", "algorithm.sequence_length=2", "algorithm.burn_in=1"]
+PRIORITIZED = ["algorithm.replay=prioritized"]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["sac", "td3", "flash_sac"])
-def test_compiled_steps_learn_what_eager_ones_learn(name):
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("sac", [NARROW, *PRIORITIZED]),
+        ("td3", [NARROW, *PRIORITIZED]),
+        ("flash_sac", [*FLASH, *PRIORITIZED]),
+        ("sac", [NARROW, "network.name=gru", *WINDOWS]),
+        ("td3", [NARROW, "network.name=gru", *WINDOWS]),
+    ],
+    ids=["sac", "td3", "flash_sac", "sac_gru", "td3_gru"],
+)
+def test_compiled_steps_learn_what_eager_ones_learn(name, own):
     """Twelve updates from the same steps, priorities included, to the rounding of float32."""
     config = str(CONFIGS / ("flash_sac" if name == "flash_sac" else "sac") / "half_cheetah.yaml")
-    own = FLASH if name == "flash_sac" else ["network.hidden_sizes=[16]"]
-    cfg = load_config(config, [*SETTINGS, *own, f"algorithm.name={name}", "algorithm.replay=prioritized"])
+    cfg = load_config(config, [*SETTINGS, *own, f"algorithm.name={name}"])
     states = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -114,6 +114,13 @@ def test_it_says_how_many_steps_a_window_needs():
     assert make(n_step=4).fewest == 8 * N
 
 
+def test_a_window_of_one_step_begins_no_episode():
+    """The stored state says whether its step does."""
+    sample = filled(14, length=1, burn_in=0).sample(20)
+    assert sample["starts"].shape == (20, 1)
+    assert not sample["starts"].any()
+
+
 @pytest.mark.parametrize("num_steps", [6, 14])
 def test_it_continues_bit_for_bit(num_steps):
     one, other = filled(num_steps), make()

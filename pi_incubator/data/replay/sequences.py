@@ -62,6 +62,6 @@ class Sequences(Ring):
         windows |= {OBS + group: self._read(OBS + group, index) for group in self._groups}
         before = index[:, :-1]
         ended = self._flat["terminated"][before] | self._flat["truncated"][before]
-        windows[STARTS] = torch.cat((torch.zeros_like(ended[:, :1]), ended), 1)
+        windows[STARTS] = torch.cat((ended.new_zeros(len(first), 1), ended), 1)
         windows[STATE] = self._flat[STATE][first]
         return TensorDict(windows, batch_size=[len(first)])
