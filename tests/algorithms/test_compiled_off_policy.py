@@ -15,9 +15,12 @@ SETTINGS = ["env.name=cartpole_balance", "env.num_envs=8", "algorithm.learning_s
 SETTINGS += ["algorithm.batch_size=32", "algorithm.buffer_size=256", "algorithm.updates_per_step=0.5"]
 NARROW = "network.hidden_sizes=[16]"
 FLASH = ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"]
-
-
-WINDOWS = ["algorithm.replay=sequences", "algorithm.sequence_length=2", "algorithm.burn_in=1"]
+WINDOWS = [
+    "network.name=gru",
+    "algorithm.replay=sequences",
+    "algorithm.sequence_length=2",
+    "algorithm.burn_in=1",
+]
 PRIORITIZED = ["algorithm.replay=prioritized"]
 
 
@@ -28,8 +31,8 @@ PRIORITIZED = ["algorithm.replay=prioritized"]
         ("sac", [NARROW, *PRIORITIZED]),
         ("td3", [NARROW, *PRIORITIZED]),
         ("flash_sac", [*FLASH, *PRIORITIZED]),
-        ("sac", [NARROW, "network.name=gru", *WINDOWS]),
-        ("td3", [NARROW, "network.name=gru", *WINDOWS]),
+        ("sac", ["network.hidden_sizes=[16, 16]", *WINDOWS]),
+        ("td3", ["network.hidden_sizes=[16, 16]", *WINDOWS]),
     ],
     ids=["sac", "td3", "flash_sac", "sac_gru", "td3_gru"],
 )

@@ -425,3 +425,26 @@ def test_sums_of_more_steps_than_the_buffer_holds_are_refused():
 def test_a_run_that_starts_from_this_one_takes_policy_and_critics(on_cartpoles):
     learned = {name for name, part in on_cartpoles().parts().items() if part.is_learned}
     assert learned == {"policy", "critics"}
+
+
+def test_hindsight_trains_on_a_task_with_goals():
+    """Half of what is learned from has the task's goals and half has others, and the update is sound."""
+    torch.set_default_dtype(torch.float32)
+    env = make_env("yam_reach", num_envs=4, device=CPU)
+    sections = {"env": {"name": "yam_reach", "num_envs": 4}, "network": {"hidden_sizes": [8]}}
+    sizes = {
+        "horizon": 16,
+        "batch_size": 40,
+        "buffer_size": 512,
+        "learning_starts": 0,
+        "updates_per_step": 0.1,
+    }
+    settings = {"name": "sac", "replay": "her", "n_step": 3, "relabelled_share": 0.5}
+    sac = make_algorithm(ExperimentConfig.model_validate(sections | {"algorithm": settings | sizes}), env)
+    sac.collect()
+    task_goals = sac.replay.state_dict()["obs.critic"][..., 12:15].flatten(0, 1)
+    goals = sac.replay.sample(40)["obs.critic"][:, 12:15]
+    is_of_task = (goals[:, None] == task_goals).all(-1).any(-1)
+    assert is_of_task.tolist() == [False] * 20 + [True] * 20
+    assert all(value.isfinite() for value in sac.update().values())
+    env.close()
