@@ -67,7 +67,8 @@ class OffPolicy(Algorithm[Settings]):
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
-        """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]`; gives a report."""
+        """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]` or, in windows,
+        `[n, T, 2, A]`; gives a report."""
 
     def make_noise(self) -> Tensor:
         """The exploration noise `[N, A]` of the next step, standard normal."""

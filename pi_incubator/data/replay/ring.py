@@ -47,7 +47,6 @@ class Ring(Replay):
         self._length = max(1, capacity // spec.num_envs)  # L
         self._num_worlds = spec.num_envs
         self._count = 0  # steps of each world ever added
-
         self._groups, self._device = tuple(groups), spec.device
         self._tensors: dict[str, Tensor] = {}  # each [L, N, ...]
         self._flat: dict[str, Tensor] = {}  # the same as [L * N, ...]
