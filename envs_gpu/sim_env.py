@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from envs_gpu.actuators import driven_joints
 from envs_gpu.compiled import compiled as compile_method
 from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
+from envs_gpu.goals import ObservedGoals
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.limits import reachable
@@ -314,6 +315,12 @@ class SimEnv(VecEnv):
             seen = self._perception.history if group == "policy" else 1
             found[group] = joined(mirrors * seen).to(self.device)
         return EnvMirror(found, task.mirror.controls.to(self.device))
+
+    def goals(self, groups: Collection[str]) -> ObservedGoals | None:
+        declared, terms = self.task.goals(), self.task.observation_groups
+        if declared is None:
+            return None
+        return ObservedGoals(declared, {group: terms[group] for group in groups})
 
     def positions(self) -> Tensor:
         return self.physics.state.qpos

@@ -29,7 +29,7 @@ Tensors that `reset` and `step` return are the env's own buffers: valid until th
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -40,6 +40,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from envs_gpu.errors import EnvError
+from envs_gpu.goals import ObservedGoals
 from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
 from envs_gpu.mirror import EnvMirror
 from envs_gpu.parameters import unknown_parameter
@@ -199,6 +200,14 @@ class VecEnv(ABC):
             EnvError: the env declares none, or none of one of the groups.
         """
         raise EnvError(f"{self.spec.name} declares no mirror")
+
+    def goals(self, groups: Collection[str]) -> ObservedGoals | None:
+        """The goals in observation groups, for hindsight experience replay; None where there are no goals.
+
+        Raises:
+            EnvError: the groups do not hold what the task declares as its goal.
+        """
+        return None
 
     def positions(self) -> Tensor:
         """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory.

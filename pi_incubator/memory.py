@@ -77,7 +77,7 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     stored = sum(observed[group] for group in policy.normalizer) - pixels
     step = algorithm.bytes_per_step(stored, pixels, env.spec.action_dim)
     # The state before the first step and now; a copy of a rollout has it at every step.
-    step += BYTES * policy.state_width * algorithm.num_networks
+    step += BYTES * policy.state_width * algorithm.num_stored_states
     backend, _ = choose_backend(cfg.env.backend, device, cfg.env.name)
     world = WORLD_COPIES * sum(observed.values()) + _physics_bytes(getattr(env, "physics", None), backend)
     # Every unit of a layer costs its row of weights; pixels are far wider inside than their features.

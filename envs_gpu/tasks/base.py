@@ -6,6 +6,7 @@ Letters: N worlds, A actions, nu controls, D observation width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import ClassVar, NamedTuple
 
 import mujoco
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.errors import EnvError
+from envs_gpu.goals import Goals
 from envs_gpu.interface import PolicyInterface, Targets, identity_targets, servos_of
 from envs_gpu.mirror import ModelMirror
 from envs_gpu.models import Sensors
@@ -139,7 +141,7 @@ class Task(ABC):
         found = [where for name, where in self.sensor.items() if name.startswith(prefix)][first:stop]
         return slice(found[0].start, found[-1].stop)
 
-    def weigh(self, terms: dict[str, Tensor], parameters: dict[str, Tensor]) -> dict[str, Tensor]:
+    def weigh(self, terms: dict[str, Tensor], parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`terms`, name -> `[N]`, times the length of a control step, times the parameter `NAME_weight`."""
         return {
             name: (parameters[f"{name}_weight"] * self.control_dt).to(term.dtype) * term
@@ -157,6 +159,10 @@ class Task(ABC):
         contain the same terms and privileged ones.
         """
         return {}
+
+    def goals(self) -> Goals | None:
+        """What of the task depends on its goal, for hindsight experience replay; None has no goals."""
+        return None
 
     def targets(self) -> Targets:
         """How an action becomes a target. It must do what `control` does: override both or neither."""

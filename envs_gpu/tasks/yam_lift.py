@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import mujoco
 import torch
 from torch import Tensor
 
+from envs_gpu.goals import Goals
 from envs_gpu.observation import ObservationTerm, remembered
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
@@ -133,6 +135,19 @@ class YamLift(Arm):
             ObservationTerm("finger_force", 2, self._normal_forces, "10 N"),
         )
 
+    def goals(self) -> Goals:
+        """The cube is to be where the goal is."""
+        return Goals(
+            goal="goal",
+            achieved="cube_position",
+            rewards=self._goal_rewards,
+            parameters=(
+                *("carry_weight", "precise_weight", "carry_scale_m", "precise_scale_m"),
+                "lift_height_m",
+            ),
+            dependent={"cube_to_goal": lambda cube, goal: goal - cube},
+        )
+
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         random, noise = episode.random, self.initial_noise_rad
         unit = random.uniform("start_joints", len(self.action_low) - 1, -noise, noise)
@@ -159,21 +174,17 @@ class YamLift(Arm):
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         goal, cube = episode.memory["goal"], self._cube(state)
-        goal_distance_m = distance(cube, goal)
-        height_m = cube[:, 2] - self.cube.half_size_m
+        goal_distance_m, height_m = distance(cube, goal), self._height_m(cube)
         value = episode.parameters
-        lifted = progress(height_m, 0.0, value["lift_height_m"])
         low, high = self._table_m
         lost = ((cube[:, :2] < low) | (cube[:, :2] > high)).any(-1) | (height_m < -self.cube.half_size_m)
         terms = {
             "reach": closeness(distance(cube, self.read(state, "tool_position")), value["reach_scale_m"]),
             "pinch": progress(pinch_force(*self._finger_forces(state)), 0.0, value["pinch_force_n"]),
-            "lift": lifted,
-            "carry": lifted * closeness(goal_distance_m, value["carry_scale_m"]),
-            "precise": lifted * closeness(goal_distance_m, value["precise_scale_m"]),
+            "lift": progress(height_m, 0.0, value["lift_height_m"]),
         }
-        terms |= self.effort_terms(state, action, episode.memory["last_action"])
-        reward = self.weigh(terms, value)
+        reward = self.weigh(terms, value) | self._goal_rewards(cube, goal, value)
+        reward |= self.weigh(self.effort_terms(state, action, episode.memory["last_action"]), value)
         reward["lost"] = value["lost_reward"] * lost
         measures = {
             "goal_distance_m": goal_distance_m,
@@ -182,6 +193,22 @@ class YamLift(Arm):
             "lost": lost,
         }
         return Outcome(reward, lost, measures)
+
+    def _goal_rewards(
+        self, cube: Tensor, goal: Tensor, parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What it is worth that the cube is at `cube` `[N, 3]`, weighted, name -> `[N]`."""
+        goal_distance_m = distance(cube, goal)
+        lifted = progress(self._height_m(cube), 0.0, parameters["lift_height_m"])
+        terms = {
+            "carry": lifted * closeness(goal_distance_m, parameters["carry_scale_m"]),
+            "precise": lifted * closeness(goal_distance_m, parameters["precise_scale_m"]),
+        }
+        return self.weigh(terms, parameters)
+
+    def _height_m(self, cube: Tensor) -> Tensor:
+        """How far a cube at `cube` `[N, 3]` is above where it lies `[N]`."""
+        return cube[:, 2] - self.cube.half_size_m
 
     def _cube(self, state: PhysicsState) -> Tensor:
         """The cube's position `[N, 3]`, m."""

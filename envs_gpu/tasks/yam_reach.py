@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import mujoco
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from envs_gpu.goals import Goals
 from envs_gpu.observation import ObservationTerm, remembered
 from envs_gpu.parameters import Parameter
 from envs_gpu.physics.base import PhysicsState
@@ -87,6 +89,16 @@ class YamReach(Arm):
             ObservationTerm("tool_to_target", 3, self._tool_to_target, "m"),
         )
 
+    def goals(self) -> Goals:
+        """The tool is to be where the target is."""
+        return Goals(
+            goal="target",
+            achieved="tool_position",
+            rewards=self._goal_rewards,
+            parameters=("near_weight", "precise_weight", "near_scale_m", "precise_scale_m"),
+            dependent={"tool_to_target": lambda tool, target: target - tool},
+        )
+
     def initial_state(self, episode: Episode) -> tuple[Tensor, Tensor]:
         noise = self.initial_noise_rad
         offset = episode.random.uniform("start_joints", self._num_joints, -noise, noise)
@@ -104,15 +116,25 @@ class YamReach(Arm):
         return {"target": target, "last_action": action.clone()}
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
-        distance_m = distance(self.read(state, "tool_position"), episode.memory["target"])
-        terms = {
-            "near": closeness(distance_m, episode.parameters["near_scale_m"]),
-            "precise": closeness(distance_m, episode.parameters["precise_scale_m"]),
-        }
-        terms |= self.effort_terms(state, action, episode.memory["last_action"])
+        tool, target = self.read(state, "tool_position"), episode.memory["target"]
+        effort = self.effort_terms(state, action, episode.memory["last_action"])
+        reward = self._goal_rewards(tool, target, episode.parameters)
+        reward |= self.weigh(effort, episode.parameters)
+        distance_m = distance(tool, target)
         never = torch.zeros_like(distance_m, dtype=torch.bool)
         measures = {"distance_m": distance_m, "reached": distance_m < episode.parameters["reached_m"]}
-        return Outcome(self.weigh(terms, episode.parameters), never, measures)
+        return Outcome(reward, never, measures)
+
+    def _goal_rewards(
+        self, tool: Tensor, target: Tensor, parameters: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """What it is worth that the tool is at `tool` `[N, 3]`, weighted, name -> `[N]`."""
+        distance_m = distance(tool, target)
+        terms = {
+            "near": closeness(distance_m, parameters["near_scale_m"]),
+            "precise": closeness(distance_m, parameters["precise_scale_m"]),
+        }
+        return self.weigh(terms, parameters)
 
     def _tool_to_target(self, state: PhysicsState, episode: Episode) -> Tensor:
         """The way from the tool to the target `[N, 3]`, m."""

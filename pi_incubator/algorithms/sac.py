@@ -1,6 +1,6 @@
 """Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905, eq. 5, 9 and 18), on TorchRL's loss.
 
-Letters: B samples of a minibatch, A actions.
+Letters: B samples of a minibatch, A actions, F features.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
-from pi_incubator.training.loss_input import loss_input, mean_weight
+from pi_incubator.training.features import samples_of
+from pi_incubator.training.loss_input import ACTOR, CRITIC, loss_input, mean_weight
 from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
@@ -43,10 +44,18 @@ class SAC(OffPolicy[SACSettings]):
     ) -> None:
         super().__init__(cfg, env, distributed, compute)
         settings, device = self.settings, env.device
+        self.actor_features, self.critic_features = self.make_features()
+        self.target_features = self.critic_features.as_target()
         self.loss = self._make_loss().to(device)
         self.actor_weights = list(self.policy.parameters())
-        self.critic_weights = list(self.loss.qvalue_network_params.values(True, True))
-        self.target_weights = list(self.loss.target_qvalue_network_params.values(True, True))
+        self.critic_weights = [
+            *self.critic_features.encoder.parameters(),
+            *self.loss.qvalue_network_params.values(True, True),
+        ]
+        self.target_weights = [
+            *self.target_features.encoder.parameters(),
+            *self.loss.target_qvalue_network_params.values(True, True),
+        ]
         lr_actor = torch.tensor(settings.lr_actor, device=device)
         lr_critic = torch.tensor(settings.lr_critic, device=device)
         outputs = output_weights(self.policy)
@@ -81,7 +90,13 @@ class SAC(OffPolicy[SACSettings]):
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         with self.autocast():
-            loss, about = self.loss.qvalue_v2_loss(self._loss_input(minibatch))
+            features = {CRITIC: self.critic_features.now(minibatch)}
+            with torch.no_grad():
+                following = {
+                    ACTOR: self.actor_features.following(minibatch),
+                    CRITIC: self.target_features.following(minibatch),
+                }
+            loss, about = self.loss.qvalue_v2_loss(self._loss_input(minibatch, features, following))
         self.surprise.copy_(about["td_error"].detach())
         loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
@@ -92,8 +107,12 @@ class SAC(OffPolicy[SACSettings]):
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         """Gradients of the policy, then that of the logarithm of the temperature."""
         with self.autocast():
-            loss, about = self.loss.actor_loss(self._loss_input(minibatch).exclude("priority_weight"))
-        valid = minibatch["valid"]
+            features = {ACTOR: self.actor_features.now(minibatch)}
+            with torch.no_grad():
+                features[CRITIC] = self.critic_features.now(minibatch)
+            steps = self._loss_input(minibatch, features, {})
+            loss, about = self.loss.actor_loss(steps.exclude("priority_weight"))
+        valid = steps["valid"]
         temperature_loss = self.loss.alpha_loss(about["log_prob"])
         temperature_loss = torch.where(valid, temperature_loss, 0.0).sum() / valid.sum().clamp_min(1)
         total = loss + temperature_loss
@@ -111,16 +130,18 @@ class SAC(OffPolicy[SACSettings]):
             for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
                 target.lerp_(weight, tau)
 
-    def _loss_input(self, minibatch: TensorDict) -> TensorDict:
+    def _loss_input(
+        self, minibatch: TensorDict, features: dict[str, Tensor], next_features: dict[str, Tensor]
+    ) -> TensorDict:
         """The minibatch under the names that TorchRL's loss reads."""
-        now, following = minibatch["noise"].unbind(1)
-        scale = self.settings.reward_scale
-        return loss_input(minibatch, self.policy, self.network.groups, scale, (now, following))
+        samples, scale = samples_of(minibatch), self.settings.reward_scale
+        now, following = samples["noise"].unbind(1)
+        return loss_input(samples, self.policy, features, next_features, scale, (now, following))
 
     def _make_loss(self) -> SACLoss:
         network, policy, settings = self.network, self.policy, self.settings
         actor = ProbabilisticTensorDictSequential(
-            TensorDictModule(_Distribution(policy), in_keys=[policy.group], out_keys=["loc", "scale"]),
+            TensorDictModule(_Distribution(policy), in_keys=[ACTOR], out_keys=["loc", "scale"]),
             ProbabilisticTensorDictModule(
                 in_keys=["loc", "scale", "noise"],
                 out_keys=["action"],
@@ -130,7 +151,7 @@ class SAC(OffPolicy[SACSettings]):
         )
         loss = SACLoss(
             actor,
-            make_critics(network, NUM_CRITICS),
+            make_critics(network, self.critic_features.encoder.num_features, CRITIC, NUM_CRITICS),
             loss_function="l2",
             alpha_init=settings.initial_temperature,
             target_entropy=settings.target_entropy * self.env.spec.action_dim,
@@ -142,14 +163,13 @@ class SAC(OffPolicy[SACSettings]):
 
 
 class _Distribution(nn.Module):
-    """Normalized observation `[B, D]` -> mean and standard deviation before tanh, each `[B, A]`."""
+    """Features `[B, F]` -> mean and standard deviation before tanh, each `[B, A]`."""
 
     def __init__(self, policy: SquashedGaussianPolicy) -> None:
         super().__init__()
-        self.encoder, self.head = policy.encoder, policy.head
-        self._policy = [policy]  # in a list, so that the loss does not own the normalizer
+        self.head = policy.head
+        self._policy = [policy]  # in a list, so that the loss does not own normalizer and encoder
 
-    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         (policy,) = self._policy
-        features, _ = self.encoder(observation, policy.initial_state(0))
         return policy.before_tanh(features)

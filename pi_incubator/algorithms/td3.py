@@ -2,7 +2,7 @@
 
 Fujimoto et al. 2018, arXiv 1802.09477, algorithm 1.
 
-Letters: B samples of a minibatch, A actions.
+Letters: B samples of a minibatch, A actions, F features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.delayed import DelayedActor
-from pi_incubator.training.loss_input import loss_input, mean_weight
+from pi_incubator.training.features import samples_of
+from pi_incubator.training.loss_input import ACTOR, CRITIC, loss_input, mean_weight
 from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
@@ -47,11 +48,19 @@ class TD3(OffPolicy[TD3Settings]):
     ) -> None:
         super().__init__(cfg, env, distributed, compute)
         settings, device = self.settings, env.device
+        self.actor_features, self.critic_features = self.make_features()
+        self.target_actor_features = self.actor_features.as_target()
+        self.target_critic_features = self.critic_features.as_target()
         self.loss = self._make_loss().to(device)
         self.actor_weights = list(self.policy.parameters())
-        self.critic_weights = list(self.loss.qvalue_network_params.values(True, True))
+        self.critic_weights = [
+            *self.critic_features.encoder.parameters(),
+            *self.loss.qvalue_network_params.values(True, True),
+        ]
         self.targets = [
+            *self.target_actor_features.encoder.parameters(),
             *self.loss.target_actor_network_params.values(True, True),
+            *self.target_critic_features.encoder.parameters(),
             *self.loss.target_qvalue_network_params.values(True, True),
         ]
         self.spread = self._make_spread()
@@ -109,7 +118,13 @@ class TD3(OffPolicy[TD3Settings]):
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         with self.autocast():
-            loss, about = self.loss.value_loss(self._loss_input(minibatch))
+            features = {CRITIC: self.critic_features.now(minibatch)}
+            with torch.no_grad():
+                following = {
+                    ACTOR: self.target_actor_features.following(minibatch),
+                    CRITIC: self.target_critic_features.following(minibatch),
+                }
+            loss, about = self.loss.value_loss(self._loss_input(minibatch, features, following))
         self.surprise.copy_(about["td_error"].detach().amax(0).sqrt())
         loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
@@ -119,7 +134,11 @@ class TD3(OffPolicy[TD3Settings]):
 
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         with self.autocast():
-            loss, _ = self.loss.actor_loss(self._loss_input(minibatch).exclude("priority_weight"))
+            features = {ACTOR: self.actor_features.now(minibatch)}
+            with torch.no_grad():
+                features[CRITIC] = self.critic_features.now(minibatch)
+            steps = self._loss_input(minibatch, features, {})
+            loss, _ = self.loss.actor_loss(steps.exclude("priority_weight"))
         return torch.autograd.grad(loss, self.actor_weights), loss.detach().view(1)
 
     def _apply_to_actor(self, gradients: list[Tensor], sound: Tensor) -> None:
@@ -129,25 +148,23 @@ class TD3(OffPolicy[TD3Settings]):
             for target, weight in zip(self.targets, self.actor_weights + self.critic_weights, strict=True):
                 target.lerp_(weight, tau)
 
-    def _loss_input(self, minibatch: TensorDict) -> TensorDict:
+    def _loss_input(
+        self, minibatch: TensorDict, features: dict[str, Tensor], next_features: dict[str, Tensor]
+    ) -> TensorDict:
         """The minibatch under TorchRL's names; the noise of the next step smooths the target policy."""
-        settings, unit_noise = self.settings, minibatch["noise"][:, 1]
+        settings, samples = self.settings, samples_of(minibatch)
         limit = settings.smoothing_clip
-        noise = (unit_noise * settings.smoothing_std).clamp(-limit, limit)
-        return loss_input(
-            minibatch,
-            self.policy,
-            self.network.groups,
-            settings.reward_scale,
-            (torch.zeros_like(noise), noise),
-        )
+        noise = (samples["noise"][:, 1] * settings.smoothing_std).clamp(-limit, limit)
+        noises = (torch.zeros_like(noise), noise)
+        return loss_input(samples, self.policy, features, next_features, settings.reward_scale, noises)
 
     def _make_loss(self) -> TD3Loss:
         policy, one = self.policy, torch.ones(self.env.spec.action_dim)
-        actor = TensorDictModule(_Action(policy), in_keys=[policy.group, "noise"], out_keys=["action"])
+        # TorchRL hands on to the critics only what the policy's module reads.
+        actor = TensorDictModule(_Action(policy), in_keys=[ACTOR, "noise", CRITIC], out_keys=["action"])
         loss = TD3Loss(
             actor,
-            make_critics(self.network, NUM_CRITICS),
+            make_critics(self.network, self.critic_features.encoder.num_features, CRITIC, NUM_CRITICS),
             bounds=(-one, one),
             num_qvalue_nets=NUM_CRITICS,
             loss_function="l2",
@@ -159,14 +176,13 @@ class TD3(OffPolicy[TD3Settings]):
 
 
 class _Action(nn.Module):
-    """Normalized observation `[B, D]` -> action `[B, A]` around (-1, 1), with noise `[B, A]` added."""
+    """Features `[B, F]` -> action `[B, A]` around (-1, 1), with noise `[B, A]` added; `_` is not used."""
 
     def __init__(self, policy: DeterministicPolicy) -> None:
         super().__init__()
-        self.encoder, self.head = policy.encoder, policy.head
-        self._policy = [policy]  # in a list, so that the loss does not own the normalizer
+        self.head = policy.head
+        self._policy = [policy]  # in a list, so that the loss does not own normalizer and encoder
 
-    def forward(self, observation: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, features: Tensor, noise: Tensor, _: Tensor) -> Tensor:
         (policy,) = self._policy
-        features, _ = self.encoder(observation, policy.initial_state(0))
         return policy.unit_action(features) + noise

@@ -48,6 +48,11 @@ class AlgorithmSettings(Section):
         """Of a stored step whose observations take so many bytes: as float32, and beside them as pixels."""
         return observations + pixels + 4 * (2 * num_actions + 8)
 
+    @property
+    def num_stored_states(self) -> int:
+        """Recurrent states of networks that are stored with each step."""
+        return self.num_networks
+
     @abstractmethod
     def samples_per_update(self, num_envs: int) -> int:
         """Samples of one optimizer step."""
@@ -108,6 +113,14 @@ class RolloutSettings(AlgorithmSettings):
         return f"env.num_envs * algorithm.horizon = {num_envs} * {self.horizon} = {steps}"
 
 
+OF_REPLAY = {
+    "prioritized": ("priority_exponent", "priority_correction"),
+    "her": ("relabelled_share",),
+    "sequences": ("sequence_length", "burn_in"),
+}
+"""Kind of replay buffer -> the settings that it alone has."""
+
+
 class ReplaySettings(RolloutSettings):
     """Settings of an algorithm that learns from a replay buffer while it collects."""
 
@@ -127,14 +140,20 @@ class ReplaySettings(RolloutSettings):
     """Most steps whose rewards are summed before the critic's estimate takes over; sums end with episodes."""
     storage: Literal["float32", "bfloat16"] = "float32"
     """Precision of stored observations; bfloat16 takes half the memory and keeps two digits."""
-    replay: Literal["uniform", "prioritized"] = "uniform"
-    """Each step is as likely as any other, or in proportion to how far the critics were last off at it."""
+    replay: Literal["uniform", "prioritized", "her", "sequences"] = "uniform"
+    """Each step alike, or by how far the critics were off at it, or with goals of hindsight, or windows."""
     priority_exponent: Fraction = 0.6
     """How much the priorities count; 0 samples uniformly."""
     priority_correction: Fraction = 0.4
     """How far the loss undoes that steps are not equally likely; 1 in full."""
     symmetry: bool = False
     """Whether every second sample of a minibatch is its left-right mirror image, which the task declares."""
+    relabelled_share: Fraction = 0.8
+    """Share of the samples whose goal is replaced by one that was achieved later in the episode."""
+    sequence_length: Annotated[int, Field(ge=1, le=2**16)] = 32
+    """Steps in a row of one world that are learned from together, by networks with a state."""
+    burn_in: Annotated[int, Field(ge=0, le=2**16)] = 16
+    """Steps before them that are only run through, so that states fit the weights of now."""
     learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
     """Environment steps with random actions, over all worlds, before anything is learned."""
     save_buffer: Literal["always", "last", "never"] = "last"
@@ -151,18 +170,35 @@ class ReplaySettings(RolloutSettings):
     def samples_per_update(self, num_envs: int) -> int:
         return self.batch_size
 
+    @property
+    def num_stored_states(self) -> int:
+        return 1  # the policy's: critics begin with zeros
+
+    @property
+    def window_length(self) -> int:
+        """Steps of one world that a window of the buffer has: the last ones are for n-step returns."""
+        return self.burn_in + self.sequence_length + self.n_step - 1
+
     def divided_among_shards(self, cfg: ExperimentConfig) -> tuple[str, int]:
-        return "algorithm.batch_size", self.batch_size
+        each = self.sequence_length if self.replay == "sequences" else 1
+        return "algorithm.batch_size", self.batch_size // each
 
     def check(self, cfg: ExperimentConfig) -> None:
-        network = cfg.network
-        if network.has_state or network.sees_pixels:
-            kind = "a state" if network.has_state else "pixels"
+        self._check_network(cfg)
+        self._check_of_other_replay()
+        if self.replay == "sequences" and self.batch_size % self.sequence_length:
             raise cross_field_error(
-                field="network.name",
-                value=network.name,
-                problem=f"algorithm {self.name} learns from single steps, not from networks with {kind}",
-                fix="name mlp or another network of vectors without a state",
+                field="algorithm.batch_size",
+                value=self.batch_size,
+                problem=f"must be a multiple of algorithm.sequence_length = {self.sequence_length}",
+                fix="change one of them",
+            )
+        if self.replay == "her" and cfg.env.observation_history > 1:
+            raise cross_field_error(
+                field="env.observation_history",
+                value=cfg.env.observation_history,
+                problem="algorithm.replay = her replaces the goal in the newest observation alone",
+                fix="remove it, or set algorithm.replay to uniform",
             )
         if cfg.training.overlap and self.horizon > 1:
             raise cross_field_error(
@@ -171,13 +207,13 @@ class ReplaySettings(RolloutSettings):
                 problem="the policy would change between the steps of an iteration with training.overlap",
                 fix="set it to 1, or training.overlap to false",
             )
-        if self.replay == "uniform":
-            self._check_priorities()
-        if self.symmetry and self.batch_size == 1:
+        if self.symmetry and (self.batch_size == 1 or cfg.network.has_state):
             problem, fix = (
                 "has no effect with algorithm.batch_size = 1",
                 "remove it, or set that to 2 or more",
             )
+            if cfg.network.has_state:
+                problem, fix = "the mirror image of a network's state is not known", "set it to false"
             raise cross_field_error(field="algorithm.symmetry", value=True, problem=problem, fix=fix)
         if self.learning_starts >= cfg.training.total_steps:
             raise cross_field_error(
@@ -195,16 +231,34 @@ class ReplaySettings(RolloutSettings):
                 fix="raise it, or train for longer",
             )
 
-    def _check_priorities(self) -> None:
-        """Refuse settings of priorities where there are none."""
-        for key in ("priority_exponent", "priority_correction"):
-            if (value := getattr(self, key)) != type(self).model_fields[key].default:
-                raise cross_field_error(
-                    field=f"algorithm.{key}",
-                    value=value,
-                    problem="has no effect with algorithm.replay = uniform",
-                    fix="remove it, or set algorithm.replay to prioritized",
-                )
+    def _check_network(self, cfg: ExperimentConfig) -> None:
+        """Refuse a network that does not learn from what the buffer samples."""
+        network, in_windows = cfg.network, self.replay == "sequences"
+        if network.sees_pixels:
+            problem = f"algorithm {self.name} does not learn from networks with pixels"
+            fix = "name mlp or another network of vectors"
+        elif network.has_state and not in_windows:
+            problem = f"it has a state, and algorithm.replay = {self.replay} samples single steps"
+            fix = "set algorithm.replay to sequences, or name a network without a state"
+        elif in_windows and not network.has_state:
+            problem = "it has no state, so algorithm.replay = sequences has no effect that other buffers lack"
+            fix = "set algorithm.replay to uniform, or name a network with a state, such as gru"
+        else:
+            return
+        raise cross_field_error(field="network.name", value=network.name, problem=problem, fix=fix)
+
+    def _check_of_other_replay(self) -> None:
+        """Refuse settings of another kind of replay buffer."""
+        for replay, keys in OF_REPLAY.items():
+            for key in keys:
+                value = getattr(self, key)
+                if self.replay != replay and value != type(self).model_fields[key].default:
+                    raise cross_field_error(
+                        field=f"algorithm.{key}",
+                        value=value,
+                        problem=f"has no effect with algorithm.replay = {self.replay}",
+                        fix=f"remove it, or set algorithm.replay to {replay}",
+                    )
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:
         if self.buffer_size < max(self.batch_size, cfg.env.num_envs):
@@ -216,6 +270,14 @@ class ReplaySettings(RolloutSettings):
                 fix=f"set it to {least} or more",
             )
         length = self.buffer_size // cfg.env.num_envs
+        if self.replay == "sequences" and self.window_length > length:
+            raise cross_field_error(
+                field="algorithm.sequence_length",
+                value=self.sequence_length,
+                problem=f"a window of burn_in + sequence_length + n_step - 1 = {self.window_length} steps "
+                f"does not fit in a replay buffer with {length} steps of each world",
+                fix="lower one of them, or raise algorithm.buffer_size",
+            )
         if self.n_step > length:
             raise cross_field_error(
                 field="algorithm.n_step",

@@ -60,15 +60,17 @@ class ShardedRandom:
             for generator in self._generators
         ]
 
+    def uniform(self, count: int) -> list[Tensor]:
+        """`count` numbers in `[0, 1)` for each shard, float64."""
+        return [
+            torch.rand(count, generator=generator, dtype=torch.float64, device=generator.device)
+            for generator in self._generators
+        ]
+
     def stratified(self, count: int) -> list[Tensor]:
         """For each shard `count` numbers in `[0, 1)`, float64: one in each `count`-th of it, in order."""
-        device = self._generators[0].device
-        strata = torch.arange(count, dtype=torch.float64, device=device)
-        uniform = (
-            torch.rand(count, generator=generator, dtype=torch.float64, device=device)
-            for generator in self._generators
-        )
-        return [(strata + numbers) / count for numbers in uniform]
+        strata = torch.arange(count, dtype=torch.float64, device=self._generators[0].device)
+        return [(strata + numbers) / count for numbers in self.uniform(count)]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {str(index): generator.get_state() for index, generator in enumerate(self._generators)}

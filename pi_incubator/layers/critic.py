@@ -1,6 +1,6 @@
 """Values of states and actions, for TorchRL's losses.
 
-Letters: B samples, D observation width, A actions.
+Letters: B samples, F features, A actions.
 """
 
 from __future__ import annotations
@@ -13,23 +13,22 @@ from pi_incubator.layers.network import Network
 
 
 class StateActionValue(nn.Module):
-    """Normalized observation `[B, D]` and action in (-1, 1) `[B, A]` -> value `[B, 1]`."""
+    """Features of the critics' encoder `[B, F]` and action in (-1, 1) `[B, A]` -> value `[B, 1]`."""
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, num_features: int) -> None:
         super().__init__()
-        self.encoder = network.encoder(network.critic_group)
-        width = self.encoder.num_features + network.spec.action_dim
-        self.head = network.head(width, 1, output_gain=1.0)
+        self.head = network.head(num_features + network.spec.action_dim, 1, output_gain=1.0)
 
-    def forward(self, observation: Tensor, action: Tensor) -> Tensor:
-        features, _ = self.encoder(observation, observation.new_zeros(0))
-        return self.head(torch.cat((features, action), -1))
+    def forward(self, features: Tensor, action: Tensor) -> Tensor:
+        value: Tensor = self.head(torch.cat((features, action), -1))
+        return value
 
 
-def make_critics(network: Network, number: int) -> list[TensorDictModule]:
-    """Critics under the names that TorchRL's losses read."""
-    keys = [network.critic_group, "action"]
+def make_critics(network: Network, num_features: int, key: str, number: int) -> list[TensorDictModule]:
+    """Critics under the names that TorchRL's losses read; all of them read the features at `key`."""
     return [
-        TensorDictModule(StateActionValue(network), in_keys=keys, out_keys=["state_action_value"])
+        TensorDictModule(
+            StateActionValue(network, num_features), in_keys=[key, "action"], out_keys=["state_action_value"]
+        )
         for _ in range(number)
     ]

@@ -41,6 +41,14 @@ class Encoder(nn.Module, ABC):
             features.append(feature)
         return torch.stack(features)
 
+    def states(self, observation: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+        """The state after each step of a sequence `[T, N, S]`; arguments as of `sequence`."""
+        states = []
+        for t in range(len(observation)):
+            _, state = self(observation[t], restarted(state, starts[t]))
+            states.append(state)
+        return torch.stack(states)
+
 
 class StatelessEncoder(Encoder):
     """An encoder that needs nothing but the observation."""

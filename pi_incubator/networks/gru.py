@@ -52,3 +52,6 @@ class GRUEncoder(Encoder):
         cell = self.cell
         inputs = torch.nn.functional.linear(observation, cell.weight_ih, cell.bias_ih)  # [T, N, 3 S]
         return gru_scan(inputs, state, starts, cell.weight_hh, cell.bias_hh)
+
+    def states(self, observation: Tensor, state: Tensor, starts: Tensor) -> Tensor:
+        return self.sequence(observation, state, starts)

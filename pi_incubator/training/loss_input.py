@@ -1,61 +1,67 @@
-"""A minibatch of the replay buffer under the names that TorchRL's off-policy losses read."""
+"""A minibatch of the replay buffer under the names that TorchRL's off-policy losses read.
+
+Letters: B samples, A actions, F features.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from pi_incubator.data.replay.replay import NEXT, OBS
 from pi_incubator.policies.bounded import BoundedPolicy
+
+ACTOR, CRITIC = "actor_features", "critic_features"
+"""What the policy's head and the critics' heads read."""
 
 
 def loss_input(
-    minibatch: TensorDict,
+    samples: TensorDict,
     policy: BoundedPolicy,
-    groups: Iterable[str],
+    features: Mapping[str, Tensor],
+    next_features: Mapping[str, Tensor],
     reward_scale: float,
     noise: tuple[Tensor, Tensor],
 ) -> TensorDict:
-    """Observations normalized, actions in (-1, 1), rewards scaled.
+    """Features, actions in (-1, 1), scaled rewards, and the rest as it is.
 
     Args:
-        minibatch: of batch `[B]`, as the replay buffer gives it.
-        policy: whose normalizer and action limits are meant.
-        groups: the observation groups that are read.
+        samples: of batch `[B]`, see `training.features.samples_of`.
+        policy: whose action limits are meant.
+        features: `ACTOR` and `CRITIC` before the steps, each `[B, F]`, where the loss reads them.
+        next_features: the same after the steps.
         reward_scale: factor on the reward.
         noise: `[B, A]` of this step, and of the next one.
     """
-    normalizer, terminated, groups = policy.normalizer, minibatch["terminated"], tuple(groups)
-    following = {group: normalizer[group](minibatch[NEXT + group]) for group in groups}
-    following |= {
+    terminated, size = samples["terminated"], samples.batch_size
+    following = {
+        **next_features,
         "noise": noise[1],
-        "reward": (minibatch["reward"] * reward_scale).unsqueeze(-1),
+        "reward": (samples["reward"] * reward_scale).unsqueeze(-1),
         "terminated": terminated.unsqueeze(-1),
-        "done": (terminated | minibatch["truncated"]).unsqueeze(-1),
+        "done": (terminated | samples["truncated"]).unsqueeze(-1),
     }
-    now = {group: normalizer[group](minibatch[OBS + group]) for group in groups}
-    now |= {
-        "action": policy.to_unit(minibatch["action"]),
+    now = {
+        **features,
+        "action": policy.to_unit(samples["action"]),
         "noise": noise[0],
-        "valid": minibatch["valid"],
-        "steps_to_next_obs": minibatch["num_steps"].unsqueeze(-1),
+        "valid": samples["valid"],
+        "steps_to_next_obs": samples["num_steps"].unsqueeze(-1),
     }
-    if "weight" in minibatch.keys():  # noqa: SIM118 - of a TensorDict
-        now["priority_weight"] = minibatch["weight"]
-    size = minibatch.batch_size
+    if "weight" in samples.keys():  # noqa: SIM118 - of a TensorDict
+        now["priority_weight"] = samples["weight"]
     return TensorDict({**now, "next": TensorDict(following, size)}, size)
 
 
-def mean_weight(minibatch: TensorDict) -> Tensor | float:
+def mean_weight(samples: TensorDict) -> Tensor | float:
     """The factor on a loss of TorchRL that makes of its weighted mean the mean of weighted losses.
 
     TorchRL divides by the sum of the weights, Schaul et al. 2016 (algorithm 1) by the number of samples. So
     the means of several ranks have one mean. 1 where the steps have no weights.
     """
-    if "weight" not in minibatch.keys():  # noqa: SIM118 - of a TensorDict
+    if "weight" not in samples.keys():  # noqa: SIM118 - of a TensorDict
         return 1.0
-    valid = minibatch["valid"]
-    return torch.where(valid, minibatch["weight"], 0.0).sum() / valid.sum().clamp_min(1)
+    valid = samples["valid"]
+    return torch.where(valid, samples["weight"], 0.0).sum() / valid.sum().clamp_min(1)

@@ -1,12 +1,12 @@
 """What off-policy algorithms share: steps go into a replay buffer, and minibatches of it are learned from.
 
-Letters: N worlds, A actions, B samples of a minibatch.
+Letters: N worlds, A actions, S state width, B samples of a minibatch, in windows n of T steps each.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -17,18 +17,33 @@ from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import ReplaySettings
-from pi_incubator.data.replay.prioritized import Prioritized
 from pi_incubator.data.replay.replay import Replay, steps_of
-from pi_incubator.data.replay.ring import Ring
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
+from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.training.algorithm import Algorithm
 from pi_incubator.training.background import make_background
+from pi_incubator.training.features import Features
+from pi_incubator.training.make_replay import make_replay
+from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.symmetry import mirror_half, mirror_of
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
+
+
+class Choice(NamedTuple):
+    """A step that the worlds will take."""
+
+    obs: dict[str, Tensor]
+    """Group -> `[N, D]` before it."""
+    state: Tensor
+    """`[N, S]` of the policy before it."""
+    action: Tensor
+    """`[N, A]`."""
+    next_state: Tensor
+    """`[N, S]` after it, where the episode goes on."""
 
 
 class OffPolicy(Algorithm[Settings]):
@@ -54,12 +69,14 @@ class OffPolicy(Algorithm[Settings]):
         self.noise = ShardedRandom(seed, "action noise", self.shards, device)
         self.sampling = ShardedRandom(seed, "replay", self.shards, device)
         self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
-        self.replay: Replay = self._make_replay()
+        self.state = self.policy.initial_state(env.num_envs)
+        """`[N, S]` of the policy before the next step."""
+        groups, width = self.network.groups, self.policy.state_width
+        self.replay: Replay = make_replay(self.settings, env, groups, self.sampling, width)
         self.background = make_background(device) if cfg.training.overlap else None
-        self.begun: tuple[dict[str, Tensor], Tensor] | None = None
-        """Observations and action of the step that the worlds are taking beside an update."""
+        self.begun: Choice | None = None
+        """The step that the worlds are taking beside an update."""
         symmetric = self.settings.symmetry
-        groups = self.network.groups
         self.mirror = mirror_of(env, groups, "algorithm.symmetry", True) if symmetric else None
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
@@ -70,7 +87,8 @@ class OffPolicy(Algorithm[Settings]):
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
-        """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]`; gives a report."""
+        """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]` or, in windows,
+        `[n, T, 2, A]`; gives a report."""
 
     def make_noise(self) -> Tensor:
         """The exploration noise `[N, A]` of the next step, standard normal."""
@@ -93,11 +111,11 @@ class OffPolicy(Algorithm[Settings]):
     def collect(self) -> None:
         if self.background:
             self.begun = self._choose(0)
-            self.background.start(self.env.step, self.begun[1])
+            self.background.start(self.env.step, self.begun.action)
         else:
             for t in range(self.settings.horizon):
-                obs, action = self._choose(t)
-                self._store(obs, action, self.env.step(action))
+                choice = self._choose(t)
+                self._store(choice, self.env.step(choice.action))
             self.commit()
         self._finish_iteration()
 
@@ -105,7 +123,7 @@ class OffPolicy(Algorithm[Settings]):
         metrics = self._learn()
         if self.background:
             assert self.begun is not None
-            self._store(*self.begun, self.background.finish())
+            self._store(self.begun, self.background.finish())
             self.commit()
         return metrics
 
@@ -114,22 +132,24 @@ class OffPolicy(Algorithm[Settings]):
             self.background.finish()
         super().close()
 
-    def _choose(self, t: int) -> tuple[dict[str, Tensor], Tensor]:
-        """The observations now, and the action `[N, A]` of step `t` of the iteration."""
+    def _choose(self, t: int) -> Choice:
+        """What the policy, or chance, does in step `t` of the iteration."""
         env, policy = self.env, self.policy
         obs = {group: value.clone() for group, value in env.obs.items()}
         policy.normalizer.observe(obs)
-        noise = self.make_noise()
-        steps_of_all = env.num_envs * self.distributed.world_size
+        state, noise = self.state.clone(), self.make_noise()
+        decision = policy.act(obs, state, self.scale_noise(noise))
+        action, steps_of_all = decision.action, env.num_envs * self.distributed.world_size
         if self.env_steps + t * steps_of_all < self.settings.learning_starts:
             # Uniform between the env's limits: the normal distribution's quantile of the noise.
-            return obs, policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
-        return obs, policy.act(obs, policy.initial_state(env.num_envs), self.scale_noise(noise)).action
+            action = policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
+        return Choice(obs, state, action, decision.state)
 
     @torch.no_grad()
-    def _store(self, obs: dict[str, Tensor], action: Tensor, result: StepResult) -> None:
+    def _store(self, choice: Choice, result: StepResult) -> None:
         self.observe(result)
-        self.replay.add(steps_of(obs, action, result, self.network.groups))
+        self.replay.add(steps_of(choice.obs, choice.state, choice.action, result, self.network.groups))
+        self.state.copy_(restarted(choice.next_state, result.terminated | result.truncated))
 
     def _learn(self) -> dict[str, Tensor]:
         """All optimizer steps of an iteration; gives the means of their reports."""
@@ -145,7 +165,7 @@ class OffPolicy(Algorithm[Settings]):
         return metrics if num_updates else {}
 
     def parts(self) -> dict[str, Part]:
-        return super().parts() | {
+        parts = super().parts() | {
             "replay": Part(
                 self.replay, self.settings.save_buffer, per_rank=True, any_size=True, is_large=True
             ),
@@ -153,22 +173,29 @@ class OffPolicy(Algorithm[Settings]):
             "sampling": Part(self.sampling, per_rank=True),
             "learning_noise": Part(self.learning_noise, per_rank=True),
         }
+        if self.policy.state_width:
+            parts["state"] = Part(NamedTensors(state=self.state), per_rank=True)
+        return parts
 
-    def _make_replay(self) -> Replay:
-        settings = self.settings
-        what = (settings.buffer_size, self.env.spec, self.network.groups, self.sampling)
-        options: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma}
-        options["dtype"] = getattr(torch, settings.storage)
-        if settings.replay == "uniform":
-            return Ring(*what, **options)
-        exponent, correction = settings.priority_exponent, settings.priority_correction
-        return Prioritized(*what, **options, exponent=exponent, correction=correction)
+    def make_features(self) -> tuple[Features, Features]:
+        """Of the policy's encoder, and of a new one that the critics share.
+
+        So a recurrent network has one encoder for all critics, apart from the policy's, as in Ni et al. 2022
+        (arXiv 2110.05038).
+        """
+        policy, network, burn_in = self.policy, self.network, self.settings.burn_in
+        encoder = network.encoder(network.critic_group).to(self.env.device)
+        return (
+            Features(policy.encoder, policy.group, policy.normalizer, burn_in, acts=True),
+            Features(encoder, network.critic_group, policy.normalizer, burn_in),
+        )
 
     def _num_updates(self) -> int:
         """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none
         while a buffer that was not saved is filled again."""
         starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
-        if len(self.replay) < max(1, min(starts // self.distributed.world_size, self.replay.capacity)):
+        enough = min(starts // self.distributed.world_size, self.replay.capacity)
+        if len(self.replay) < max(enough, self.replay.fewest):
             return 0
         now = max(0, self.env_steps - starts)
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
@@ -178,8 +205,8 @@ class OffPolicy(Algorithm[Settings]):
         minibatch = self.replay.sample(size)
         if self.mirror:
             mirror_half(minibatch, self.mirror, len(self.shards))
-        # [2, B, A] filled by shards of B, stored as [B, 2, A].
+        # [2, B, A] filled by shards of B, stored as [B, 2, A], in windows as [n, T, 2, A].
         noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)
         self.learning_noise.normal_(noise)
-        minibatch["noise"] = noise.transpose(0, 1)
+        minibatch["noise"] = noise.transpose(0, 1).unflatten(0, minibatch["reward"].shape)
         return minibatch

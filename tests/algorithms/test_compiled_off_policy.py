@@ -13,19 +13,36 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 SETTINGS = ["env.name=cartpole_balance", "env.num_envs=8", "algorithm.learning_starts=16"]
 SETTINGS += ["algorithm.batch_size=32", "algorithm.buffer_size=256", "algorithm.updates_per_step=0.5"]
+NARROW = "network.hidden_sizes=[16]"
 FLASH = ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"]
-MLP, CROSSQ = ["network.hidden_sizes=[16]"], ["network.hidden_sizes=[16]", "network.critic_sizes=[16]"]
-OWN = {"sac": ("sac", MLP), "td3": ("sac", MLP)}
-OWN |= {"crossq": ("crossq", CROSSQ), "flash_sac": ("flash_sac", FLASH)}
+WINDOWS = [
+    "network.name=gru",
+    "network.hidden_sizes=[16, 16]",
+    "algorithm.replay=sequences",
+    "algorithm.sequence_length=2",
+    "algorithm.burn_in=1",
+]
+PRIORITIZED = ["algorithm.replay=prioritized"]
+CROSSQ = ["network.hidden_sizes=[16]", "network.critic_sizes=[16]"]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OWN)
-def test_compiled_steps_learn_what_eager_ones_learn(name):
+@pytest.mark.parametrize(
+    ("name", "folder", "own"),
+    [
+        ("sac", "sac", [NARROW, *PRIORITIZED]),
+        ("td3", "sac", [NARROW, *PRIORITIZED]),
+        ("flash_sac", "flash_sac", [*FLASH, *PRIORITIZED]),
+        ("crossq", "crossq", [*CROSSQ, *PRIORITIZED]),
+        ("sac", "sac", WINDOWS),
+        ("td3", "sac", WINDOWS),
+    ],
+    ids=["sac", "td3", "flash_sac", "crossq", "sac_gru", "td3_gru"],
+)
+def test_compiled_steps_learn_what_eager_ones_learn(name, folder, own):
     """Twelve updates from the same steps, priorities included, to the rounding of float32."""
-    folder, own = OWN[name]
     config = str(CONFIGS / folder / "half_cheetah.yaml")
-    cfg = load_config(config, [*SETTINGS, *own, f"algorithm.name={name}", "algorithm.replay=prioritized"])
+    cfg = load_config(config, [*SETTINGS, *own, f"algorithm.name={name}"])
     states = []
     for compiled in (False, True):
         torch.manual_seed(0)

@@ -95,6 +95,17 @@ OWN = {
     ],
 }
 """Settings that make each algorithm tiny; a new one runs with its defaults until it is listed here."""
+WINDOWS = [
+    "network.name=gru",
+    "algorithm.replay=sequences",
+    "algorithm.sequence_length=2",
+    "algorithm.burn_in=1",
+    "algorithm.n_step=2",
+]
+OWN |= {
+    "sac_gru": [*OWN["sac"], *WINDOWS],
+    "td3_gru": ["algorithm.name=td3", *OWN["sac"][1:], *WINDOWS],
+}
 
 
 class Interrupted(Exception):
@@ -135,7 +146,7 @@ def train(tmp_path_factory):
     return train_one
 
 
-@pytest.fixture(params=algorithms.names())
+@pytest.fixture(params=sorted({*algorithms.names(), *OWN}))
 def algorithm(request):
     return request.param
 

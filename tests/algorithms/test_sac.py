@@ -358,14 +358,45 @@ def test_actions_without_limits_are_refused():
     assert len(str(caught.value).splitlines()) == 1
 
 
+WINDOWS = ["network.name=gru", "algorithm.replay=sequences"]
+
+
 @pytest.mark.parametrize(
-    ("network", "kind"),
-    [(["network.name=gru"], "a state"), (["network.name=cnn", "env.pixels={}"], "pixels")],
+    ("settings", "message"),
+    [
+        (
+            ["network.name=gru"],
+            "network.name = 'gru': it has a state, .*; set algorithm.replay to sequences",
+        ),
+        (
+            ["algorithm.replay=sequences"],
+            "network.name = 'mlp': it has no state, .* or name a network with",
+        ),
+        (["network.name=cnn", "env.pixels={}"], "network.name = 'cnn': .* networks with pixels; name mlp"),
+        (
+            [*WINDOWS, "algorithm.sequence_length=48"],
+            "algorithm.batch_size = 256: must be a multiple of algorithm.sequence_length = 48 .*; change one",
+        ),
+        (
+            [*WINDOWS, "algorithm.n_step=2", "env.num_envs=8", "algorithm.buffer_size=384"],
+            r"algorithm.sequence_length = 32: a window of .* = 49 steps does not fit .* with 48 steps of",
+        ),
+        (
+            ["algorithm.replay=her", "env.observation_history=2"],
+            "env.observation_history = 2: .* her replaces the goal in the newest observation alone; remove",
+        ),
+    ],
 )
-def test_networks_that_do_not_learn_from_single_vectors_are_refused(network, kind):
-    message = rf"network.name = '\w+': algorithm sac learns from single steps, not from networks with {kind};"
+def test_buffers_and_networks_that_do_not_fit_are_refused_in_one_line(settings, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        load_config(CONFIG, ["algorithm.name=sac", *network])
+        load_config(CONFIG, ["algorithm.name=sac", *settings])
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_hindsight_on_a_task_without_goals_is_refused_in_one_line(on_cartpoles):
+    message = "^algorithm.replay = 'her': cartpole_balance has no goals; set it to uniform, or choose a task"
+    with pytest.raises(SettingError, match=message) as caught:
+        on_cartpoles(replay="her")
     assert len(str(caught.value).splitlines()) == 1
 
 
@@ -394,3 +425,26 @@ def test_sums_of_more_steps_than_the_buffer_holds_are_refused():
 def test_a_run_that_starts_from_this_one_takes_policy_and_critics(on_cartpoles):
     learned = {name for name, part in on_cartpoles().parts().items() if part.is_learned}
     assert learned == {"policy", "critics"}
+
+
+def test_hindsight_trains_on_a_task_with_goals():
+    """Half of what is learned from has the task's goals and half has others, and the update is sound."""
+    torch.set_default_dtype(torch.float32)
+    env = make_env("yam_reach", num_envs=4, device=CPU)
+    sections = {"env": {"name": "yam_reach", "num_envs": 4}, "network": {"hidden_sizes": [8]}}
+    sizes = {
+        "horizon": 16,
+        "batch_size": 40,
+        "buffer_size": 512,
+        "learning_starts": 0,
+        "updates_per_step": 0.1,
+    }
+    settings = {"name": "sac", "replay": "her", "n_step": 3, "relabelled_share": 0.5}
+    sac = make_algorithm(ExperimentConfig.model_validate(sections | {"algorithm": settings | sizes}), env)
+    sac.collect()
+    task_goals = sac.replay.state_dict()["obs.critic"][..., 12:15].flatten(0, 1)
+    goals = sac.replay.sample(40)["obs.critic"][:, 12:15]
+    is_of_task = (goals[:, None] == task_goals).all(-1).any(-1)
+    assert is_of_task.tolist() == [False] * 20 + [True] * 20
+    assert all(value.isfinite() for value in sac.update().values())
+    env.close()

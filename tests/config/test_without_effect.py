@@ -21,6 +21,7 @@ ZOO = "env.name=brax/ant"
 CNN = ["network.name=cnn", "env.pixels={}"]
 DISTIL = ["algorithm.name=distillation", "algorithm.teachers=[runs/a]"]
 OFFLINE = [*DISTIL, "algorithm.dataset=data.npz"]
+SAC = ["algorithm.name=sac"]
 NOISE = "randomization.observation_noise={low: -0.1, high: 0.1}"
 
 
@@ -97,6 +98,11 @@ TABLE = [
         for key in ("priority_exponent", "priority_correction")
     ),
     Case("algorithm.symmetry=true", ["algorithm.name=sac", "algorithm.batch_size=1"], ["algorithm.name=sac"]),
+    Case("algorithm.relabelled_share=0.5", SAC, [*SAC, "algorithm.replay=her"]),
+    *(
+        Case(f"algorithm.{key}=8", SAC, [*SAC, "algorithm.replay=sequences", "network.name=gru"])
+        for key in ("sequence_length", "burn_in")
+    ),
     Case("compute.shards=2", DISTIL, ["algorithm.name=ppo"]),
     Case("algorithm.normalizer=teacher", [*DISTIL, "network.normalize_observations=false"], DISTIL),
     Case("algorithm.fake_quantize_phase=0.5", DISTIL, [*DISTIL, "algorithm.fake_quantize=int8"]),

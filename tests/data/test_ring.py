@@ -13,6 +13,7 @@ from tests.envs import record_results
 
 CPU = torch.device("cpu")
 N = 4
+NO_STATE = torch.zeros(N, 0)
 SPEC = EnvSpec("toy", N, {"policy": 3}, 2, (-1.0,) * 2, (1.0,) * 2, ("a", "b"), 50.0, 100, CPU)
 CHI_SQUARE = {15: 37.7, 23: 49.7}
 """Degrees of freedom -> what chance exceeds once in a thousand times."""
@@ -54,7 +55,7 @@ def recorded():
         before.append(env.obs["policy"].clone())
         action = torch.rand(8, 1, generator=random) * torch.arange(8)[:, None] / 4.0  # some fall soon
         obs = {"policy": before[-1]}
-        ring.add(steps_of(obs, action, env.step(action), ["policy"]))
+        ring.add(steps_of(obs, NO_STATE, action, env.step(action), ["policy"]))
     yield ring.state_dict(), before, results
     env.close()
 
@@ -85,7 +86,7 @@ def test_a_broken_step_is_marked():
     ring, _ = make_ring(8, spec=env.spec)
     obs, action = {"policy": env.obs["policy"].clone()}, torch.zeros(8, 1)
     env.physics.state.qvel[5] = torch.nan
-    ring.add(steps_of(obs, action, env.step(action), ["policy"]))
+    ring.add(steps_of(obs, NO_STATE, action, env.step(action), ["policy"]))
     env.close()
     stored = ring.state_dict()
     assert stored["valid"][0].tolist() == [world != 5 for world in range(8)]
@@ -170,7 +171,7 @@ def test_the_action_of_a_broken_world_is_stored_as_zero():
     no, broken = torch.zeros(2, dtype=torch.bool), torch.tensor([False, True])
     result = StepResult(obs, torch.zeros(2), broken, no, obs, {}, broken)
     action = torch.tensor([[0.5], [float("nan")]])
-    steps = steps_of(obs, action, result, ["policy"])
+    steps = steps_of(obs, NO_STATE, action, result, ["policy"])
     assert steps["action"].tolist() == [[0.5], [0.0]]
     assert steps["valid"].tolist() == [True, False]
 

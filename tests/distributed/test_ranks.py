@@ -37,6 +37,9 @@ FLASH_SAC = SAC.replace("name: sac", "name: flash_sac, updates_per_step: 1").rep
 CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
     "{hidden_sizes: [16]}", "{name: batch_norm, hidden_sizes: [16], critic_sizes: [16]}"
 )
+SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
+    "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
+)
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
 
 
@@ -70,9 +73,12 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
             ["env.num_envs=8", "algorithm.minibatch_size=32"],
             ["env.num_envs=16", "algorithm.minibatch_size=64"],
         ),
-        *(pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow) for text in (SAC, TD3, FLASH_SAC, CROSSQ)),
+        *(
+            pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU)
+        ),
     ],
-    ids=["ppo", "sac", "td3", "flash_sac", "crossq"],
+    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru"],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""

@@ -133,6 +133,10 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
         own = [f"network.name={network}", "network.normalize_observations=true"]
         replay = ["algorithm.replay=prioritized", f"algorithm.name={algorithm}"]
         run(tmp_path, algorithm, *replay, *own, sizes=OFF_POLICY)
+    windows = ["network.name=gru", "algorithm.replay=sequences", "algorithm.sequence_length=4"]
+    for algorithm in ("sac", "td3"):
+        own = ["algorithm.burn_in=2", f"algorithm.name={algorithm}"]
+        run(tmp_path, f"{algorithm}_gru", *windows, *own, sizes=OFF_POLICY)
     student = ["experiment.name=student", "training.total_steps=128", "algorithm.fake_quantize=int8"]
     distill(["--teacher", str(tmp_path / "reads"), "--student", "mlp", *student, "evaluation.video=false"])
     plain_sections = (f.annotation for name, f in ExperimentConfig.model_fields.items() if name not in UNIONS)

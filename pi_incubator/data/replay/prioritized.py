@@ -57,7 +57,7 @@ class Prioritized(Ring):
         num_shards, pieces, weights = self._random.num_shards, [], []
         for shard, uniform in enumerate(self._random.stratified(size // num_shards)):
             index, probability = sum_tree.sample(self._trees[shard], uniform)
-            held = min(self._count, self._length) * self._width
+            held = self._num_filled * self._width
             weight = (held * probability) ** -self._correction
             pieces.append(index // self._width * self._num_worlds + shard * self._width + index % self._width)
             weights.append(weight / weight.amax())

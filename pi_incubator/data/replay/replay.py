@@ -11,12 +11,14 @@ one), and `valid` is false where the world broke, so that nothing is learned fro
     truncated    [N]     bool
     next.GROUP   [N, D]  after the step, before any reset
     valid        [N]     bool
+    state        [N, S]  of the policy before the step; only buffers for networks with a state store it
 
 A sample has one more, `num_steps` `[B]` int64: `reward` is the discounted sum over so many steps of one
 world, and `next.GROUP`, `terminated` and `truncated` are those of the last of them. It is 1, or up to n where
-the buffer makes n-step returns. A prioritized buffer adds `index` and `weight`.
+the buffer makes n-step returns. A prioritized buffer adds `index` and `weight`. `sequences.py` describes
+samples that are windows of steps.
 
-Letters: N worlds, A actions, D observation width, B samples of a minibatch.
+Letters: N worlds, A actions, D observation width, S state width, B samples of a minibatch.
 """
 
 from __future__ import annotations
@@ -52,6 +54,11 @@ class Replay(ABC):
     def capacity(self) -> int:
         """Most steps that can be held, over all worlds."""
 
+    @property
+    @abstractmethod
+    def fewest(self) -> int:
+        """Fewest steps, over all worlds, from which can be sampled."""
+
     @abstractmethod
     def __len__(self) -> int:
         """How many steps are held, over all worlds."""
@@ -66,12 +73,17 @@ class Replay(ABC):
 
 
 def steps_of(
-    observation: Mapping[str, Tensor], action: Tensor, result: StepResult, groups: Iterable[str]
+    observation: Mapping[str, Tensor],
+    state: Tensor,
+    action: Tensor,
+    result: StepResult,
+    groups: Iterable[str],
 ) -> dict[str, Tensor]:
     """One step of every world by the names of the contract.
 
     Args:
         observation: raw groups before the step.
+        state: `[N, S]` before the step.
         action: `[N, A]`.
         result: what the env answered.
         groups: the groups to store.
@@ -82,6 +94,7 @@ def steps_of(
     steps = {OBS + group: observation[group] for group in groups}
     steps |= {NEXT + group: result.final_obs[group] for group in groups}
     return steps | {
+        "state": state,
         "action": action,
         "reward": result.reward,
         "terminated": result.terminated,

@@ -5,7 +5,7 @@ Letters: L steps of each world, N worlds, K shards, B samples of a minibatch.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from tensordict import TensorDict
@@ -47,21 +47,24 @@ class Ring(Replay):
         self._length = max(1, capacity // spec.num_envs)  # L
         self._num_worlds = spec.num_envs
         self._count = 0  # steps of each world ever added
-
-        def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-            return torch.zeros(self._length, spec.num_envs, *shape, dtype=dtype, device=spec.device)
-
-        self._tensors = {"action": rows(spec.action_dim), "reward": rows()}
+        self._groups, self._device = tuple(groups), spec.device
+        self._tensors: dict[str, Tensor] = {}  # each [L, N, ...]
+        self._flat: dict[str, Tensor] = {}  # the same as [L * N, ...]
+        self._store("action", spec.action_dim)
+        self._store("reward")
         for name in ("terminated", "truncated", "valid"):
-            self._tensors[name] = rows(dtype=torch.bool)
-        for group in groups:
+            self._store(name, dtype=torch.bool)
+        for group in self._groups:
             shape, in_env = spec.obs_shape(group), spec.obs_dtype(group)
-            stored = dtype if in_env == torch.float32 else in_env
-            self._tensors[OBS + group] = rows(*shape, dtype=stored)
-            self._tensors[NEXT + group] = rows(*shape, dtype=stored)
-        self._flat = {name: tensor.flatten(0, 1) for name, tensor in self._tensors.items()}
-        self._of_last = [name for name in self._flat if name.startswith(NEXT)] + ["terminated", "truncated"]
-        self._of_first = [name for name in self._flat if name not in (*self._of_last, "reward")]
+            for moment in (OBS, NEXT):
+                self._store(moment + group, *shape, dtype=dtype if in_env == torch.float32 else in_env)
+        self._of_last = [NEXT + group for group in self._groups] + ["terminated", "truncated"]
+        self._of_first = [OBS + group for group in self._groups] + ["action", "valid"]
+
+    def _store(self, name: str, *shape: int, dtype: torch.dtype = torch.float32) -> None:
+        """Make room for `name` `[N, *shape]` of each added step."""
+        tensor = torch.zeros(self._length, self._num_worlds, *shape, dtype=dtype, device=self._device)
+        self._tensors[name], self._flat[name] = tensor, tensor.flatten(0, 1)
 
     def add(self, steps: Mapping[str, Tensor]) -> None:
         place = self._count % self._length
@@ -70,57 +73,73 @@ class Ring(Replay):
         self._count += 1
 
     def sample(self, size: int) -> TensorDict:
-        return self.steps_at(self._uniform(size))
+        return self.steps_at(self._uniform(size, self._num_filled))
 
-    def steps_at(self, index: Tensor) -> TensorDict:
-        """The steps at `index` `[B]`: places in the tensors with their first two dimensions flattened."""
-        last, num_steps, reward = self._sums(index)
-        steps = {name: self._flat[name][index] for name in self._of_first}
-        steps |= {name: self._flat[name][last] for name in self._of_last}
-        for name, value in steps.items():
-            if value.dtype == torch.bfloat16:
-                steps[name] = value.float()
+    def steps_at(self, index: Tensor, reward_at: Callable[[Tensor], Tensor] | None = None) -> TensorDict:
+        """The steps at `index` `[B]`: places in the tensors with their first two dimensions flattened.
+
+        `reward_at` gives the rewards of the steps at places `[B]`, where they are not those that are stored.
+        """
+        last, num_steps, reward = self._sums(index, reward_at or self._flat["reward"].__getitem__)
+        steps = {name: self._read(name, index) for name in self._of_first}
+        steps |= {name: self._read(name, last) for name in self._of_last}
         return TensorDict(steps | {"reward": reward, "num_steps": num_steps}, batch_size=[len(index)])
 
-    def _sums(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _read(self, name: str, index: Tensor) -> Tensor:
+        """What is stored under `name` at the places `index`; float32 also where less precision is stored."""
+        value = self._flat[name][index]
+        return value.float() if value.dtype == torch.bfloat16 else value
+
+    def _sums(self, index: Tensor, reward_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Where the n-step return from `index` `[B]` ends, over how many steps, and its sum of rewards.
 
         It ends with the episode, before a step that broke, and at the newest step.
         """
         flat, newest = self._flat, (self._count - 1) % self._length
-        last, reward = index, flat["reward"][index]
+        last, reward = index, reward_at(index)
         num_steps, discount = torch.ones_like(index), torch.ones_like(reward)
         goes_on = torch.ones_like(index, dtype=torch.bool)
         for _ in range(self._n_step - 1):
             ended = flat["terminated"][last] | flat["truncated"][last] | ~flat["valid"][last]
-            following = (last + self._num_worlds) % len(flat["reward"])
+            following = self._later(last, 1)
             goes_on &= ~ended & (last // self._num_worlds != newest) & flat["valid"][following]
             discount = discount * self._gamma
-            reward = torch.where(goes_on, reward + discount * flat["reward"][following], reward)
+            reward = torch.where(goes_on, reward + discount * reward_at(following), reward)
             last, num_steps = torch.where(goes_on, following, last), num_steps + goes_on
         return last, num_steps, reward
 
-    def _uniform(self, size: int) -> Tensor:
-        """Places of `size` steps, each equally likely, the same number from each shard of worlds."""
+    def _later(self, index: Tensor, num_steps: Tensor | int) -> Tensor:
+        """The place of the step of the same world `num_steps` after the one at `index`."""
+        return (index + num_steps * self._num_worlds) % self.capacity
+
+    def _uniform(self, size: int, num_rows: int) -> Tensor:
+        """Places of `size` steps in the first rows, each equally likely, the same number from each shard."""
         num_shards = self._random.num_shards
         width = self._num_worlds // num_shards  # worlds of a shard
-        filled = min(self._count, self._length)
         pieces = []
-        for shard, index in enumerate(self._random.integers(filled * width, size // num_shards)):
+        for shard, index in enumerate(self._random.integers(num_rows * width, size // num_shards)):
             pieces.append(index // width * self._num_worlds + shard * width + index % width)
         return pieces[0] if num_shards == 1 else torch.cat(pieces)
+
+    @property
+    def _num_filled(self) -> int:
+        """Rows that hold steps."""
+        return min(self._count, self._length)
+
+    @property
+    def fewest(self) -> int:
+        return self._num_worlds
 
     @property
     def capacity(self) -> int:
         return self._length * self._num_worlds
 
     def __len__(self) -> int:
-        return min(self._count, self._length) * self._num_worlds
+        return self._num_filled * self._num_worlds
 
     def state_dict(self) -> dict[str, Tensor]:
         """Views of the rows in use, and how many were ever added; the generators are saved by their owner."""
-        filled = min(self._count, self._length)
-        state = {name: tensor[:filled] for name, tensor in self._tensors.items()}
+        state = {name: tensor[: self._num_filled] for name, tensor in self._tensors.items()}
         return state | {"count": torch.tensor(self._count)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
