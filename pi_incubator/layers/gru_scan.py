@@ -31,7 +31,13 @@ def gru_scan(inputs: Tensor, state: Tensor, begins: Tensor, weight: Tensor, bias
         begins: `[T, N]` bool, where a step is the first of an episode.
         weight: `[3H, H]` of the hidden state.
         bias: `[3H]` beside it.
+
+    Raises:
+        ValueError: `begins` or `state` is of other steps or sequences than `inputs`.
     """
+    if begins.shape != inputs.shape[:2] or len(state) != inputs.shape[1]:
+        shapes = f"begins {list(begins.shape)} and state {list(state.shape)}"
+        raise ValueError(f"{shapes} do not belong to inputs {list(inputs.shape)}")
     # In full precision also under autocast: what is rounded in a recurrence is rounded T times.
     inputs, state = inputs.to(weight.dtype), state.to(weight.dtype)
     return _forward(inputs, state, begins, weight, bias)[0]

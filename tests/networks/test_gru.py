@@ -102,6 +102,13 @@ def test_the_scan_and_its_gradient_are_those_of_torchs_gru(share):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize(("steps", "sequences"), [(2, 3), (3, 2)])
+def test_starts_of_other_steps_or_sequences_are_refused(steps, sequences):
+    inputs, begins = torch.zeros(3, 3, 6), torch.zeros(steps, sequences, dtype=torch.bool)
+    with pytest.raises(ValueError, match=r"do not belong to inputs \[3, 3, 6\]"):
+        gru_scan(inputs, torch.zeros(sequences, 2), begins, torch.zeros(6, 2), torch.zeros(6))
+
+
 def test_the_scan_is_a_proper_operator():
     """What torch.compile takes for granted of it: shapes, strides, no hidden aliases, its gradient."""
     random = torch.Generator().manual_seed(0)
