@@ -49,7 +49,7 @@ class Adam:
             self._fused(gradients, sound)
 
     def _written_out(self, gradients: Sequence[Tensor], sound: Tensor) -> None:
-        """Algorithm 1 of the paper in the order of its section 2, which scales the step and not the moments."""
+        """Algorithm 1 of the paper in the order of its section 2: the step is corrected, not the moments."""
         (beta1, beta2), step = self.betas, self.step_count[0] + 1.0
         # Not `beta ** step`: on a CPU, Inductor computes an exponential once, but a power for every vector of
         # every parameter, which takes longer than the rest.

@@ -95,7 +95,7 @@ class OffPolicy(Algorithm[Settings]):
         totals = torch.zeros(len(self.report_names), device=self.env.device)
         num_updates = self.num_updates()
         for _ in range(num_updates):
-            minibatch = self._minibatch(settings.batch_size)
+            minibatch = self.minibatch(settings.batch_size)
             totals += self.step(minibatch)
             if settings.replay == "prioritized":
                 self.replay.update_priority(minibatch["index"], self.surprise)
@@ -132,7 +132,8 @@ class OffPolicy(Algorithm[Settings]):
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
         return int(now * per_step) - int(before * per_step)
 
-    def _minibatch(self, size: int) -> TensorDict:
+    def minibatch(self, size: int) -> TensorDict:
+        """A minibatch as `step` takes it."""
         minibatch = self.replay.sample(size)
         # [2, B, A] filled by shards of B, stored as [B, 2, A].
         noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)
