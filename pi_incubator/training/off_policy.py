@@ -155,9 +155,9 @@ class OffPolicy(Algorithm[Settings]):
         """All optimizer steps of an iteration; gives the means of their reports."""
         settings = self.settings
         totals = torch.zeros(len(self.report_names), device=self.env.device)
-        num_updates = self._num_updates()
+        num_updates = self.num_updates()
         for _ in range(num_updates):
-            minibatch = self._minibatch(settings.batch_size)
+            minibatch = self.minibatch(settings.batch_size)
             totals += self.step(minibatch)
             if settings.replay == "prioritized":
                 self.replay.update_priority(minibatch["index"], self.surprise)
@@ -190,9 +190,11 @@ class OffPolicy(Algorithm[Settings]):
             Features(encoder, network.critic_group, policy.normalizer, burn_in),
         )
 
-    def _num_updates(self) -> int:
-        """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none
-        while a buffer that was not saved is filled again."""
+    def num_updates(self) -> int:
+        """Optimizer steps that the environment steps of the last iteration are worth.
+
+        None for random actions, and none while a buffer that was not saved is filled again.
+        """
         starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
         enough = min(starts // self.distributed.world_size, self.replay.capacity)
         if len(self.replay) < max(enough, self.replay.fewest):
@@ -201,7 +203,8 @@ class OffPolicy(Algorithm[Settings]):
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
         return int(now * per_step) - int(before * per_step)
 
-    def _minibatch(self, size: int) -> TensorDict:
+    def minibatch(self, size: int) -> TensorDict:
+        """A minibatch as `step` takes it."""
         minibatch = self.replay.sample(size)
         if self.mirror:
             mirror_half(minibatch, self.mirror, len(self.shards))
