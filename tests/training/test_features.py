@@ -141,7 +141,7 @@ def test_no_gradient_goes_through_the_burn_in(collected):
 
 def test_samples_are_the_windows_steps_one_window_after_the_other(collected):
     sac, *_ = collected
-    minibatch = sac._minibatch(8 * T)
+    minibatch = sac.minibatch(8 * T)
     samples = samples_of(minibatch)
     assert samples.batch_size == (8 * T,)
     assert samples["noise"].shape == (8 * T, 2, 1)

@@ -53,7 +53,7 @@ def test_off_policy_minibatches_hold_mirror_images(name: str) -> None:
         algorithm = make_algorithm(cfg, env)
         for _ in range(4):
             algorithm.collect()
-        minibatches.append(algorithm._minibatch(8))
+        minibatches.append(algorithm.minibatch(8))
         metrics = algorithm.update()
         assert all(value.isfinite() for value in metrics.values())
         mirror = env.mirror(("policy",))
