@@ -104,12 +104,14 @@ def _training(text: str) -> tuple[str, list[Seed]]:
 
 def _read_seed(file: Path) -> Seed:
     rows = read_metrics(file)
-    judged = {int(row["env_steps"]): float(row[RETURN]) for row in rows if RETURN in row}
+    judged = {int(row["env_steps"]): row[RETURN] for row in rows if RETURN in row}
     final = file.with_name("evaluation.json")
-    if final.is_file():  # after the last iteration
+    if rows and final.is_file():  # after the last iteration
         judged[int(rows[-1]["env_steps"])] = float(json.loads(final.read_text())["return"]["mean"])
     if not judged:
         raise UserError(f"{file}: holds no {RETURN}; train with evaluation.every set")
+    if diverged := [steps for steps, value in judged.items() if value is None]:
+        raise UserError(f"{file}: {RETURN} was not finite after {diverged[0]} steps; leave this run out")
     return Seed(file.parent.name, list(judged), list(judged.values()))
 
 

@@ -27,7 +27,8 @@ Dependent = Callable[[Tensor, Tensor], Tensor]
 class Goals:
     """What of a task depends on its goal, declared by `Task.goals` in names of observation terms.
 
-    A step is rewarded for the goal that was observed before it. The functions are torch, pure and batched.
+    A step is rewarded for the goal that was observed before it. No end of an episode may depend on the goal.
+    The functions are torch, pure and batched.
     """
 
     goal: str

@@ -198,8 +198,11 @@ class BackgroundSaver:
             self._memory = self._new_memory.result()
         snapshot = take_snapshot(iteration, env_steps, self._parts, self._distributed, self._memory)
         if snapshot is not None:
-            always = snapshot.states.keys() - snapshot.only_newest - set(snapshot.not_copied)
-            self._memory = {name: snapshot.states[name] for name in always}
+            self._memory = {
+                name: state
+                for name, state in snapshot.states.items()
+                if name not in snapshot.only_newest and not _is_large(name, self._parts)
+            }
             begin(self._folder, snapshot)
             keep = self._cfg.checkpoint.keep
             self._writing = self._pool.submit(finish, self._folder, snapshot, self._cfg, keep)
@@ -269,6 +272,7 @@ def begin(folder: RunFolder, snapshot: Snapshot) -> None:
         _make_empty(partial)
         for name in snapshot.not_copied:
             save_file(snapshot.states[name], partial / f"{name}.safetensors")
+            faults.reach("save", "write")
 
 
 def finish(folder: RunFolder, snapshot: Snapshot, cfg: ExperimentConfig, keep: int) -> Path:
@@ -282,7 +286,7 @@ def finish(folder: RunFolder, snapshot: Snapshot, cfg: ExperimentConfig, keep: i
             file = partial / f"{name}.safetensors"
             if name not in snapshot.not_copied:
                 save_file(state, file)
-            faults.reach("save", "write")
+                faults.reach("save", "write")
             faults.reach("save", "hash")
             files[file.name] = sha256_of(file)
         text = manifest_text(_manifest(snapshot, cfg, files))
@@ -331,6 +335,11 @@ def _file_name(name: str, rank: int) -> str:
 def _part_of(file_name: str) -> str:
     """The part that `_file_name` named."""
     return file_name.partition(".")[0]
+
+
+def _is_large(file_name: str, parts: Mapping[str, Part]) -> bool:
+    part = parts.get(_part_of(file_name))
+    return part is not None and part.is_large
 
 
 def _is_only_in_newest(file_name: str, parts: Mapping[str, Part]) -> bool:

@@ -14,16 +14,19 @@ from typing import Any
 
 import psutil
 import torch
+from torch import nn
 
 from envs_gpu.errors import SettingError
 from envs_gpu.make import choose_backend
-from envs_gpu.vec_env import VecEnv
+from envs_gpu.vec_env import EnvSpec, VecEnv
 from envs_gpu.zoo import is_zoo_name
 from pi_incubator.algorithms import make_policy
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.envs import make_training_env
 from pi_incubator.launcher import launch_of_environment
+from pi_incubator.layers.network import BatchNormNetwork
+from pi_incubator.networks import make_network
 
 BYTES = 4
 """Of a float32."""
@@ -42,6 +45,8 @@ MATRIX_COPIES = 2
 PARAMETER_COPIES = 4
 # Weights and the two moments again, copied on the host while a checkpoint is written beside training.
 SAVED_COPIES = 3
+# A replay buffer where there are several ranks: itself, and as it is sent and received for a checkpoint.
+SENT_COPIES = 3
 # Outputs of each layer, kept for the gradient, and the gradient of them.
 ACTIVATION_COPIES = 3
 
@@ -51,7 +56,7 @@ class MemoryEstimate:
     """Bytes that a run allocates on its device, beside what libraries take to be loaded."""
 
     storage: int
-    """The rollout, or the replay buffer."""
+    """The rollout, or the replay buffer; of several processes on a machine also what a save sends of it."""
     worlds: int
     learning: int
     """Weights, optimizer, their copy for a checkpoint, and the activations of a minibatch."""
@@ -82,19 +87,36 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
     world = WORLD_COPIES * sum(observed.values()) + _physics_bytes(getattr(env, "physics", None), backend)
     # Every unit of a layer costs its row of weights; pixels are far wider inside than their features.
     weights = [weight for weight in policy.parameters() if weight.dim() > 1]
-    units = sum(len(weight) for weight in weights)
     drawn = observed.get("pixels", 0) * max(len(weight) for weight in weights) if cfg.env.pixels else 0
-    sample = ACTIVATION_COPIES * (BYTES * units + drawn)
     # Acting keeps no gradients, but sees all worlds at once.
     batch = max(algorithm.samples_per_update(cfg.env.num_envs), cfg.env.num_envs // ACTIVATION_COPIES)
-    num_parameters = sum(parameter.numel() for parameter in policy.parameters())
+    sizes = (batch, drawn, device)
+    learning = _learning_bytes(policy, *sizes)
+    learning += (algorithm.num_networks - 1) * _learning_bytes(_critic_of(cfg, env.spec) or policy, *sizes)
     env.close()
+    is_sent = algorithm.saves_steps and launch_of_environment().world_size > 1
     return MemoryEstimate(
-        storage=algorithm.stored_steps(cfg) * step,
+        storage=(SENT_COPIES if is_sent else 1) * algorithm.stored_steps(cfg) * step,
         worlds=cfg.env.num_envs * world,
-        learning=algorithm.num_networks
-        * (_parameter_copies(device) * BYTES * num_parameters + batch * sample),
+        learning=learning,
     )
+
+
+def _learning_bytes(network: nn.Module, batch: int, drawn: int, device: torch.device) -> int:
+    """Of one network: its weights, their optimizer, and the activations of `batch` samples."""
+    parameters = list(network.parameters())
+    units = sum(weight.shape[:-1].numel() for weight in parameters if weight.dim() > 1)
+    sample = ACTIVATION_COPIES * (BYTES * units + drawn)
+    return _parameter_copies(device) * BYTES * sum(weight.numel() for weight in parameters) + batch * sample
+
+
+def _critic_of(cfg: ExperimentConfig, spec: EnvSpec) -> nn.Module | None:
+    """A critic, without memory for its weights; None where it is like the policy."""
+    network = make_network(cfg.network, spec)
+    if not isinstance(network, BatchNormNetwork):
+        return None
+    with torch.device("meta"):
+        return network.critics(1, 1)
 
 
 def _parameter_copies(device: torch.device) -> int:
@@ -143,13 +165,14 @@ def _check_layers(cfg: ExperimentConfig, device: torch.device) -> None:
     Raises:
         SettingError: they do not.
     """
-    sizes = list(getattr(cfg.network, "hidden_sizes", ()))
-    num_weights = sum(width * next_width for width, next_width in pairwise(sizes))
-    needed = _parameter_copies(device) * BYTES * num_weights
-    free = free_bytes(device)
-    if needed > free:
-        problem = f"their weights need about {_gb(needed)} GB, {_gb(free)} GB are free on {device.type}"
-        raise SettingError("network.hidden_sizes", sizes, problem, "set smaller sizes")
+    for field in ("hidden_sizes", "critic_sizes"):
+        sizes = list(getattr(cfg.network, field, ()))
+        num_weights = sum(width * next_width for width, next_width in pairwise(sizes))
+        needed = _parameter_copies(device) * BYTES * num_weights
+        free = free_bytes(device)
+        if needed > free:
+            problem = f"their weights need about {_gb(needed)} GB, {_gb(free)} GB are free on {device.type}"
+            raise SettingError(f"network.{field}", sizes, problem, "set smaller sizes")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

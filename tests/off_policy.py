@@ -44,13 +44,17 @@ def make_minibatch(seed=0):
     return TensorDict(contents, batch_size=[B])
 
 
-def squash(outputs, noise, low=-10.0, high=2.0):
-    """Action in (-1, 1) `[B, A]` and the logarithm of its density `[B]`, from a policy's outputs."""
+def squash(outputs, noise, low, high=2.0):
+    """Action in (-1, 1) `[B, A]` and the logarithm of its density `[B]`, from a policy's outputs.
+
+    `low` and `high` bound the logarithm of the standard deviation.
+    """
     loc, raw = outputs.chunk(2, -1)
     scale = (low + 0.5 * (high - low) * (raw.tanh() + 1.0)).exp()
     before = loc + scale * noise
     gaussian = torch.distributions.Normal(loc, scale).log_prob(before)
-    return before.tanh(), (gaussian - (1 - before.tanh() ** 2).log()).sum(-1)
+    jacobian = torch.distributions.TanhTransform().log_abs_det_jacobian(before, before.tanh())
+    return before.tanh(), (gaussian - jacobian).sum(-1)
 
 
 def unit_action(steps):
@@ -59,8 +63,8 @@ def unit_action(steps):
     return 2 * (steps["action"] - low) / (high - low) - 1
 
 
-def assert_close(ours, theirs, rtol=1e-8, atol=1e-11):
+def assert_close(ours, theirs):
     """Tensors of the same order, to the rounding of float64."""
     assert len(ours) == len(theirs)
     for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=rtol, atol=atol)
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-11)

@@ -222,3 +222,36 @@ def test_another_number_of_processes_is_refused(tmp_path: Path) -> None:
     message = "was written by 1 processes, and now there are 2; start as many, or set another"
     with pytest.raises(UserError, match=message):
         checkpoint.restore(folder, parts, Distributed(0, 2))
+
+
+def test_a_large_part_is_written_at_once_and_without_a_copy(tmp_path):
+    """What changes right after the save is not in the checkpoint; the memory for copies does not hold it."""
+    folder, buffer = RunFolder(tmp_path / "run"), nn.Linear(3, 3)
+    parts = {"policy": Part(nn.Linear(3, 3)), "replay": Part(buffer, is_large=True)}
+    saver = checkpoint.BackgroundSaver(folder, parts, CONFIG)
+    nn.init.constant_(buffer.weight, 1.0)
+    saver.save(0, 0)
+    nn.init.constant_(buffer.weight, 2.0)
+    saver.wait()
+    assert "replay" not in saver._memory
+    assert checkpoint.restore(folder, parts) == 1
+    assert (buffer.weight == 1.0).all()
+    saver.close()
+
+
+def test_a_large_part_that_cannot_be_written_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    folder, buffer = RunFolder(tmp_path / "run"), nn.Linear(3, 3)
+    parts = {"policy": Part(nn.Linear(3, 3)), "replay": Part(buffer, is_large=True)}
+    saver = checkpoint.BackgroundSaver(folder, parts, CONFIG)
+    saver.save(0, 0)
+    saver.wait()
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", fail)
+    with pytest.raises(UserError, match=r"cannot be written \(.*No space left on device\)"):
+        saver.save(1, 1)
+    saver.close()
+    assert [path.name for path in folder.saved()] == [checkpoint.checkpoint_name(0)]
+    assert checkpoint.restore(folder, parts) == 1

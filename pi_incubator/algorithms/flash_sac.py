@@ -14,19 +14,23 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs_gpu.vec_env import StepResult, VecEnv
+from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.flash_sac import FlashSACSettings
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.unit_norm import rescale
+from pi_incubator.networks import make_network
+from pi_incubator.policies.squashed_gaussian import SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.batch_norm_sac import BatchNormSAC
 from pi_incubator.training.categorical import make_bins, project
 from pi_incubator.training.repeated_noise import RepeatedNoise
 from pi_incubator.training.reward_scale import RewardScale
 from pi_incubator.training.state import NamedTensors
+
+LOG_STD_RANGE = (-10.0, 2.0)
+"""Of the Gaussian before it is squashed."""
 
 
 @algorithm("flash_sac")
@@ -42,6 +46,11 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
         self.bins = make_bins(settings.num_bins, settings.largest_value, device)
         self.reward_scale = RewardScale(env.num_envs, settings.gamma, settings.largest_value, device)
         self.repeated = RepeatedNoise(env.num_envs, num_actions, settings.noise_repeat, device)
+
+    @staticmethod
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy:
+        network = make_network(cfg.network, spec)
+        return SquashedGaussianPolicy(cfg.network, network, spec, LOG_STD_RANGE).to(spec.device)
 
     @property
     def num_outputs(self) -> int:
@@ -109,15 +118,10 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
 
     def _apply_to_critics(self, means: list[Tensor], sound: Tensor) -> None:
         super()._apply_to_critics(means, sound)
-        rescale(self.critics, sound)
         with torch.no_grad():
             tau = torch.where(sound, self.settings.tau, 0.0)
             for target, weight in zip(self.targets.parameters(), self.critic_weights, strict=True):
                 target.lerp_(weight, tau)
-
-    def _apply_to_actor(self, means: list[Tensor], sound: Tensor) -> None:
-        super()._apply_to_actor(means, sound)
-        rescale(self.policy, sound)
 
     def _lr_now(self) -> float:
         """Half a period of a cosine over the training."""

@@ -48,10 +48,8 @@ class SAC(OffPolicy[SACSettings]):
         self.target_features = self.critic_features.as_target()
         self.loss = self._make_loss().to(device)
         self.actor_weights = list(self.policy.parameters())
-        self.critic_weights = [
-            *self.critic_features.encoder.parameters(),
-            *self.loss.qvalue_network_params.values(True, True),
-        ]
+        heads = list(self.loss.qvalue_network_params.values(True, True))
+        self.critic_weights = [*self.critic_features.encoder.parameters(), *heads]
         self.target_weights = [
             *self.target_features.encoder.parameters(),
             *self.loss.target_qvalue_network_params.values(True, True),
@@ -62,7 +60,7 @@ class SAC(OffPolicy[SACSettings]):
         self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
         # One row each, the critics' output layers are vectors to Muon.
         self.critic_optimizer = make_optimizer(
-            settings.optimizer, self.critic_weights, lr_critic, stacked=True
+            settings.optimizer, self.critic_weights, lr_critic, stacked=heads
         )
         lr_temperature = torch.tensor(settings.lr_temperature, device=device)
         self.temperature_optimizer = Adam([self.loss.log_alpha], lr_temperature)

@@ -53,10 +53,8 @@ class TD3(OffPolicy[TD3Settings]):
         self.target_critic_features = self.critic_features.as_target()
         self.loss = self._make_loss().to(device)
         self.actor_weights = list(self.policy.parameters())
-        self.critic_weights = [
-            *self.critic_features.encoder.parameters(),
-            *self.loss.qvalue_network_params.values(True, True),
-        ]
+        heads = list(self.loss.qvalue_network_params.values(True, True))
+        self.critic_weights = [*self.critic_features.encoder.parameters(), *heads]
         self.targets = [
             *self.target_actor_features.encoder.parameters(),
             *self.loss.target_actor_network_params.values(True, True),
@@ -70,7 +68,7 @@ class TD3(OffPolicy[TD3Settings]):
         self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
         # One row each, the critics' output layers are vectors to Muon.
         self.critic_optimizer = make_optimizer(
-            settings.optimizer, self.critic_weights, lr_critic, stacked=True
+            settings.optimizer, self.critic_weights, lr_critic, stacked=heads
         )
         self.steps = DelayedActor(
             Phase(self._actor_gradients, self._apply_to_actor),
@@ -112,7 +110,7 @@ class TD3(OffPolicy[TD3Settings]):
         if settings.exploration_std_min is None:
             return None
         least = settings.exploration_std_min / max(settings.exploration_std, 1e-12)
-        of_all = torch.linspace(least, 1.0, num_envs * self.distributed.world_size, device=self.env.device)
+        of_all = torch.linspace(1.0, least, num_envs * self.distributed.world_size, device=self.env.device)
         first = num_envs * self.distributed.rank
         return of_all[first : first + num_envs].unsqueeze(-1)
 

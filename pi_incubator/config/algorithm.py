@@ -53,6 +53,11 @@ class AlgorithmSettings(Section):
         """Recurrent states of networks that are stored with each step."""
         return self.num_networks
 
+    @property
+    def saves_steps(self) -> bool:
+        """Whether checkpoints hold the stored steps."""
+        return False
+
     @abstractmethod
     def samples_per_update(self, num_envs: int) -> int:
         """Samples of one optimizer step."""
@@ -141,7 +146,7 @@ class ReplaySettings(RolloutSettings):
     storage: Literal["float32", "bfloat16"] = "float32"
     """Precision of stored observations; bfloat16 takes half the memory and keeps two digits."""
     replay: Literal["uniform", "prioritized", "her", "sequences"] = "uniform"
-    """Each step alike, or by how far the critics were off at it, or with goals of hindsight, or windows."""
+    """uniform; prioritized: by the critics' last error; her: hindsight goals; sequences: windows of steps."""
     priority_exponent: Fraction = 0.6
     """How much the priorities count; 0 samples uniformly."""
     priority_correction: Fraction = 0.4
@@ -164,8 +169,14 @@ class ReplaySettings(RolloutSettings):
 
     def bytes_per_step(self, observations: int, pixels: int, num_actions: int) -> int:
         of_numbers = observations // 2 if self.storage == "bfloat16" else observations
-        # Observations before and after the step, action and reward, three flags; a priority and its sums.
-        return 2 * (of_numbers + pixels) + 4 * (num_actions + 1) + 3 + 8 * (self.replay == "prioritized")
+        # A priority and its sums, or the age of the episode.
+        beside = {"prioritized": 8, "her": 4}.get(self.replay, 0)
+        # Observations before and after the step, action and reward, three flags.
+        return 2 * (of_numbers + pixels) + 4 * (num_actions + 1) + 3 + beside
+
+    @property
+    def saves_steps(self) -> bool:
+        return self.save_buffer != "never"
 
     def samples_per_update(self, num_envs: int) -> int:
         return self.batch_size
@@ -199,6 +210,13 @@ class ReplaySettings(RolloutSettings):
                 value=cfg.env.observation_history,
                 problem="algorithm.replay = her replaces the goal in the newest observation alone",
                 fix="remove it, or set algorithm.replay to uniform",
+            )
+        if self.replay == "her" and round(self.relabelled_share * self.batch_size) == 0:
+            raise cross_field_error(
+                field="algorithm.relabelled_share",
+                value=self.relabelled_share,
+                problem=f"relabels none of algorithm.batch_size = {self.batch_size} samples",
+                fix="raise it, or set algorithm.replay to uniform",
             )
         if cfg.training.overlap and self.horizon > 1:
             raise cross_field_error(
@@ -242,7 +260,9 @@ class ReplaySettings(RolloutSettings):
             fix = "set algorithm.replay to sequences, or name a network without a state"
         elif in_windows and not network.has_state:
             problem = "it has no state, so algorithm.replay = sequences has no effect that other buffers lack"
-            fix = "set algorithm.replay to uniform, or name a network with a state, such as gru"
+            fix = "set algorithm.replay to uniform"
+            if not self.keeps_batch_statistics:
+                fix += ", or name a network with a state, such as gru"
         else:
             return
         raise cross_field_error(field="network.name", value=network.name, problem=problem, fix=fix)

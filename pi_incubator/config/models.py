@@ -152,7 +152,7 @@ class TrainingSection(Section):
     log_every: Count = 10
     """Iterations between two reports of the metrics."""
     overlap: bool = False
-    """Step the worlds beside an update: it learns from the steps before, and PPO acts one update late."""
+    """Step the worlds while the optimizer works; PPO then collects with a policy that is one update old."""
 
 
 class ComputeSection(Section):

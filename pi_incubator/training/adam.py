@@ -56,9 +56,10 @@ class Adam:
         correction1, correction2 = (1.0 - torch.exp(step * math.log(beta)) for beta in self.betas)
         root = correction2.sqrt()
         step_size, eps = self.lr * root / correction1, self.eps * root
-        mean = torch._foreach_lerp(self.mean, gradients, 1.0 - beta1)
+        fresh = list(gradients)
+        mean = torch._foreach_lerp(self.mean, fresh, 1.0 - beta1)
         square = torch._foreach_mul(self.square, beta2)
-        square = torch._foreach_addcmul(square, gradients, gradients, 1.0 - beta2)
+        square = torch._foreach_addcmul(square, fresh, fresh, 1.0 - beta2)
         for i, weight in enumerate(self.parameters):
             moved = weight - step_size * mean[i] / (square[i].sqrt() + eps)
             weight.copy_(torch.where(sound, moved, weight))

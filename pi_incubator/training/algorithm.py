@@ -179,9 +179,10 @@ def _shards_of(cfg: ExperimentConfig, distributed: Distributed) -> range:
     for field, number in (("env.num_envs", cfg.env.num_envs), cfg.algorithm.divided_among_shards(cfg)):
         if number % each:
             section, key = field.split(".")
-            problem = f"cannot be divided among the {each} shards of a process"
-            fix = "change it, or compute.shards"
-            raise SettingError(field, getattr(getattr(cfg, section), key), problem, fix)
+            value = getattr(getattr(cfg, section), key)
+            which = "" if value == number else f"makes {number} windows, which "
+            problem = f"{which}cannot be divided among the {each} shards of a process"
+            raise SettingError(field, value, problem, "change it, or compute.shards")
     return range(distributed.rank * each, (distributed.rank + 1) * each)
 
 

@@ -55,8 +55,9 @@ class Thread:
         return self._future.result()
 
     def finish(self) -> Any:
-        result, self._future = self.wait(), None
-        return result
+        future, self._future = self._future, None  # it has ended also where it failed
+        assert future is not None
+        return future.result()
 
 
 class Stream:

@@ -24,6 +24,7 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.layers.batch_norm import follow_moments
 from pi_incubator.layers.network import BatchNormNetwork
 from pi_incubator.layers.stacked import TrunkEncoder
+from pi_incubator.layers.unit_norm import rescale
 from pi_incubator.networks import make_network
 from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.training.adam import Adam
@@ -33,9 +34,6 @@ from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
 
 NUM_CRITICS = 2
-LOG_STD_RANGE = (-10.0, 2.0)
-"""Of the Gaussian before it is squashed."""
-
 Settings = TypeVar("Settings", bound=BatchNormSACSettings)
 
 
@@ -75,8 +73,7 @@ class BatchNormSAC(OffPolicy[Settings]):
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy:
-        network = make_network(cfg.network, spec)
-        return SquashedGaussianPolicy(cfg.network, network, spec, LOG_STD_RANGE).to(spec.device)
+        return SquashedGaussianPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
 
     @property
     @abstractmethod
@@ -136,6 +133,7 @@ class BatchNormSAC(OffPolicy[Settings]):
     def _apply_to_critics(self, means: list[Tensor], sound: Tensor) -> None:
         num_weights = len(self.critic_weights)
         self.critic_optimizer.step(means[:num_weights], sound)
+        rescale(self.critics, sound)
         follow_moments(self.critics, means[num_weights:], sound)
 
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
@@ -167,6 +165,7 @@ class BatchNormSAC(OffPolicy[Settings]):
         num_weights = len(self.actor_weights)
         self.actor_optimizer.step(means[:num_weights], sound)
         self.temperature_optimizer.step([means[num_weights]], sound)
+        rescale(self.policy, sound)
         follow_moments(self.policy, means[num_weights + 1 :], sound)
 
     def _sample(self, features: Tensor, minibatch: TensorDict, which: int) -> tuple[Tensor, Tensor]:

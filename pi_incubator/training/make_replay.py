@@ -14,7 +14,7 @@ from pi_incubator.data.replay.her import Her
 from pi_incubator.data.replay.prioritized import Prioritized
 from pi_incubator.data.replay.replay import Replay
 from pi_incubator.data.replay.ring import Ring
-from pi_incubator.data.replay.sequences import Sequences
+from pi_incubator.data.replay.sequences import Windows
 from pi_incubator.data.sharded import ShardedRandom
 
 
@@ -46,7 +46,7 @@ def make_replay(
             return Her(*what, **options, **_goals_of(env, groups), share=settings.relabelled_share)
         case "sequences":
             sizes = {"length": settings.sequence_length, "burn_in": settings.burn_in}
-            return Sequences(*what, **options, **sizes, state_width=state_width)
+            return Windows(*what, **options, **sizes, state_width=state_width)
 
 
 def _goals_of(env: VecEnv, groups: Iterable[str]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ class Muon:
         lr: 0-dim; a tensor, so that a schedule changes it on the device and a captured graph sees the change.
         outputs: those of `parameters` that are weights of output layers.
         eps: of Adam.
-        stacked: whether a first dimension of every parameter counts networks side by side.
+        stacked: those of `parameters` whose first dimension counts networks side by side.
     """
 
     def __init__(
@@ -40,11 +40,14 @@ class Muon:
         lr: Tensor,
         outputs: Sequence[Tensor] = (),
         eps: float = 1e-8,
-        stacked: bool = False,
+        stacked: Sequence[Tensor] = (),
     ) -> None:
-        self.lr, self.stacked = lr, stacked
-        excluded = {id(weight) for weight in outputs}
-        self.by_muon = [self._is_matrix(weight) and id(weight) not in excluded for weight in parameters]
+        self.lr = lr
+        excluded, of_several = ({id(weight) for weight in weights} for weights in (outputs, stacked))
+        self.by_muon = [
+            _is_matrix(weight, id(weight) in of_several) and id(weight) not in excluded
+            for weight in parameters
+        ]
         chosen = list(zip(parameters, self.by_muon, strict=True))
         self.matrices = [weight for weight, by_muon in chosen if by_muon]
         self.momentum = [torch.zeros_like(weight) for weight in self.matrices]
@@ -63,9 +66,9 @@ class Muon:
         momenta = [momentum.clone() for momentum in self.momentum]
         steps = [torch.zeros_like(weight) for weight in self.matrices]
         muon(
-            self._each(steps),
-            self._each([gradient for gradient, by_muon in chosen if by_muon]),
-            self._each(momenta),
+            _each(steps),
+            _each([gradient for gradient, by_muon in chosen if by_muon]),
+            _each(momenta),
             lr=1.0,
             weight_decay=0.0,
             momentum=MOMENTUM,
@@ -91,13 +94,15 @@ class Muon:
         for key, value in self.state_dict().items():
             value.copy_(state[key])
 
-    def _is_matrix(self, weight: Tensor) -> bool:
-        """Whether it is a matrix, or one of each network; a single row is a vector."""
-        return weight.ndim == (3 if self.stacked else 2) and min(weight.shape[-2:]) > 1
 
-    def _each(self, tensors: list[Tensor]) -> list[Tensor]:
-        """The single matrices in `tensors`, as views."""
-        return [matrix for tensor in tensors for matrix in tensor.unbind()] if self.stacked else tensors
+def _is_matrix(weight: Tensor, is_stacked: bool) -> bool:
+    """Whether it is a matrix, or one of each network; a single row is a vector."""
+    return weight.ndim == (3 if is_stacked else 2) and min(weight.shape[-2:]) > 1
+
+
+def _each(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The single matrices in `tensors`, which are matrices or stacks of them, as views."""
+    return [matrix for tensor in tensors for matrix in (tensor.unbind() if tensor.ndim == 3 else [tensor])]
 
 
 Optimizer: TypeAlias = Adam | Muon
@@ -109,7 +114,7 @@ def make_optimizer(
     lr: Tensor,
     outputs: Sequence[Tensor] = (),
     eps: float = 1e-8,
-    stacked: bool = False,
+    stacked: Sequence[Tensor] = (),
 ) -> Optimizer:
     """The optimizer called `name`; arguments as of `Muon`."""
     return Adam(parameters, lr, eps) if name == "adam" else Muon(parameters, lr, outputs, eps, stacked)

@@ -5,6 +5,7 @@ Letters: N worlds, A actions, S state width, B samples of a minibatch, in window
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from typing import NamedTuple, TypeVar
 
@@ -12,6 +13,8 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 
+from envs_gpu.errors import SettingError
+from envs_gpu.mirror import EnvMirror
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
@@ -31,6 +34,8 @@ from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.symmetry import mirror_half, mirror_of
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
+
+log = logging.getLogger(__name__)
 
 
 class Choice(NamedTuple):
@@ -76,8 +81,7 @@ class OffPolicy(Algorithm[Settings]):
         self.background = make_background(device) if cfg.training.overlap else None
         self.begun: Choice | None = None
         """The step that the worlds are taking beside an update."""
-        symmetric = self.settings.symmetry
-        self.mirror = mirror_of(env, groups, "algorithm.symmetry", True) if symmetric else None
+        self.mirror = self._make_mirror() if self.settings.symmetry else None
         self.surprise = torch.zeros(self.settings.batch_size, device=device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
 
@@ -128,9 +132,13 @@ class OffPolicy(Algorithm[Settings]):
         return metrics
 
     def close(self) -> None:
-        if self.background and self.background.runs:
-            self.background.finish()
-        super().close()
+        try:
+            if self.background and self.background.runs:
+                self.background.finish()
+        except Exception as error:
+            log.warning("the last step of the worlds failed (%s)", error)
+        finally:
+            super().close()
 
     def _choose(self, t: int) -> Choice:
         """What the policy, or chance, does in step `t` of the iteration."""
@@ -189,6 +197,19 @@ class OffPolicy(Algorithm[Settings]):
             Features(policy.encoder, policy.group, policy.normalizer, burn_in, acts=True),
             Features(encoder, network.critic_group, policy.normalizer, burn_in),
         )
+
+    def _make_mirror(self) -> EnvMirror:
+        """The mirror for every second sample of a shard.
+
+        Raises:
+            SettingError: a shard has one sample, or the task declares no mirror.
+        """
+        if self.settings.batch_size < 2 * len(self.shards):
+            problem = "has no effect on shards with one sample of algorithm.batch_size each"
+            raise SettingError(
+                "algorithm.symmetry", True, problem, "remove it, or raise algorithm.batch_size"
+            )
+        return mirror_of(self.env, self.network.groups, "algorithm.symmetry", True)
 
     def num_updates(self) -> int:
         """Optimizer steps that the environment steps of the last iteration are worth.

@@ -84,7 +84,7 @@ def critic_loss(sac, steps, critics):
     """Cross-entropy between the projected target and each critic, summed over the critics and halved."""
     actor, targets = Plain(sac.policy.state_dict()), critics_of(sac.targets)
     outputs = actor(steps["next.policy"], on_batch=False, prefix="encoder.trunk")
-    following, log_prob = squash(outputs, steps["noise"][:, 1])
+    following, log_prob = squash(outputs, steps["noise"][:, 1], low=-10.0)
     both = torch.cat(
         (
             torch.cat((steps["obs.policy"], unit_action(steps)), -1),
@@ -149,7 +149,7 @@ def test_the_policy_learns_from_the_lesser_critic_and_the_temperature_from_the_e
     leaves = actor.leaves(names)
     both = torch.cat((steps["obs.policy"], steps["next.policy"]))
     outputs = actor(both, on_batch=True, prefix="encoder.trunk")[:B]
-    action, log_prob = squash(outputs, steps["noise"][:, 0])
+    action, log_prob = squash(outputs, steps["noise"][:, 0], low=-10.0)
     inputs, bins = torch.cat((steps["obs.policy"], action), -1), torch.linspace(-5.0, 5.0, Z)
     values = [(one(inputs, on_batch=False).softmax(-1) * bins).sum(-1) for one in critics_of(sac.critics)]
     loss = (TEMPERATURE * log_prob - torch.minimum(*values)).mean()

@@ -230,11 +230,11 @@ def test_worlds_explore_with_noise_between_the_least_and_the_largest():
     cfg = ExperimentConfig.model_validate(sections)
     td3 = make_algorithm(cfg, StillEnv(SPEC))
     ones = torch.ones(4, A)
-    expected = torch.tensor([0.05, 0.05 + 0.35 / 3, 0.05 + 0.7 / 3, 0.4])
+    expected = torch.tensor([0.4, 0.05 + 0.7 / 3, 0.05 + 0.35 / 3, 0.05])
     torch.testing.assert_close(0.4 * td3.scale_noise(ones)[:, 0], expected)
     assert torch.equal(make_td3().scale_noise(ones), ones)
     spreads = []
     for rank in range(2):
         td3.distributed = Distributed(rank, world_size=2)
         spreads.append(td3._make_spread())
-    torch.testing.assert_close(torch.cat(spreads), torch.linspace(0.125, 1.0, 8).unsqueeze(-1))
+    torch.testing.assert_close(torch.cat(spreads), torch.linspace(1.0, 0.125, 8).unsqueeze(-1))

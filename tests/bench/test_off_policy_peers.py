@@ -1,4 +1,4 @@
-"""`pi-bench train` and `pi-bench replay` measure off-policy learning, beside peers where they are installed."""
+"""`pi-bench train` and `replay` measure off-policy learning, beside the peers that are installed."""
 
 from __future__ import annotations
 
@@ -124,6 +124,7 @@ def test_updates_of_a_turn_are_counted() -> None:
     assert turn.updates_per_s == pytest.approx(0.3 * turn.steps_per_s)
 
 
+@pytest.mark.slow
 def test_our_updates_are_measured_beside_our_steps(tmp_path: Path) -> None:
     file = tmp_path / "train.json"
     turns = ("--peer", "none", "--rounds", "2", "--iterations", "5", "--json", str(file))
@@ -160,6 +161,7 @@ class _Corridor:
         return np.where(ends[:, None], 0.0, last), (action[:, 0] > 0) * 1.0, ends, ends & False, about
 
 
+@pytest.mark.slow
 def test_the_lean_sac_learns_and_stores_the_true_last_observation() -> None:
     torch.manual_seed(0)
     settings = LeanSettings(

@@ -53,6 +53,22 @@ def test_seeds_are_compared_where_all_were_judged(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            '{"env_steps": 100, "evaluation/return": null}\n',
+            "was not finite after 100 steps; leave this run out",
+        ),
+        ("", "holds no evaluation/return; train with evaluation.every set"),
+    ],
+)
+def test_a_run_without_returns_is_named(folder, lines, message):
+    (folder / "seed2" / "metrics.jsonl").write_text(lines)
+    with pytest.raises(UserError, match=f"seed2/metrics.jsonl: .*{message}"):
+        main(["returns", f"ours={folder}"])
+
+
+@pytest.mark.parametrize(
     ("text", "at", "message"),
     [
         ("{}", [], "has no '='; name a folder that holds one run for each seed, as NAME=FOLDER"),

@@ -5,7 +5,7 @@ import torch
 from scipy import stats
 
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator.data.replay.sequences import Sequences
+from pi_incubator.data.replay.sequences import Windows
 from pi_incubator.data.sharded import ShardedRandom
 
 CPU = torch.device("cpu")
@@ -16,7 +16,7 @@ def make(capacity=LENGTH * N, shards=1, num_worlds=N, first_shard=0, length=3, b
     spec = EnvSpec("toy", num_worlds, {"policy": 1}, 1, (-1.0,), (1.0,), ("a",), 50.0, 100, CPU)
     random = ShardedRandom(0, "replay", range(first_shard, first_shard + shards), CPU)
     sizes = {"length": length, "burn_in": burn_in, "state_width": S}
-    return Sequences(capacity, spec, ["policy"], random, **sizes, **options)
+    return Windows(capacity, spec, ["policy"], random, **sizes, **options)
 
 
 def step(t):

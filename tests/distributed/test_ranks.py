@@ -40,6 +40,7 @@ CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
 SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
     "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
 )
+OVERLAPPED = SAC.replace("horizon: 4", "horizon: 1").replace("training: {", "training: {overlap: true, ")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
 
 
@@ -75,10 +76,10 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
         ),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
-            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED)
         ),
     ],
-    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru"],
+    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""

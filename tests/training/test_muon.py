@@ -67,7 +67,7 @@ def test_stacked_networks_move_as_each_does_alone() -> None:
     stacked = [torch.randn(2, 6, 3), torch.randn(2, 6), torch.randn(2, 1, 6)]
     alone = [[weight[number].clone() for weight in stacked] for number in range(2)]
     gradients = draw_gradients(stacked, 0)
-    Muon(stacked, torch.tensor(LR), stacked=True).step(gradients, SOUND)
+    Muon(stacked, torch.tensor(LR), stacked=stacked).step(gradients, SOUND)
     for number, weights in enumerate(alone):
         Muon(weights, torch.tensor(LR)).step([gradient[number] for gradient in gradients], SOUND)
         for weight, part in zip(weights, stacked, strict=True):
@@ -135,3 +135,22 @@ def test_algorithms_leave_heads_and_vectors_to_adam(name: str) -> None:
         optimizers = [algorithm.actor_optimizer, algorithm.critic_optimizer]
         shapes = [[(8, 3), (8, 8)], [(2, 8, 5), (2, 8, 8)]]
     assert [[tuple(w.shape) for w in optimizer.matrices] for optimizer in optimizers] == shapes
+
+
+def test_recurrent_encoders_of_critics_move_by_muon_too():
+    """The critics share one encoder, whose matrices are single ones beside the stacked heads."""
+    limits = (-1.0, -1.0), (1.0, 1.0)
+    spec = EnvSpec("toy", 4, {"policy": 3}, 2, *limits, ("a", "b"), 50.0, 100, torch.device("cpu"))
+    windows = {"replay": "sequences", "sequence_length": 2, "burn_in": 1, "batch_size": 8}
+    sections = {"env": {"num_envs": 4}, "network": {"name": "gru", "hidden_sizes": [8, 6]}}
+    sections |= {"algorithm": {"name": "sac", "optimizer": "muon"} | windows}
+    sac = make_algorithm(ExperimentConfig.model_validate(sections), StillEnv(spec))
+    of_actor, of_critics = (
+        {tuple(weight.shape) for weight in optimizer.matrices}
+        for optimizer in (sac.actor_optimizer, sac.critic_optimizer)
+    )
+    of_encoder = {
+        tuple(weight.shape) for weight in sac.critic_features.encoder.parameters() if weight.ndim == 2
+    }
+    assert of_encoder
+    assert of_encoder <= of_actor & of_critics

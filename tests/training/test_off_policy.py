@@ -76,3 +76,28 @@ def test_an_overlapped_training_continues_bit_for_bit(make):
         state = first.parts()[name].value.state_dict()
         part.value.load_state_dict({key: value.clone() for key, value in state.items()})
     assert_same_tensors(train(second, 7), expected)
+
+
+def fail(*_):
+    raise RuntimeError("the physics failed")
+
+
+def test_a_failed_step_of_the_worlds_is_raised_once_and_the_worlds_are_released(make, monkeypatch):
+    algorithm, released = make(overlap=True), []
+    train(algorithm, 3)
+    monkeypatch.setattr(algorithm.env, "step", fail)
+    monkeypatch.setattr(algorithm.env, "close", lambda: released.append(True))
+    algorithm.collect()
+    with pytest.raises(RuntimeError, match="the physics failed"):
+        algorithm.update()
+    algorithm.close()
+    assert released == [True]
+
+
+def test_a_step_that_fails_beside_a_failed_update_does_not_hide_it(make, monkeypatch):
+    algorithm, released = make(overlap=True), []
+    monkeypatch.setattr(algorithm.env, "step", fail)
+    monkeypatch.setattr(algorithm.env, "close", lambda: released.append(True))
+    algorithm.collect()
+    algorithm.close()
+    assert released == [True]

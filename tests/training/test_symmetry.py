@@ -8,6 +8,7 @@ import pytest
 import torch
 from tensordict import TensorDict
 
+from envs_gpu.errors import SettingError
 from envs_gpu.make import make_env
 from envs_gpu.mirror import EnvMirror, Mirror, signs
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
@@ -155,3 +156,13 @@ def test_symmetry_of_a_network_with_a_state_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"algorithm\.symmetry_coef = 0\.25.*gru has a state"):
         load_config(path, ["algorithm.symmetry_coef=0.25"])
     assert load_config(path, [])
+
+
+def test_shards_with_one_sample_each_are_refused() -> None:
+    """Every second sample of one is none."""
+    settings = {"name": "sac", **OFF_POLICY, "batch_size": 4}
+    cfg = ExperimentConfig.model_validate({"env": ANT, "algorithm": settings, "compute": {"shards": 4}})
+    env = make_env("ant", num_envs=4, device=CPU)
+    with pytest.raises(SettingError, match="has no effect on shards with one sample"):
+        make_algorithm(cfg, env)
+    env.close()

@@ -73,6 +73,10 @@ class DistillationSettings(RolloutSettings):
     def stored_steps(self, cfg: ExperimentConfig) -> int:
         return self.buffer_size
 
+    @property
+    def saves_steps(self) -> bool:
+        return self.dataset is None  # which is read again
+
     def samples_per_update(self, num_envs: int) -> int:
         return self.minibatch_size
 

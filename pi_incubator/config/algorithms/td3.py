@@ -51,3 +51,13 @@ class TD3Settings(ReplaySettings):
                 problem=f"is above algorithm.exploration_std = {self.exploration_std}",
                 fix="set it to that or less",
             )
+
+    def check_num_envs(self, cfg: ExperimentConfig) -> None:
+        super().check_num_envs(cfg)
+        if self.exploration_std_min is not None and cfg.env.num_envs == 1:
+            raise cross_field_error(
+                field="algorithm.exploration_std_min",
+                value=self.exploration_std_min,
+                problem="has no effect on a single world",
+                fix="remove it, or raise env.num_envs",
+            )

@@ -25,7 +25,7 @@ from pi_incubator.data.replay.ring import Ring
 STATE, STARTS = "state", "starts"
 
 
-class Sequences(Ring):
+class Windows(Ring):
     """A ring from which windows are sampled, each place of a window in the ring equally likely.
 
     No window reaches over the place where the newest step lies before the oldest.
