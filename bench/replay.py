@@ -146,9 +146,8 @@ def _one_step(algorithm: OffPolicy[Any]) -> dict[str, Tensor]:
     obs = {group: value.clone() for group, value in env.obs.items()}
     action = random_actions(env.spec, 1)[0]
     result = env.step(action)
-    return {
-        name: value.clone() for name, value in steps_of(obs, action, result, algorithm.network.groups).items()
-    }
+    steps = steps_of(obs, algorithm.state, action, result, algorithm.network.groups)
+    return {name: value.clone() for name, value in steps.items()}
 
 
 def _full(

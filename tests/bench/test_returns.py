@@ -56,7 +56,7 @@ def test_seeds_are_compared_where_all_were_judged(folder, tmp_path):
     ("lines", "message"),
     [
         (
-            '{"env_steps": 100, "evaluation/return": null}\n',
+            '{"env_steps": 100, "evaluation/return": null}\n{"env_steps": 300}\n',
             "was not finite after 100 steps; leave this run out",
         ),
         ("", "holds no evaluation/return; train with evaluation.every set"),
