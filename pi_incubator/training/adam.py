@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -42,18 +43,32 @@ class Adam:
         """
         # Inside a compiled function the compiler fuses the operations, and torch's own kernel would be opaque
         # to it. Either way the step count stays on the device, as a captured graph needs.
-        if not torch.compiler.is_compiling():
-            self._step(gradients, found_inf=(~sound).float())
-            return
-        changed = [*self.parameters, *self.mean, *self.square, *self.step_count]
-        before = [tensor.clone() for tensor in changed]
-        self._step(gradients, found_inf=None)
-        for tensor, old in zip(changed, before, strict=True):
-            tensor.copy_(torch.where(sound, tensor, old))
+        if torch.compiler.is_compiling():
+            self._written_out(gradients, sound)
+        else:
+            self._fused(gradients, sound)
 
-    def _step(self, gradients: Sequence[Tensor], found_inf: Tensor | None) -> None:
-        """Torch's step; the fused kernel does nothing where `found_inf` (0-dim float) is one."""
-        compiling = torch.compiler.is_compiling()
+    def _written_out(self, gradients: Sequence[Tensor], sound: Tensor) -> None:
+        """Algorithm 1 of the paper in the order of its section 2: the step is corrected, not the moments."""
+        (beta1, beta2), step = self.betas, self.step_count[0] + 1.0
+        # Not `beta ** step`: on a CPU, Inductor computes an exponential once, but a power for every vector of
+        # every parameter, which takes longer than the rest.
+        correction1, correction2 = (1.0 - torch.exp(step * math.log(beta)) for beta in self.betas)
+        root = correction2.sqrt()
+        step_size, eps = self.lr * root / correction1, self.eps * root
+        fresh = list(gradients)
+        mean = torch._foreach_lerp(self.mean, fresh, 1.0 - beta1)
+        square = torch._foreach_mul(self.square, beta2)
+        square = torch._foreach_addcmul(square, fresh, fresh, 1.0 - beta2)
+        for i, weight in enumerate(self.parameters):
+            moved = weight - step_size * mean[i] / (square[i].sqrt() + eps)
+            weight.copy_(torch.where(sound, moved, weight))
+            self.mean[i].copy_(torch.where(sound, mean[i], self.mean[i]))
+            self.square[i].copy_(torch.where(sound, square[i], self.square[i]))
+            self.step_count[i].add_(sound)
+
+    def _fused(self, gradients: Sequence[Tensor], sound: Tensor) -> None:
+        """Torch's kernel, which does nothing where `found_inf` (0-dim float) is one."""
         adam(
             self.parameters,
             # The fused kernel ignores strides: it would apply a transposed gradient to the wrong weights.
@@ -62,10 +77,8 @@ class Adam:
             self.square,
             [],
             self.step_count,
-            foreach=compiling and self.lr.is_cuda,
-            capturable=compiling,
-            fused=not compiling,
-            found_inf=found_inf,
+            fused=True,
+            found_inf=(~sound).float(),
             amsgrad=False,
             beta1=self.betas[0],
             beta2=self.betas[1],
@@ -90,8 +103,14 @@ class Adam:
         return {f"{index}.{name}": value for name, all_ in names.items() for index, value in enumerate(all_)}
 
 
+def total_norm(gradients: Sequence[Tensor]) -> Tensor:
+    """The norm `[]` of all gradients together."""
+    # On a CPU, Inductor computes norms one by one, but calls torch for those of a list.
+    return torch.nn.utils.get_total_norm(gradients, foreach=gradients[0].is_cuda)
+
+
 def clip_by_norm(gradients: Sequence[Tensor], max_norm: float) -> list[Tensor]:
     """Gradients scaled so that their common norm is at most `max_norm` (Pascanu et al. 2013)."""
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = total_norm(gradients)
     scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return [gradient * scale for gradient in gradients]

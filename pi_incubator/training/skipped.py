@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pi_incubator.errors import DivergedError
+from pi_incubator.training.adam import total_norm
 
 
 def is_sound(gradients: Sequence[Tensor], report: Tensor) -> Tensor:
@@ -19,7 +20,7 @@ def is_sound(gradients: Sequence[Tensor], report: Tensor) -> Tensor:
         gradients: of the ranks together.
         report: `[K]` losses and metrics of the minibatch.
     """
-    return torch.nn.utils.get_total_norm(gradients).isfinite() & report.isfinite().all()
+    return total_norm(gradients).isfinite() & report.isfinite().all()
 
 
 class SkippedUpdates:
