@@ -38,7 +38,6 @@ class Prioritized(Ring):
     ) -> None:
         super().__init__(*arguments, **options)
         self._exponent, self._correction = exponent, correction
-        self._width = self._num_worlds // self._random.num_shards  # n
         device = self._flat["reward"].device
         self._trees = [
             sum_tree.make(self._length * self._width, device) for _ in range(self._random.num_shards)
@@ -54,23 +53,19 @@ class Prioritized(Ring):
             sum_tree.update(tree, place * self._width + self._worlds, torch.where(of_shard, largest, 0.0))
 
     def sample(self, size: int) -> TensorDict:
-        num_shards, pieces, weights = self._random.num_shards, [], []
-        for shard, uniform in enumerate(self._random.stratified(size // num_shards)):
-            index, probability = sum_tree.sample(self._trees[shard], uniform)
-            held = min(self._count, self._length) * self._width
-            weight = (held * probability) ** -self._correction
-            pieces.append(index // self._width * self._num_worlds + shard * self._width + index % self._width)
-            weights.append(weight / weight.amax())
-        index = torch.cat(pieces)
+        uniform = self._random.stratified(size // self._random.num_shards)
+        held = min(self._count, self._length) * self._width
+        sampled = [sum_tree.sample(tree, numbers) for tree, numbers in zip(self._trees, uniform, strict=True)]
+        index = self._places([index for index, _ in sampled])
+        weights = [(held * probability) ** -self._correction for _, probability in sampled]
         steps = self.steps_at(index)
-        steps["index"], steps["weight"] = index, torch.cat(weights)
+        steps["index"], steps["weight"] = index, torch.cat([weight / weight.amax() for weight in weights])
         return steps
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         """Tell how much was learned from sampled steps, in the order in which `sample` gave them."""
         new = (priority.detach().abs() + EPSILON) ** self._exponent
-        place, num_shards = index // self._num_worlds * self._width + index % self._width, len(self._trees)
-        shards = (self._trees, self._largest, place.chunk(num_shards), new.chunk(num_shards))
+        shards = (self._trees, self._largest, self._of_shards(index), new.chunk(len(self._trees)))
         for tree, largest, of_shard, found in zip(*shards, strict=True):
             # What is not finite has taught nothing, and a broken step keeps its priority of zero.
             old = sum_tree.priorities(tree)[of_shard]
