@@ -70,8 +70,8 @@ def metrics_of(done: dict[str, Progress], target: float) -> dict[str, Metric]:
     return metrics
 
 
-def print_race(done: dict[str, Progress], target: float) -> None:
-    """One row a loop."""
+def print_race(done: dict[str, Progress], target: float, left_out: dict[str, str]) -> None:
+    """One row a loop, and one for each peer that is left out, with the reason."""
     rows: dict[str, dict[str, Cell]] = {}
     for label, one in done.items():
         more = "" if one.reached else "> "
@@ -83,5 +83,6 @@ def print_race(done: dict[str, Progress], target: float) -> None:
         }
         if label != OURS and done[OURS].reached:
             rows[label]["times ours"] = f"{more}{one.wall_s / done[OURS].wall_s:.1f}"
+    rows |= {peer: {"note": f"left out: {reason}"} for peer, reason in left_out.items()}
     title = f"wall-clock time until the mean of the last 100 episodes of training is {target:g}"
     print_table(rows, title=title, first_column="loop")

@@ -34,6 +34,12 @@ class Measurement:
         fastest = [max(turns[label].steps_per_s for label in others) for turns in self.rounds]
         return [turns[ours].steps_per_s / speed for turns, speed in zip(self.rounds, fastest, strict=True)]
 
+    def update_speeds(self, label: str) -> list[float]:
+        """Optimizer steps per second, one number a round; empty where the loop does not count them."""
+        if not any(turns[label].updates for turns in self.rounds):
+            return []
+        return [turns[label].updates_per_s for turns in self.rounds]
+
     def comparable_peers(self) -> list[str]:
         """The labels of the peers that simulate what we simulate."""
         entries = self.comparison.entries
@@ -73,6 +79,8 @@ def metrics_of(measurement: Measurement) -> dict[str, Metric]:
     for label in comparison.entries:
         better = "higher" if label in comparison.ours else ""
         metrics[f"{name}: {label}"] = make_metric(measurement.speeds(label), "steps/s", better)
+        if updates := measurement.update_speeds(label):
+            metrics[f"{name}, updates: {label}"] = make_metric(updates, "updates/s", better)
     others = {label: [label] for label in comparison.entries if label not in comparison.ours}
     if peers:
         others["best peer"] = peers
@@ -94,7 +102,10 @@ def as_json(measurement: Measurement) -> dict[str, Any]:
         "left_out": comparison.left_out,
         "facts": measurement.facts,
         "rounds": [
-            {label: turn._asdict() | {"steps_per_s": turn.steps_per_s} for label, turn in turns.items()}
+            {
+                label: turn._asdict() | {"steps_per_s": turn.steps_per_s, "updates_per_s": turn.updates_per_s}
+                for label, turn in turns.items()
+            }
             for turns in measurement.rounds
         ],
         "physics": PHYSICS,

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench._loops import brax, envpool, sb3, sbx, torchrl
+from bench._loops import brax, cleanrl_sac, envpool, sb3, sb3_sac, sb3_td3, sbx, sbx_sac, torchrl
+from bench._loops._off_policy import OffPolicyPeer, is_off_policy, named_only
 from bench._loops._peer import Peer, Settings, horizon_for
 from bench._machine import fresh_environment
 from bench._worker import Budget, Worker
@@ -27,7 +28,16 @@ PEERS: Mapping[str, Peer] = {
     "torchrl": torchrl.PEER,
     "envpool": envpool.PEER,
     "brax": brax.PEER,
+    "sb3_sac": sb3_sac.PEER,
+    "sb3_td3": sb3_td3.PEER,
+    "sbx_sac": sbx_sac.PEER,
+    "cleanrl_sac": cleanrl_sac.PEER,
+    "flashsac": named_only("flash_rl", "install github.com/Holiday-Robot/FlashSAC"),
+    "holosoma": named_only("holosoma", "install github.com/amazon-far/holosoma"),
+    "unilab": named_only("unilab", "pip install 'unilab[mujoco]' in an environment of its own"),
 }
+DEFAULT_PEER = "sb3"
+"""Of on-policy algorithms; the others meet all of their peers."""
 ALL, NONE = "all", "none"
 BESIDE = "beside"
 """The label of another checkout's loop."""
@@ -47,6 +57,7 @@ IDENTICAL = (
     "network.activation=tanh",
     "network.normalize_observations=false",
 )
+IDENTICAL_OFF_POLICY = ("network.normalize_observations=false",)
 SWEEP_BUDGET = Budget(seconds=1)
 OUR_SIZES = (64, 256)
 """Numbers of worlds among which a sweep looks for our fastest."""
@@ -88,8 +99,13 @@ class Comparison:
         return [label for label, entry in self.entries.items() if entry.loop == OURS and not entry.checkout]
 
 
-def chosen_peers(names: Iterable[str]) -> list[str]:
-    """The peers that `--peer` names.
+def peers_of(cfg: ExperimentConfig) -> list[str]:
+    """The peers that learn as the algorithm of `cfg` does, off-policy or not."""
+    return [name for name, peer in PEERS.items() if isinstance(peer, OffPolicyPeer) == is_off_policy(cfg)]
+
+
+def chosen_peers(names: Iterable[str], cfg: ExperimentConfig) -> list[str]:
+    """The peers that `--peer` names for the algorithm of `cfg`.
 
     Raises:
         UserError: there is no such peer, or `none` stands beside another.
@@ -102,7 +118,7 @@ def chosen_peers(names: Iterable[str]) -> list[str]:
         if len(names) > 1:
             raise UserError(f"--peer {' '.join(names)}: none stands alone; leave the others or it out")
         return []
-    return list(PEERS) if ALL in names else names
+    return peers_of(cfg) if ALL in names else names
 
 
 def load(arguments: argparse.Namespace, *first: str) -> ExperimentConfig:
@@ -142,13 +158,22 @@ def comparisons(arguments: argparse.Namespace) -> list[Comparison]:
     Raises:
         UserError: the config is none, or a peer that was named cannot be compared with it.
     """
-    peers, planned = chosen_peers(arguments.peer), []
-    lenient = ALL in arguments.peer
+    cfg, planned = load(arguments), []
+    names = named_peers(arguments, cfg)
+    peers, lenient = chosen_peers(names, cfg), ALL in names
+    if arguments.sweep and is_off_policy(cfg):
+        raise UserError("--sweep: it sizes rollouts, which off-policy algorithms have not; leave it out")
     if not arguments.identical:
-        planned.append(_own(load(arguments), peers, lenient, _other_checkout(arguments)))
+        planned.append(_own(cfg, peers, lenient, _other_checkout(arguments)))
     if arguments.identical or peers:
-        planned.append(_identical(load(arguments, *IDENTICAL), peers, lenient, arguments.sb3_vec))
+        same = load(arguments, *(IDENTICAL_OFF_POLICY if is_off_policy(cfg) else IDENTICAL))
+        planned.append(_identical(same, peers, lenient, arguments.sb3_vec))
     return planned
+
+
+def named_peers(arguments: argparse.Namespace, cfg: ExperimentConfig) -> list[str]:
+    """What stands after `--peer`, or what is meant where it is left out."""
+    return arguments.peer or [ALL if is_off_policy(cfg) else DEFAULT_PEER]
 
 
 def with_best_sizes(comparison: Comparison) -> Comparison:
@@ -214,7 +239,7 @@ def _own(cfg: ExperimentConfig, peers: list[str], lenient: bool, beside: Entry |
         if peer.default:
             entries[name] = Entry(name, peer.default(cfg))
         else:
-            entries[_label(name, peer.sizes[0])] = Entry(name, peer.sized(cfg, peer.sizes[0]))
+            entries[_label(name, peer.sizes[0])] = sized(name, cfg, peer.sizes[0])
     return Comparison("own", cfg, entries | {PHYSICS: Entry(PHYSICS, entries[OURS].settings)}, left_out)
 
 
@@ -248,7 +273,9 @@ def _fastest(name: str, cfg: ExperimentConfig) -> tuple[str, Entry]:
 def sized(name: str, cfg: ExperimentConfig, num_envs: int) -> Entry:
     """A loop with so many worlds and a batch to suit them; ours also overlaps."""
     if name != OURS:
-        return Entry(name, PEERS[name].sized(cfg, num_envs))
+        make_settings = PEERS[name].sized
+        assert make_settings is not None
+        return Entry(name, make_settings(cfg, num_envs))
     horizon = horizon_for(num_envs)
     batch_size = num_envs * horizon
     algorithm = {"horizon": horizon, "minibatch_size": batch_size // MINIBATCHES}

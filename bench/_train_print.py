@@ -24,6 +24,8 @@ def _rows(measurement: Measurement) -> dict[str, dict[str, Cell]]:
     for label in measurement.comparison.learners:
         speeds = measurement.speeds(label)
         row: dict[str, Cell] = {"steps/s": median(speeds), "min": min(speeds), "max": max(speeds)}
+        if updates := measurement.update_speeds(label):
+            row["updates/s"] = median(updates)
         if label in measurement.comparison.ours:
             row["of bare physics"] = f"{median(measurement.ratios(PHYSICS, ours=label)):.0%}"
         else:

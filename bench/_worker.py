@@ -39,10 +39,16 @@ class Slice(NamedTuple):
     wall_s: float
     recent_return: float | None = None
     """At its end, where the budget asked for one."""
+    updates: int = 0
+    """Optimizer steps; 0 where the loop does not count them."""
 
     @property
     def steps_per_s(self) -> float:
         return self.env_steps / self.wall_s
+
+    @property
+    def updates_per_s(self) -> float:
+        return self.updates / self.wall_s
 
 
 class Worker:
@@ -119,7 +125,7 @@ def serve(loop: Loop, requests: TextIO, answers: TextIO) -> None:
 def run_slice(loop: Loop, budget: Budget) -> Slice:
     """Run whole iterations until both the seconds and the iterations of `budget` are used up."""
     env_steps = num_iterations = 0
-    recent_return = None
+    recent_return, updates_before = None, loop.num_updates
     began_s = time.perf_counter()
     while num_iterations < budget.iterations or time.perf_counter() - began_s < budget.seconds:
         env_steps += loop.iterate()
@@ -130,7 +136,8 @@ def run_slice(loop: Loop, budget: Budget) -> Slice:
             if recent_return is not None and recent_return >= budget.until_return:
                 break
     loop.synchronize()
-    return Slice(env_steps, time.perf_counter() - began_s, recent_return)
+    wall_s = time.perf_counter() - began_s
+    return Slice(env_steps, wall_s, recent_return, loop.num_updates - updates_before)
 
 
 def main(name: str, settings: str) -> None:

@@ -11,6 +11,7 @@ from bench import (
     kernels,
     memory,
     ranks,
+    replay,
     report,
     saves,
     scaling,
@@ -23,7 +24,7 @@ from pi_incubator.cli._parser import Parser
 
 COMMANDS = {"train": train, "sim": sim, "kernels": kernels, "bridge": bridge}
 COMMANDS |= {"startup": startup, "memory": memory, "scaling": scaling, "ranks": ranks}
-COMMANDS |= {"saves": saves, "all": everything}
+COMMANDS |= {"saves": saves, "replay": replay, "all": everything}
 COMMANDS |= {"compare": compare, "report": report}  # of what the others wrote
 
 

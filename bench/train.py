@@ -12,11 +12,13 @@ from typing import Any
 
 from bench import _time_to_return
 from bench._loops import sb3
+from bench._loops._off_policy import is_off_policy
 from bench._output import add_output_arguments, write_outputs
 from bench._result import make_result
 from bench._train_measure import as_json, measure, metrics_of
 from bench._train_plan import (
     ALL,
+    DEFAULT_PEER,
     OURS,
     PEERS,
     Entry,
@@ -24,6 +26,8 @@ from bench._train_plan import (
     comparisons,
     lacking,
     load,
+    named_peers,
+    peers_of,
     settings_of,
     with_best_sizes,
 )
@@ -46,8 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", default=default, help="experiment file (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="settings that override it")
     names = ", ".join(PEERS)
-    peers_help = f"whom to compare with: {names}, all or none (default: sb3)"
-    parser.add_argument("--peer", nargs="+", default=["sb3"], metavar="NAME", help=peers_help)
+    default_help = f"{DEFAULT_PEER}; all where the algorithm learns off-policy"
+    peers_help = f"whom to compare with: {names}, all or none (default: {default_help})"
+    parser.add_argument("--peer", nargs="+", default=[], metavar="NAME", help=peers_help)
     beside_help = "another checkout of this project, which takes turns with this one"
     parser.add_argument("--beside", type=Path, metavar="DIR", help=beside_help)
     parser.add_argument("--identical", action="store_true", help="only the comparison with the same settings")
@@ -92,13 +97,14 @@ def main(arguments: argparse.Namespace) -> None:
 
 def _compare(arguments: argparse.Namespace) -> Result:
     """Speeds of all loops, in alternating turns."""
-    everyone = ALL in arguments.peer
+    planned = comparisons(arguments)
+    cfg = planned[0].cfg
+    everyone = ALL in named_peers(arguments, cfg)
     rounds = arguments.rounds or (ROUNDS_OF_ALL if everyone else ROUNDS)
     seconds = arguments.seconds or (SECONDS_OF_ALL if everyone else SECONDS)
     budget = Budget(iterations=arguments.iterations) if arguments.iterations else Budget(seconds)
-    planned = comparisons(arguments)
     result = make_result("train", settings_of(planned), {})  # the load before, not that of our own
-    if everyone or arguments.sweep:
+    if (everyone or arguments.sweep) and not is_off_policy(cfg):
         planned = [with_best_sizes(one) if one.name == "own" else one for one in planned]
     measurements = [measure(one, rounds, budget) for one in planned]
     print_measurements(measurements)
@@ -109,23 +115,27 @@ def _compare(arguments: argparse.Namespace) -> Result:
 def _time_to(arguments: argparse.Namespace) -> Result:
     """Seconds until the return is there, ours at the config and a peer at its defaults."""
     cfg, target = load(arguments), arguments.time_to_return
+    names, left_out = named_peers(arguments, cfg), {}
     entries = {OURS: Entry(OURS, cfg.model_dump(mode="json"))}
-    for name in chosen_peers(arguments.peer):
+    for name in chosen_peers(names, cfg):
+        if reason := lacking(name, cfg, lenient=ALL in names):
+            left_out[name] = reason
+            continue
         default = PEERS[name].default
         if not PEERS[name].tells_returns or default is None:
-            tellers = ", ".join(name for name, peer in PEERS.items() if peer.tells_returns)
+            tellers = ", ".join(name for name in peers_of(cfg) if PEERS[name].tells_returns)
             raise UserError(
                 f"--peer {name}: its returns are not read; with --time-to-return take of: {tellers}"
             )
-        lacking(name, cfg, lenient=False)
         entries[name] = Entry(name, default(cfg))
     result = make_result("train", {"config": flatten(cfg), "time_to_return": target}, {})
     done, facts = _time_to_return.race(entries, target, arguments.limit_s, arguments.seconds or SECONDS)
-    _time_to_return.print_race(done, target)
+    _time_to_return.print_race(done, target, left_out)
     progress = {label: vars(one) for label, one in done.items()}
     return result | {
         "metrics": _time_to_return.metrics_of(done, target),
         "progress": progress,
+        "left_out": left_out,
         "facts": facts,
         "limit_s": arguments.limit_s,
     }

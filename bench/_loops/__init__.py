@@ -23,6 +23,11 @@ class Loop(ABC):
     def iterate(self) -> int:
         """Run one iteration; returns how many environment steps it took, over all worlds."""
 
+    @property
+    def num_updates(self) -> int:
+        """Optimizer steps so far; 0 where they are not counted."""
+        return 0
+
     def warm_up(self) -> None:
         """Iterate until nothing is built or compiled any more."""
         self.iterate()

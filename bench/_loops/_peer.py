@@ -42,9 +42,9 @@ class Peer:
     """The loop with these facts, in a line."""
     default: Callable[[ExperimentConfig], Settings] | None
     """Settings for the loop's `make` at the peer's own defaults; None where nobody would use those."""
-    sized: Callable[[ExperimentConfig, int], Settings]
-    """The same with so many worlds and a batch to suit them."""
-    sizes: tuple[int, ...]
+    sized: Callable[[ExperimentConfig, int], Settings] | None = None
+    """The same with so many worlds and a batch to suit them; None where no sweep does that."""
+    sizes: tuple[int, ...] = ()
     """Numbers of worlds among which a sweep looks for the fastest."""
     same: Callable[[ExperimentConfig], Settings] | None = None
     """Settings with the hyperparameters of a config; None where the peer cannot have them."""
@@ -57,14 +57,22 @@ class Peer:
     tells_returns: bool = False
     """Whether its loop is a `ScoredLoop`."""
     install: str = INSTALL
+    is_named_only: bool = False
+    """Whether there is no loop of it here: a comparison says so instead of leaving it out in silence."""
 
     def lacks(self, cfg: ExperimentConfig) -> tuple[str, str] | None:
         """Why there is nothing to compare `cfg` with, and what to do about it; None where there is."""
         if any(find_spec(name) is None for name in self.modules):
             return "not installed", self.install
+        if self.is_named_only:
+            return "installed, but pi-bench has no loop for it", "measure it with its own script"
         if cfg.env.name not in self.tasks:
             known = ", ".join(self.tasks)
             return f"env.name = {cfg.env.name!r}: {self.family} has no such task", f"take one of: {known}"
+        return self.misfit(cfg)
+
+    def misfit(self, cfg: ExperimentConfig) -> tuple[str, str] | None:
+        """As `lacks`, of algorithm and network alone."""
         if (cfg.algorithm.name, cfg.network.name) != ("ppo", "mlp"):
             names = f"algorithm.name = {cfg.algorithm.name!r}, network.name = {cfg.network.name!r}"
             return f"{names}: only ppo with an mlp is compared", "set them so"

@@ -15,6 +15,7 @@ from pi_incubator.compute import plan_compute
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distributed import Distributed
 from pi_incubator.hooks.logging import to_numbers
+from pi_incubator.training.off_policy import OffPolicy
 
 MAX_TOTAL_STEPS = 2**53
 
@@ -34,7 +35,7 @@ class OurLoop(ScoredLoop):
         self.env = kind.make_env(self.cfg, plan, None, distributed)
         self.algorithm = kind(self.cfg, self.env, distributed, plan)
         self.recent = RecentReturns()
-        self.has_learned = False
+        self.has_learned, self._num_updates = False, 0
         self.facts = {
             "compute": plan.reasons,
             "torch_threads": torch.get_num_threads(),
@@ -46,10 +47,16 @@ class OurLoop(ScoredLoop):
         algorithm.collect()
         metrics = algorithm.update()
         self.has_learned |= bool(metrics)  # some algorithms fill a buffer first
+        if isinstance(algorithm, OffPolicy):
+            self._num_updates += algorithm.num_updates()
         if algorithm.iteration % self.cfg.training.log_every == 0:
             to_numbers(metrics)
             self.recent.add(algorithm.pop_metrics())
         return algorithm.env_steps - before
+
+    @property
+    def num_updates(self) -> int:
+        return self._num_updates
 
     def warm_up(self) -> None:
         num_graphs = None

@@ -93,9 +93,9 @@ class OffPolicy(Algorithm[Settings]):
     def update(self) -> dict[str, Tensor]:
         settings = self.settings
         totals = torch.zeros(len(self.report_names), device=self.env.device)
-        num_updates = self._num_updates()
+        num_updates = self.num_updates()
         for _ in range(num_updates):
-            minibatch = self._minibatch(settings.batch_size)
+            minibatch = self.minibatch(settings.batch_size)
             totals += self.step(minibatch)
             if settings.replay == "prioritized":
                 self.replay.update_priority(minibatch["index"], self.surprise)
@@ -120,9 +120,11 @@ class OffPolicy(Algorithm[Settings]):
         exponent, correction = settings.priority_exponent, settings.priority_correction
         return Prioritized(*what, **options, exponent=exponent, correction=correction)
 
-    def _num_updates(self) -> int:
-        """Optimizer steps that this iteration's environment steps are worth: none of random actions, and none
-        while a buffer that was not saved is filled again."""
+    def num_updates(self) -> int:
+        """Optimizer steps that the environment steps of the last iteration are worth.
+
+        None for random actions, and none while a buffer that was not saved is filled again.
+        """
         starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
         if len(self.replay) < min(starts // self.distributed.world_size, self.replay.capacity):
             return 0
@@ -130,7 +132,8 @@ class OffPolicy(Algorithm[Settings]):
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
         return int(now * per_step) - int(before * per_step)
 
-    def _minibatch(self, size: int) -> TensorDict:
+    def minibatch(self, size: int) -> TensorDict:
+        """A minibatch as `step` takes it."""
         minibatch = self.replay.sample(size)
         # [2, B, A] filled by shards of B, stored as [B, 2, A].
         noise = torch.empty(2, size, self.env.spec.action_dim, device=self.env.device)

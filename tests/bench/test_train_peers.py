@@ -63,11 +63,12 @@ def test_gymnasium_has_the_tasks_that_are_said_to_be_its() -> None:
 
 
 def test_peers_are_chosen_by_name() -> None:
-    assert chosen_peers(["all"]) == list(PEERS)
-    assert chosen_peers(["none"]) == []
-    assert chosen_peers(["sbx", "sb3", "sbx"]) == ["sbx", "sb3"]
+    cfg = config()
+    assert chosen_peers(["all"], cfg) == ["sb3", "sbx", "torchrl", "envpool", "brax"]
+    assert chosen_peers(["none"], cfg) == []
+    assert chosen_peers(["sbx", "sb3", "sbx"], cfg) == ["sbx", "sb3"]
     with pytest.raises(UserError, match="none stands alone"):
-        chosen_peers(["none", "sb3"])
+        chosen_peers(["none", "sb3"], cfg)
 
 
 @pytest.mark.parametrize("num_envs", OUR_SIZES)
