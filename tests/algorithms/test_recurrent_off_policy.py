@@ -108,7 +108,7 @@ def test_an_update_changes_every_weight_and_its_target(algorithm):
 
 def test_broken_steps_are_not_learned_from(algorithm):
     """Whatever finite numbers stand in them, beside the observation before the step, which is sound."""
-    minibatch = algorithm._minibatch(8 * T)
+    minibatch = algorithm.minibatch(8 * T)
     minibatch["valid"][::2, 1] = False
     spoiled = minibatch.clone()
     for name in ("next.policy", "next.critic", "action", "reward", "noise"):
@@ -123,7 +123,7 @@ def test_a_window_can_be_a_single_step():
     """Its features are those of one step of the cell from the stored state."""
     sac = make("sac", burn_in=0, sequence_length=1)
     sac.collect()
-    minibatch = sac._minibatch(8 * T)
+    minibatch = sac.minibatch(8 * T)
     normalized = sac.policy.normalizer["policy"](minibatch["obs.policy"][:, 0])
     expected, _ = sac.policy.encoder(normalized, minibatch["state"])
     torch.testing.assert_close(sac.actor_features.now(minibatch), expected)
