@@ -91,6 +91,17 @@ def test_a_robot_that_sinks_down_is_told(tmp_path: Path, capsys: pytest.CaptureF
     assert "zero action does NOT hold the pose" in capsys.readouterr().out
 
 
+def test_a_robot_with_short_timesteps_is_held_for_as_many_of_them(
+    arm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not for as long: the check of one with 0.1 ms would take a minute."""
+    arm.write_text(ARM.replace("<mujoco>", '<mujoco><option timestep="0.0001"/>'))
+    numbers = arm.with_suffix(".json")
+    assert check("--model", str(arm), "--json", str(numbers)) == 0
+    assert "after 0.4 s" in capsys.readouterr().out
+    assert json.loads(numbers.read_text())["held_s"] == pytest.approx(4000 * 1e-4)
+
+
 def test_settings_of_training_count(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arm.write_text(ARM.replace(' ctrlrange="-2 2"', ""))
     assert check("--model", str(arm)) == 2
