@@ -27,7 +27,7 @@ NUM_STARTS = 16
 """Worlds whose start states are looked at."""
 HOLD_S = 2.0
 """Simulated time under an action of zero, at most."""
-MOST_TIMESTEPS = 4_000
+MOST_TIMESTEPS = 2_000
 """Of one world in that time: a robot with a timestep of 0.1 ms would take a minute otherwise."""
 HELD = 0.1
 """rad or m: closer to the pose counts as held."""

@@ -98,8 +98,8 @@ def test_a_robot_with_short_timesteps_is_held_for_as_many_of_them(
     arm.write_text(ARM.replace("<mujoco>", '<mujoco><option timestep="0.0001"/>'))
     numbers = arm.with_suffix(".json")
     assert check("--model", str(arm), "--json", str(numbers)) == 0
-    assert "after 0.4 s" in capsys.readouterr().out
-    assert json.loads(numbers.read_text())["held_s"] == pytest.approx(4000 * 1e-4)
+    assert "after 0.2 s" in capsys.readouterr().out
+    assert json.loads(numbers.read_text())["held_s"] == pytest.approx(2000 * 1e-4)
 
 
 def test_settings_of_training_count(arm: Path, capsys: pytest.CaptureFixture[str]) -> None:
