@@ -40,7 +40,8 @@ CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
 SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
     "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
 )
-OVERLAPPED = SAC.replace("horizon: 4", "horizon: 1").replace("training: {", "training: {overlap: true, ")
+OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
+OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
 
 
