@@ -13,6 +13,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 CPU = torch.device("cpu")
 SETTINGS = ["env.name=cartpole_balance", "env.num_envs=8", "algorithm.learning_starts=16"]
 SETTINGS += ["algorithm.batch_size=32", "algorithm.buffer_size=256", "algorithm.updates_per_step=0.5"]
+SETTINGS += ["compute.autocast=none"]
 NARROW = "network.hidden_sizes=[16]"
 FLASH = ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"]
 WINDOWS = [
@@ -23,7 +24,9 @@ WINDOWS = [
     "algorithm.burn_in=1",
 ]
 PRIORITIZED = ["algorithm.replay=prioritized"]
-CROSSQ = ["network.hidden_sizes=[16]", "network.critic_sizes=[16]"]
+# A shift before a normalization has a gradient of zero but for rounding, of which Adam makes whole steps. They
+# are short here, and the gradients are compared through Adam's moments.
+CROSSQ = ["network.hidden_sizes=[16]", "network.critic_sizes=[16]", "algorithm.lr=3e-6"]
 
 
 @pytest.mark.slow
