@@ -24,7 +24,7 @@ WINDOWS = [
     "algorithm.burn_in=1",
 ]
 PRIORITIZED = ["algorithm.replay=prioritized"]
-# A shift before a normalization has a gradient of zero but for rounding, of which Adam makes whole steps. They
+# A shift before a normalization has a gradient of zero but for rounding, of which Adam makes steps. They
 # are short here, and the gradients are compared through Adam's moments.
 CROSSQ = ["network.hidden_sizes=[16]", "network.critic_sizes=[16]", "algorithm.lr=3e-6"]
 
