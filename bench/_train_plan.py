@@ -34,7 +34,7 @@ PEERS: Mapping[str, Peer] = {
     "cleanrl_sac": cleanrl_sac.PEER,
     "flashsac": named_only("flash_rl", "install github.com/Holiday-Robot/FlashSAC"),
     "holosoma": named_only("holosoma", "install github.com/amazon-far/holosoma"),
-    "unilab": named_only("unilab", "pip install 'unilab[mujoco]' in an environment of its own"),
+    "unilab": named_only("unilab", "pip install 'unilab[mujoco]' in a separate environment"),
 }
 DEFAULT_PEER = "sb3"
 """Of on-policy algorithms; the others meet all of their peers."""

@@ -87,7 +87,7 @@ def describe(facts: dict[str, Any]) -> str:
 
 
 def named_only(module: str, install: str) -> OffPolicyPeer:
-    """A project with off-policy code of its own for which there is no loop here."""
+    """A project that has off-policy code, and that this bench cannot run yet."""
     return OffPolicyPeer((module,), describe, default=None, install=install, is_named_only=True)
 
 

@@ -1,4 +1,4 @@
-"""One call at a time beside the caller: in a thread on a CPU, in a stream of its own on CUDA."""
+"""One call at a time beside the caller: in a thread on a CPU, in a separate stream on CUDA."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class Thread:
 
 
 class Stream:
-    """A CUDA stream of its own: the call enqueues its kernels and returns."""
+    """A separate CUDA stream: the call enqueues its kernels and returns."""
 
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)

@@ -183,7 +183,7 @@ def test_critics_with_observations_of_their_own_learn_from_single_steps_too(name
 
 
 def test_the_state_is_saved_where_there_is_one():
-    """Each rank has the states of its own worlds."""
+    """A checkpoint holds the states of every rank's worlds."""
     assert make("sac").parts()["state"].per_rank
     assert "state" not in make("sac", network={"name": "mlp"}, **SINGLE).parts()
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from envs_gpu.errors import SettingError
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
+from tests import off_policy
 from tests.envs import StillEnv
 from tests.learning import make_algorithm
 
@@ -57,24 +57,10 @@ def make_sac():
 
 
 def make_minibatch(seed=0):
-    random = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(B, *shape, generator=random)
-
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
-    contents = {
-        "obs.policy": 2.0 + 3.0 * draw(D),
-        "next.policy": 2.0 + 3.0 * draw(D),
-        "action": low + (high - low) * draw(A).sigmoid(),
-        "reward": draw(),
-        "terminated": torch.arange(B) % 4 == 0,
-        "truncated": torch.arange(B) % 4 == 1,
-        "valid": torch.arange(B) % 8 != 3,
-        "noise": draw(2, A),
-        "num_steps": 1 + torch.arange(B) % 3,
-    }
-    return TensorDict(contents, batch_size=[B])
+    """With broken steps."""
+    steps = off_policy.make_minibatch(seed)
+    steps["valid"] = torch.arange(B) % 8 != 3
+    return steps
 
 
 class Paper:

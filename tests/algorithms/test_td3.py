@@ -4,11 +4,11 @@ import math
 
 import pytest
 import torch
-from tensordict import TensorDict
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.distributed import Distributed
+from tests import off_policy
 from tests.envs import StillEnv
 from tests.learning import make_algorithm
 
@@ -54,24 +54,10 @@ def make_td3():
 
 
 def make_minibatch():
-    random = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(B, *shape, generator=random)
-
-    low, high = torch.tensor(LOW), torch.tensor(HIGH)
-    contents = {
-        "obs.policy": 2.0 + 3.0 * draw(D),
-        "next.policy": 2.0 + 3.0 * draw(D),
-        "action": low + (high - low) * draw(A).sigmoid(),
-        "reward": draw(),
-        "terminated": torch.arange(B) % 4 == 0,
-        "truncated": torch.arange(B) % 4 == 1,
-        "valid": torch.arange(B) % 8 != 3,
-        "noise": draw(2, A),
-        "num_steps": 1 + torch.arange(B) % 3,
-    }
-    return TensorDict(contents, batch_size=[B])
+    """With broken steps."""
+    steps = off_policy.make_minibatch()
+    steps["valid"] = torch.arange(B) % 8 != 3
+    return steps
 
 
 def leaves(weights):

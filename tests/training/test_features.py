@@ -95,8 +95,10 @@ def test_the_stored_state_is_that_of_the_policy_that_acted(collected):
 
 @pytest.mark.parametrize("kind", ["policy", "critics", "any"])
 def test_features_are_those_of_stepping_one_by_one(collected, kind):
-    """The policy's from the stored state, the critics' from zeros, both through burn-in and resets; and after
-    a step those of its own last observation, from the state before it."""
+    """The policy starts from the stored state and the critics from zeros, both with burn-in and resets.
+
+    The features after a step are computed from the observation and the state that follow this step.
+    """
     sac, seen, results = collected
     if kind == "any":
         features = Features(Leaky(seen[0].shape[1]), "policy", sac.policy.normalizer, BURN_IN)
