@@ -1,17 +1,19 @@
 """The sum tree of prioritized replay: sampling in proportion to priorities that change (Schaul et al. 2016).
 
-A tree is one float32 tensor `[P + C]`, of capacity C and P, the power of two that is C or the next above it.
-Its root is entry 1, the children of entry n are 2 n and 2 n + 1, and entry P + i is the leaf that holds the
-priority of i; leaves from P + C on are zero and not stored. So the length alone tells the capacity, and the
-tensor can be cloned, saved and moved like any other. B entries a batch.
+A tree is one float32 tensor `[P + C]` of capacity C. It is the binary tree of sums with every fourth level
+stored, so an entry has 16 children, which lie in one cache line. The levels follow each other from the root,
+entry 0, to the C leaves, which hold the priorities. Every level but the leaves is padded with zeros to a
+multiple of 16 entries; all of them together are P entries. So the length alone determines the capacity, and
+the tensor can be cloned, saved and moved like any other. B entries a batch.
 
-Every inner entry is the sum of its two children, recomputed whenever one of them changes and never
-incremented: errors do not grow with the number of updates, and a tree is bit for bit the same as one that is
-built at once from its leaves.
+Every inner entry is the sum of its children, added in pairs as in the binary tree. It is recomputed whenever
+one of them changes and never incremented: errors do not grow with the number of updates, and a tree is bit for
+bit the same as one that is built at once from its leaves.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,6 +24,8 @@ from kernels._checks import FLOATING
 from kernels.registry import kernel
 
 MAX_CAPACITY = 2**29
+FAN_OUT = 16
+"""Children of an inner entry."""
 
 
 def make(capacity: int, device: torch.device | str = "cpu") -> Tensor:
@@ -32,13 +36,35 @@ def make(capacity: int, device: torch.device | str = "cpu") -> Tensor:
     """
     if not 1 <= capacity <= MAX_CAPACITY:
         raise ValueError(f"sum_tree: capacity must be from 1 to {MAX_CAPACITY}, got {capacity}")
-    length = (1 << (capacity - 1).bit_length()) + capacity
-    return torch.zeros(length, dtype=torch.float32, device=device)
+    return torch.zeros(_num_inner(capacity) + capacity, dtype=torch.float32, device=device)
+
+
+def level_sizes(capacity: int) -> list[int]:
+    """How many entries each level has, from the root to the leaves, without padding."""
+    sizes = [capacity]
+    while len(sizes) == 1 or sizes[0] > 1:
+        sizes.insert(0, -(-sizes[0] // FAN_OUT))
+    return sizes
 
 
 def first_leaf(tree: Tensor) -> int:
     """P: where the leaves begin."""
-    return 1 << ((len(tree) - 1).bit_length() - 1)
+    return _first_leaf(len(tree))
+
+
+def _num_inner(capacity: int) -> int:
+    """P, with the padding of each level."""
+    return sum(-(-size // FAN_OUT) * FAN_OUT for size in level_sizes(capacity)[:-1])
+
+
+@cache
+def _first_leaf(length: int) -> int:
+    """P of a tree of `length` entries; more than `length` where no tree has so many."""
+    low, high = 1, max(1, length)  # the capacity, by bisection: the length grows with it
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _num_inner(middle) + middle >= length else (middle + 1, high)
+    return length - low if _num_inner(low) + low == length else length + 1
 
 
 def priorities(tree: Tensor) -> Tensor:
@@ -48,7 +74,7 @@ def priorities(tree: Tensor) -> Tensor:
 
 def total(tree: Tensor) -> Tensor:
     """`[]`, the sum of all priorities."""
-    return tree[1].clone()
+    return tree[0].clone()
 
 
 def minimum(tree: Tensor) -> Tensor:
@@ -162,7 +188,7 @@ def sample(tree: Tensor, uniform: Tensor, *, implementation: str = "auto") -> tu
 
 
 def _check_tree(tree: Tensor) -> None:
-    of_make = tree.ndim == 1 and len(tree) >= 2 and 2 * (len(tree) - first_leaf(tree)) > first_leaf(tree)
+    of_make = tree.ndim == 1 and first_leaf(tree) < len(tree)
     if not of_make or tree.dtype != torch.float32 or not tree.is_contiguous():
         raise ValueError(
             f"sum_tree: tree must be a contiguous float32 tensor of sum_tree.make, "

@@ -25,6 +25,20 @@ from kernels.native import CpuKernel
 from kernels.sum_tree import first_leaf, make_outputs
 from kernels.sum_tree.reference import refuse_sample, refuse_update
 
+_LEVELS = """
+    constexpr int FAN_OUT = 16;
+    const auto number_of_parents = [](long long n) { return (n + FAN_OUT - 1) / FAN_OUT; };
+    const auto padded = [&](long long n) { return number_of_parents(n) * FAN_OUT; };
+    const auto read = [&](const float *children, float *values) {
+        if (children + FAN_OUT <= tree + length)
+            for (int i = 0; i < FAN_OUT; ++i)
+                values[i] = children[i];
+        else  // the last leaves
+            for (int i = 0; i < FAN_OUT; ++i)
+                values[i] = children + i < tree + length ? children[i] : 0.0f;
+    };
+"""
+
 _update = CpuKernel(
     {
         "tree": "float *",
@@ -35,7 +49,8 @@ _update = CpuKernel(
         "first_leaf": "long long",
         "size": "long long",
     },
-    """
+    _LEVELS
+    + """
     const long long capacity = length - first_leaf;
     for (*refused = 0; *refused < size; ++*refused) {
         const long long i = index[*refused];
@@ -46,24 +61,21 @@ _update = CpuKernel(
     *refused = -1;
     for (long long b = 0; b < size; ++b)
         tree[first_leaf + index[b]] = priority[b];
-    // A last leaf without a neighbour.
-    if (length % 2)
-        tree[length / 2] = tree[length - 1];
-    int height = 1;
-    for (long long width = first_leaf / 2; width > 0; width /= 2, ++height) {
-        if (width > size)
-            for (long long b = 0; b < size; ++b) {
-                const long long n = (first_leaf + index[b]) >> height;
-                if (2 * n + 1 < length)
-                    tree[n] = tree[2 * n] + tree[2 * n + 1];
-            }
-        else {
-            // Fewer entries than changes: all of them, in the order of memory, and vectorized.
-            const long long end = wp::min(2 * width, length / 2);
-            #pragma clang loop vectorize(assume_safety)
-            for (long long n = width; n < end; ++n)
-                tree[n] = tree[2 * n] + tree[2 * n + 1];
+    float sums[FAN_OUT];
+    long long below = first_leaf, num_below = capacity;
+    for (int shift = 4; below > 0; shift += 4) {
+        const long long num = number_of_parents(num_below), level = below - padded(num);
+        // All entries of a level that has fewer than there are changes.
+        for (long long b = 0; b < wp::min(num, size); ++b) {
+            const long long n = num > size ? index[b] >> shift : b;
+            read(tree + below + FAN_OUT * n, sums);
+            for (int width = FAN_OUT / 2; width > 0; width /= 2)
+                for (int i = 0; i < width; ++i)
+                    sums[i] = sums[2 * i] + sums[2 * i + 1];
+            tree[level + n] = sums[0];
         }
+        below = level;
+        num_below = num;
     }
     """,
 )
@@ -75,40 +87,56 @@ _sample = CpuKernel(
         "index": "long long *",
         "probability": "float *",
         "refused": "long long *",  # the number that does not fit, or -1
-        "length": "int",
-        "first_leaf": "int",
+        "length": "long long",
+        "first_leaf": "long long",
         "size": "long long",
     },
-    """
-    constexpr int BLOCK = 64;
-    const float total = tree[1];
+    _LEVELS
+    + """
+    constexpr int BLOCK = 64, MAX_LEVELS = 9;
+    const float total = tree[0];
     for (*refused = 0; *refused < size; ++*refused)
         if (!(uniform[*refused] >= 0.0 && uniform[*refused] <= 1.0 && total > 0.0f))
             return;
     *refused = -1;
+    long long levels[MAX_LEVELS];  // where they begin, from the leaves to the root
+    int num_levels = 1;
+    levels[0] = first_leaf;
+    for (long long num = length - first_leaf; levels[num_levels - 1] > 0; ++num_levels) {
+        num = number_of_parents(num);
+        levels[num_levels] = levels[num_levels - 1] - padded(num);
+    }
     for (long long begin = 0; begin < size; begin += BLOCK) {
         const int width = wp::min((long long)BLOCK, size - begin);
         double mass[BLOCK];
-        int entry[BLOCK];
+        long long entry[BLOCK];
         for (int b = 0; b < width; ++b) {
             mass[b] = uniform[begin + b] * total;
-            entry[b] = 1;
+            entry[b] = 0;
         }
-        for (int level = 1; level < first_leaf; level *= 2) {
-            #pragma clang loop vectorize(assume_safety)
+        for (int height = num_levels - 2; height >= 0; --height)
             for (int b = 0; b < width; ++b) {
-                const int child = 2 * entry[b];
-                const bool paired = child + 1 < length;
-                const float left = tree[child], right = tree[paired ? child + 1 : child];
-                // Where sums were rounded, the mass alone could lead into a subtree of zeros.
-                const bool turn_right = paired & (right > 0.0f) & ((left == 0.0f) | (mass[b] >= left));
-                mass[b] -= (double)turn_right * left;
-                entry[b] = child + turn_right;
+                float values[FAN_OUT];
+                double sums[FAN_OUT + 1];  // before each child, and behind the last one
+                read(tree + levels[height] + FAN_OUT * entry[b], values);
+                sums[0] = 0.0;
+                for (int i = 0; i < FAN_OUT; ++i)
+                    sums[i + 1] = sums[i] + values[i];
+                int child = 0, last = 0;
+                for (int i = 0; i < FAN_OUT; ++i) {
+                    child += mass[b] >= sums[i + 1];
+                    last = values[i] > 0.0f ? i : last;
+                }
+                // Where sums were rounded, the mass alone could lead behind the last child above zero.
+                child = wp::min(child, last);
+                mass[b] -= sums[child];
+                entry[b] = FAN_OUT * entry[b] + child;
+                if (height > 0)
+                    __builtin_prefetch(tree + levels[height - 1] + FAN_OUT * entry[b]);
             }
-        }
         for (int b = 0; b < width; ++b) {
-            index[begin + b] = entry[b] - first_leaf;
-            probability[begin + b] = tree[entry[b]] / total;
+            index[begin + b] = entry[b];
+            probability[begin + b] = tree[first_leaf + entry[b]] / total;
         }
     }
     """,

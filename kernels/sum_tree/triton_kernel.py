@@ -1,7 +1,7 @@
 """The sum tree on a GPU: one program updates, level by level; a lane a number samples.
 
 Between two levels of an update all must be written. Within one program that is a barrier; among many it would
-be a launch a level, and twenty launches take longer than one program takes for thousands of priorities.
+be a launch a level, which takes longer than one program takes for thousands of priorities.
 """
 
 # mypy: disable-error-code="no-untyped-def"
@@ -13,10 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels.sum_tree import first_leaf, make_outputs
+from kernels.sum_tree import FAN_OUT, first_leaf, level_sizes, make_outputs
 
-UPDATE_BLOCK, UPDATE_WARPS = 1024, 16
-SAMPLE_BLOCK, SAMPLE_WARPS = 64, 2
+UPDATE_BLOCK, UPDATE_WARPS = 512, 16
+SAMPLE_BLOCK, SAMPLE_WARPS = 32, 2
 
 
 @triton.jit
@@ -60,57 +60,113 @@ def _write_leaves(leaf_ptr, index_ptr, priority_ptr, size, capacity, BLOCK: tl.c
 
 
 @triton.jit
-def _add_children(tree_ptr, entry, inside, length):
-    left = tl.load(tree_ptr + 2 * entry, mask=inside & (2 * entry < length), other=0.0)
-    right = tl.load(tree_ptr + 2 * entry + 1, mask=inside & (2 * entry + 1 < length), other=0.0)
-    tl.store(tree_ptr + entry, left + right, mask=inside)
+def _load_children(tree_ptr, below, entry, inside, length, FAN_OUT: tl.constexpr):
+    """`[BLOCK, 16]`, of the level that begins at `below`; zero behind the last leaf."""
+    place = below + FAN_OUT * entry[:, None] + tl.arange(0, FAN_OUT)[None, :]
+    return tl.load(tree_ptr + place, mask=inside[:, None] & (place < length), other=0.0)
 
 
 @triton.jit
-def update_kernel(tree_ptr, index_ptr, priority_ptr, length, first_leaf, size, BLOCK: tl.constexpr):
+def _add_pairs(values, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
+    """`[BLOCK, 2 WIDTH]` -> `[BLOCK, WIDTH]`."""
+    left, right = tl.split(tl.reshape(values, (BLOCK, WIDTH, 2)))
+    return left + right
+
+
+@triton.jit
+def _add_children(
+    tree_ptr, below, level, entry, inside, length, BLOCK: tl.constexpr, FAN_OUT: tl.constexpr
+):
+    sums = _load_children(tree_ptr, below, entry, inside, length, FAN_OUT)
+    sums = _add_pairs(_add_pairs(sums, BLOCK, 8), BLOCK, 4)
+    sums = tl.reshape(_add_pairs(_add_pairs(sums, BLOCK, 2), BLOCK, 1), (BLOCK,))
+    tl.store(tree_ptr + level + entry, sums, mask=inside)
+
+
+@triton.jit
+def update_kernel(
+    tree_ptr,
+    index_ptr,
+    priority_ptr,
+    length,
+    first_leaf,
+    size,
+    BLOCK: tl.constexpr,
+    FAN_OUT: tl.constexpr,
+):
     capacity = length - first_leaf
     _write_leaves(tree_ptr + first_leaf, index_ptr, priority_ptr, size, capacity, BLOCK)
-    width = first_leaf // 2
-    height = 1
-    while width > 0:
+    below = first_leaf
+    num = capacity
+    shift = 4
+    while below > 0:
+        num = tl.cdiv(num, FAN_OUT)
+        level = below - tl.cdiv(num, FAN_OUT) * FAN_OUT
         begin = 0
-        if width > size:
+        if num > size:
             while begin < size:
                 _, index, _, fits = _load(index_ptr, priority_ptr, begin, size, capacity, BLOCK)
-                _add_children(tree_ptr, (first_leaf + index) >> height, fits, length)
+                _add_children(tree_ptr, below, level, index >> shift, fits, length, BLOCK, FAN_OUT)
                 begin += BLOCK
         else:
             # Fewer entries than changes: all of them.
-            while begin < width:
+            while begin < num:
                 n = begin + tl.arange(0, BLOCK)
-                _add_children(tree_ptr, width + n, n < width, length)
+                _add_children(tree_ptr, below, level, n, n < num, length, BLOCK, FAN_OUT)
                 begin += BLOCK
         tl.debug_barrier()
-        width //= 2
-        height += 1
+        below = level
+        shift += 4
+
+
+@triton.jit
+def _level_at(capacity, first_leaf, height, FAN_OUT: tl.constexpr):
+    """Where the level begins that is `height` above the leaves."""
+    begin = first_leaf
+    num = capacity
+    step = 0
+    while step < height:
+        num = tl.cdiv(num, FAN_OUT)
+        begin -= tl.cdiv(num, FAN_OUT) * FAN_OUT
+        step += 1
+    return begin
 
 
 @triton.jit
 def sample_kernel(
-    tree_ptr, uniform_ptr, index_ptr, probability_ptr, length, first_leaf, size, BLOCK: tl.constexpr
+    tree_ptr,
+    uniform_ptr,
+    index_ptr,
+    probability_ptr,
+    length,
+    first_leaf,
+    num_levels,
+    size,
+    BLOCK: tl.constexpr,
+    FAN_OUT: tl.constexpr,
 ):
     b = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = b < size
-    total = tl.load(tree_ptr + 1)
+    child_of = tl.arange(0, FAN_OUT)[None, :]
+    total = tl.load(tree_ptr)
     mass = tl.load(uniform_ptr + b, mask=inside, other=0.0).to(tl.float64) * total
-    entry = tl.full([BLOCK], 1, tl.int32)
-    level = 1
-    while level < first_leaf:
-        child = 2 * entry
-        left = tl.load(tree_ptr + child)
-        right = tl.load(tree_ptr + child + 1, mask=child + 1 < length, other=0.0)
-        # Where sums were rounded, the mass alone could lead into a subtree of zeros.
-        turn_right = (right > 0.0) & ((left == 0.0) | (mass >= left))
-        mass = tl.where(turn_right, mass - left, mass)
-        entry = child + turn_right.to(tl.int32)
-        level *= 2
-    tl.store(index_ptr + b, (entry - first_leaf).to(tl.int64), mask=inside)
-    tl.store(probability_ptr + b, tl.load(tree_ptr + entry) / total, mask=inside)
+    mass = tl.where(mass >= 0.0, mass, 0.0)  # NaN too
+    entry = tl.zeros([BLOCK], tl.int32)
+    height = num_levels - 2
+    while height >= 0:
+        below = _level_at(length - first_leaf, first_leaf, height, FAN_OUT)
+        values = _load_children(tree_ptr, below, entry, inside, length, FAN_OUT)
+        sums = tl.cumsum(values.to(tl.float64), axis=1)
+        # Where sums were rounded, the mass alone could lead behind the last child above zero.
+        last = tl.max(tl.where(values > 0.0, child_of, 0), axis=1)
+        child = tl.minimum(tl.sum((mass[:, None] >= sums).to(tl.int32), axis=1), last)
+        mass -= tl.max(tl.where(child_of < child[:, None], sums, 0.0), axis=1)
+        entry = FAN_OUT * entry + child
+        height -= 1
+    tl.store(index_ptr + b, entry.to(tl.int64), mask=inside)
+    tl.store(
+        probability_ptr + b, tl.load(tree_ptr + first_leaf + entry, mask=inside, other=0.0) / total, mask=inside
+    )
 
 
 def update(tree: Tensor, index: Tensor, priority: Tensor) -> None:
@@ -124,6 +180,7 @@ def update(tree: Tensor, index: Tensor, priority: Tensor) -> None:
             first_leaf(tree),
             len(index),
             BLOCK=UPDATE_BLOCK,
+            FAN_OUT=FAN_OUT,
             num_warps=UPDATE_WARPS,
         )
 
@@ -139,8 +196,10 @@ def sample(tree: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
             probability,
             len(tree),
             first_leaf(tree),
+            len(level_sizes(len(tree) - first_leaf(tree))),
             len(uniform),
             BLOCK=SAMPLE_BLOCK,
+            FAN_OUT=FAN_OUT,
             num_warps=SAMPLE_WARPS,
         )
     return index, probability

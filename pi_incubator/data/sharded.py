@@ -70,7 +70,7 @@ class ShardedRandom:
     def stratified(self, count: int) -> list[Tensor]:
         """For each shard `count` numbers in `[0, 1)`, float64: one in each `count`-th of it, in order."""
         strata = torch.arange(count, dtype=torch.float64, device=self._generators[0].device)
-        return [(strata + numbers) / count for numbers in self.uniform(count)]
+        return [numbers.add_(strata).div_(count) for numbers in self.uniform(count)]
 
     def state_dict(self) -> dict[str, Tensor]:
         return {str(index): generator.get_state() for index, generator in enumerate(self._generators)}

@@ -14,8 +14,8 @@ from kernels.sum_tree import make_sample_inputs, make_update_inputs, sample, upd
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 EXAMPLES = 30 if INTERPRETED else 400
-# A leaf, a pair, one without a neighbour, and both sides of powers of two.
-CAPACITIES = [1, 2, 3, 4, 5, 31, 32, 33, 1000, 1023, 1024, 1025]
+# A leaf, a few, and both sides of full levels.
+CAPACITIES = [1, 2, 15, 16, 17, 31, 33, 255, 256, 257, 1000, 4097]
 pytestmark = pytest.mark.usefixtures("poisoned_memory")
 
 
@@ -30,11 +30,21 @@ def uniforms(size, device="cpu", seed=0):
 
 
 def assert_sums(tree):
-    """Every inner entry is the float32 sum of its children, to the bit."""
-    first = sum_tree.first_leaf(tree)
-    padded = torch.zeros(2 * first)
-    padded[: len(tree)] = tree.cpu()
-    assert torch.equal(padded[1:first], padded[2::2] + padded[3::2])
+    """Every inner entry is the float32 sum of its 16 children in pairs, to the bit; the padding is zero."""
+    tree = tree.cpu()
+    level = sum_tree.priorities(tree)
+    end = sum_tree.first_leaf(tree)
+    while end > 0:
+        sums = level
+        for _ in range(4):
+            sums = torch.nn.functional.pad(sums, (0, len(sums) % 2))
+            sums = sums[::2] + sums[1::2]
+        padded = -(-len(sums) // 16) * 16
+        stored = tree[end - padded : end]
+        assert torch.equal(stored[: len(sums)], sums)
+        assert not stored[len(sums) :].any()
+        level, end = sums, end - padded
+    assert len(level) == 1
 
 
 def assert_sampled(tree, uniform, implementation):
@@ -248,7 +258,7 @@ def test_a_tree_of_zeros_gives_no_sample(implementation, device):
 @pytest.mark.parametrize(
     ("name", "wrong"),
     [
-        ("tree", torch.zeros(11)),  # of no capacity
+        ("tree", torch.zeros(33)),  # of no capacity: 16 leaves make 32 entries, 17 make 49
         ("tree", torch.zeros(1)),
         ("tree", torch.zeros(2, 7)),
         ("tree", torch.zeros(13, dtype=torch.float64)),

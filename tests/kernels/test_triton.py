@@ -129,15 +129,16 @@ def merge_kernel():
 def sum_tree_update_kernel():
     from kernels.sum_tree import triton_kernel as module
 
-    constants = {"BLOCK": module.UPDATE_BLOCK}
+    constants = {"BLOCK": module.UPDATE_BLOCK, "FAN_OUT": module.FAN_OUT}
     return module.update_kernel, [FLOAT, ID, FLOAT, INT, INT, INT], constants, module.UPDATE_WARPS
 
 
 def sum_tree_sample_kernel(uniform=FLOAT):
     from kernels.sum_tree import triton_kernel as module
 
-    constants = {"BLOCK": module.SAMPLE_BLOCK}
-    return module.sample_kernel, [FLOAT, uniform, ID, FLOAT, INT, INT, INT], constants, module.SAMPLE_WARPS
+    constants = {"BLOCK": module.SAMPLE_BLOCK, "FAN_OUT": module.FAN_OUT}
+    arguments = [FLOAT, uniform, ID, FLOAT, INT, INT, INT, INT]
+    return module.sample_kernel, arguments, constants, module.SAMPLE_WARPS
 
 
 def returns_kernel(float_type=FLOAT, discount=None):

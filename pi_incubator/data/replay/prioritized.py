@@ -54,13 +54,11 @@ class Prioritized(Ring):
 
     def sample(self, size: int) -> TensorDict:
         uniform = self._random.stratified(size // self._random.num_shards)
-        held = self._num_filled * self._width
         sampled = [sum_tree.sample(tree, numbers) for tree, numbers in zip(self._trees, uniform, strict=True)]
         index = self._places([index for index, _ in sampled])
-        weights = [(held * probability) ** -self._correction for _, probability in sampled]
-        steps = self.steps_at(index)
-        steps["index"], steps["weight"] = index, torch.cat([weight / weight.amax() for weight in weights])
-        return steps
+        # (L n probability) ** -correction, divided by the largest of the shard.
+        weights = [(chance / chance.amin()) ** -self._correction for _, chance in sampled]
+        return self.steps_at(index, others={"index": index, "weight": torch.cat(weights)})
 
     def update_priority(self, index: Tensor, priority: Tensor) -> None:
         """Tell how much was learned from sampled steps, in the order in which `sample` gave them."""

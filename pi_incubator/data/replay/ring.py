@@ -6,6 +6,7 @@ Letters: L steps of each world, N worlds, K shards, n = N / K worlds of a shard,
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 
 import torch
 from tensordict import TensorDict
@@ -76,20 +77,28 @@ class Ring(Replay):
     def sample(self, size: int) -> TensorDict:
         return self.steps_at(self._uniform(size, self._num_filled))
 
-    def steps_at(self, index: Tensor, reward_at: Callable[[Tensor], Tensor] | None = None) -> TensorDict:
+    def steps_at(
+        self,
+        index: Tensor,
+        reward_at: Callable[[Tensor], Tensor] | None = None,
+        others: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> TensorDict:
         """The steps at `index` `[B]`: places in the tensors with their first two dimensions flattened.
 
         `reward_at` gives the rewards of the steps at places `[B]`, where they are not those that are stored.
+        `others` `[B, ...]` become part of the minibatch.
         """
         last, num_steps, reward = self._sums(index, reward_at or self._flat["reward"].__getitem__)
         steps = {name: self._read(name, index) for name in self._of_first}
         steps |= {name: self._read(name, last) for name in self._of_last}
-        return TensorDict(steps | {"reward": reward, "num_steps": num_steps}, batch_size=[len(index)])
+        steps |= {"reward": reward, "num_steps": num_steps} | dict(others)
+        return TensorDict(steps, batch_size=[len(index)])
 
     def _read(self, name: str, index: Tensor) -> Tensor:
         """What is stored under `name` at the places `index`; float32 also where less precision is stored."""
         # Not `tensor[index]`, which on a CPU takes three times as long for rows of a hundred numbers.
-        value = self._flat[name].index_select(0, index.flatten()).unflatten(0, index.shape)
+        value = self._flat[name].index_select(0, index.flatten())
+        value = value if index.ndim == 1 else value.unflatten(0, index.shape)
         return value.float() if value.dtype == torch.bfloat16 else value
 
     def _sums(self, index: Tensor, reward_at: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
