@@ -1,7 +1,8 @@
 """What the replay buffers of off-policy learning cost: time beside an update of the config, and memory.
 
-Adding a step of all worlds, sampling a minibatch uniformly, sampling one by priority with the new priorities
-told, and an update take turns in blocks, in one process, on full buffers. Memory is what the process grew by.
+Adding a step of all worlds, sampling a minibatch uniformly, sampling one by priority, setting its new
+priorities, and an update take turns in blocks, in one process, on full buffers. Memory is what the process
+grew by.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from pi_incubator.cli._parser import count
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import ReplaySettings
 from pi_incubator.data.replay.prioritized import Prioritized
-from pi_incubator.data.replay.replay import Replay, steps_of
+from pi_incubator.data.replay.replay import steps_of
 from pi_incubator.data.replay.ring import Ring
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.errors import UserError
@@ -34,7 +35,7 @@ from pi_incubator.provenance import flatten
 from pi_incubator.training.off_policy import OffPolicy
 
 CONFIG, TASK = "configs/sac/half_cheetah.yaml", "ant"
-BLOCK = 20
+BLOCK = 4
 """Calls of a function in a turn."""
 KINDS: Mapping[str, type[Ring]] = {"uniform": Ring, "prioritized": Prioritized}
 
@@ -42,7 +43,7 @@ KINDS: Mapping[str, type[Ring]] = {"uniform": Ring, "prioritized": Prioritized}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare what `main` reads."""
     parser.add_argument("--config", default=CONFIG, help="experiment file (default: %(default)s)")
-    parser.add_argument("--rounds", type=count, default=30, help="turns of each (default: %(default)s)")
+    parser.add_argument("--rounds", type=count, default=100, help="turns of each (default: %(default)s)")
     overrides_help = f"settings that override it (default: env.name={TASK}, where --config is left out)"
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help=overrides_help)
     add_output_arguments(parser)
@@ -82,11 +83,13 @@ def _measure(cfg: ExperimentConfig, num_rounds: int) -> dict[str, Metric]:
         over = grown_bytes / (len(buffers[name]) * step_bytes)
         metrics[f"memory over raw bytes: {name}"] = make_metric([over], "ratio", "lower")
     size, minibatch = settings.batch_size, algorithm.minibatch(settings.batch_size)
+    sampled = buffers["prioritized"].sample(size)
     contestants: dict[str, Callable[[], Any]] = {
         "add": lambda: buffers["uniform"].add(steps),
         "add, prioritized": lambda: buffers["prioritized"].add(steps),
         "sample": lambda: buffers["uniform"].sample(size),
-        "sample, prioritized": lambda: _learn_from(buffers["prioritized"], size),
+        "sample, prioritized": lambda: buffers["prioritized"].sample(size),
+        "new priorities": lambda: buffers["prioritized"].update_priority(sampled["index"], sampled["weight"]),
         "update": lambda: algorithm.step(minibatch),
     }
     seconds = _take_turns(contestants, num_rounds, loop.synchronize)
@@ -132,12 +135,6 @@ def _filled_early(cfg: ExperimentConfig) -> ExperimentConfig:
     small = max(algorithm.batch_size, algorithm.n_step * cfg.env.num_envs)
     changes = {"buffer_size": small, "learning_starts": 0}
     return cfg.model_copy(update={"algorithm": algorithm.model_copy(update=changes)})
-
-
-def _learn_from(buffer: Replay, size: int) -> None:
-    """A minibatch by priority, and what was learned from it told."""
-    minibatch = buffer.sample(size)
-    buffer.update_priority(minibatch["index"], minibatch["reward"])
 
 
 def _one_step(algorithm: OffPolicy[Any]) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ multiple of 16 entries; all of them together are P entries. So the length alone 
 the tensor can be cloned, saved and moved like any other. B entries a batch.
 
 Every inner entry is the sum of its children, added in pairs as in the binary tree. It is recomputed whenever
-one of them changes and never incremented: errors do not grow with the number of updates, and a tree is bit for
-bit the same as one that is built at once from its leaves.
+one of them changes and never incremented: errors do not grow with the number of updates, and a tree is bit
+for bit the same as one that is built at once from its leaves.
 """
 
 from __future__ import annotations

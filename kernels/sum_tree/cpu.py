@@ -1,19 +1,6 @@
 """The sum tree on the CPU: a batch moves level by level, so that its cache misses overlap.
 
-Microseconds a batch of B of 1,000,000 priorities, medians on two busy cores of an x86 server with AVX-512,
-one thread, indices and numbers new every time:
-
-                                        B = 256    B = 4096
-    update                                   13          50
-    sample                             52 to 58  330 to 440
-    update, the reference                   460        1550
-    sample, the reference                   680        1800
-    torch's cumsum and searchsorted  850 to 940        1400
-    torch.multinomial                       670        1250
-    RLlib's tree in Python, update         1400       22000
-    RLlib's tree in Python, sample         3400       57000
-
-`kernels.sum_tree.minimum` takes 770.
+docs/kernels.md has what it takes beside its peers.
 """
 
 from __future__ import annotations

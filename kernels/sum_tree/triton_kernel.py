@@ -74,9 +74,7 @@ def _add_pairs(values, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _add_children(
-    tree_ptr, below, level, entry, inside, length, BLOCK: tl.constexpr, FAN_OUT: tl.constexpr
-):
+def _add_children(tree_ptr, below, level, entry, inside, length, BLOCK: tl.constexpr, FAN_OUT: tl.constexpr):
     sums = _load_children(tree_ptr, below, entry, inside, length, FAN_OUT)
     sums = _add_pairs(_add_pairs(sums, BLOCK, 8), BLOCK, 4)
     sums = tl.reshape(_add_pairs(_add_pairs(sums, BLOCK, 2), BLOCK, 1), (BLOCK,))
@@ -164,9 +162,8 @@ def sample_kernel(
         entry = FAN_OUT * entry + child
         height -= 1
     tl.store(index_ptr + b, entry.to(tl.int64), mask=inside)
-    tl.store(
-        probability_ptr + b, tl.load(tree_ptr + first_leaf + entry, mask=inside, other=0.0) / total, mask=inside
-    )
+    priority = tl.load(tree_ptr + first_leaf + entry, mask=inside, other=0.0)
+    tl.store(probability_ptr + b, priority / total, mask=inside)
 
 
 def update(tree: Tensor, index: Tensor, priority: Tensor) -> None:
