@@ -282,8 +282,8 @@ def test_a_kernel_that_changes_its_input_is_compared_by_what_it_changed(tmp_path
     (race,) = json.loads(file.read_text())["races"]
     assert race["left_out"] == {}
     assert {"pi_incubator", "copy", "plain torch"} <= race["seconds"].keys()
-    # A tree of 64 + 45 goes in and comes out; indices and priorities of 9 go in.
-    assert race["bytes"] == 2 * (64 + 45) * 4 + 9 * (8 + 4)
+    # A tree of 32 + 45 goes in and comes out; indices and priorities of 9 go in.
+    assert race["bytes"] == 2 * (32 + 45) * 4 + 9 * (8 + 4)
 
 
 def test_results_are_what_is_returned_and_then_what_was_changed() -> None:
