@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench._loops import brax, cleanrl_sac, envpool, sb3, sb3_sac, sb3_td3, sbx, sbx_sac, torchrl
+from bench._loops import brax, cleanrl_sac, envpool, flashsac, sb3, sb3_sac, sb3_td3, sbx, sbx_sac, torchrl
 from bench._loops._off_policy import OffPolicyPeer, is_off_policy, named_only
 from bench._loops._peer import Peer, Settings, horizon_for
 from bench._machine import fresh_environment
@@ -32,7 +32,7 @@ PEERS: Mapping[str, Peer] = {
     "sb3_td3": sb3_td3.PEER,
     "sbx_sac": sbx_sac.PEER,
     "cleanrl_sac": cleanrl_sac.PEER,
-    "flashsac": named_only("flash_rl", "install github.com/Holiday-Robot/FlashSAC"),
+    "flashsac": flashsac.PEER,
     "holosoma": named_only("holosoma", "install github.com/amazon-far/holosoma"),
     "unilab": named_only("unilab", "pip install 'unilab[mujoco]' in a separate environment"),
 }
