@@ -42,6 +42,9 @@ SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
 )
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
+IQL = SAC.replace("name: sac, horizon: 4, learning_starts: 64,", "name: iql, horizon: 4, offline_updates: 4,")
+IQL = IQL.replace("buffer_size", "updates_per_iteration: 2, buffer_size")
+CQL = IQL.replace("name: iql", "name: cql, num_actions: 2")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
 
 
