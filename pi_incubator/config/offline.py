@@ -52,6 +52,13 @@ class OfflineSettings(ReplaySettings):
         if cfg.training.total_steps or not self.num_offline_iterations():
             super().check_num_envs(cfg)
 
+    def _check_network(self, cfg: ExperimentConfig) -> None:
+        if cfg.network.has_state:
+            problem = f"it has a state, and algorithm {self.name} learns from single steps"
+            fix = "name a network without a state"
+            raise cross_field_error(field="network.name", value=cfg.network.name, problem=problem, fix=fix)
+        super()._check_network(cfg)
+
     def _check_learns(self, cfg: ExperimentConfig) -> None:
         if 0 < self.offline_updates < self.updates_per_iteration:
             raise cross_field_error(

@@ -128,6 +128,17 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
     for network in ("gru", "mlp_privileged"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
+    record = f"training.record={tmp_path / 'dataset'}"
+    run(tmp_path, "recorded", record, "training.total_steps=64")
+    offline = [
+        "algorithm.updates_per_iteration=2",
+        "algorithm.offline_updates=2",
+        "algorithm.learning_starts=0",
+    ]
+    for algorithm in ("bc", "iql", "td3_bc", "cql"):
+        own = [f"dataset={tmp_path / 'dataset'}", f"algorithm.name={algorithm}"]
+        steps = "training.total_steps=0" if algorithm == "bc" else "training.total_steps=16"
+        run(tmp_path, algorithm, *offline, *own, steps, sizes=OFF_POLICY)
     networks = {"sac": "mlp", "td3": "mlp", "flash_sac": "flash", "crossq": "batch_norm"}
     for algorithm, network in networks.items():
         own = [f"network.name={network}", "network.normalize_observations=true"]

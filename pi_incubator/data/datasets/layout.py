@@ -26,7 +26,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +42,8 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.errors import UserError
 
 FORMAT = 1
+STEPS_OF_SHARD = 2**17
+"""Steps after which a shard is written."""
 MANIFEST, SUFFIX = "manifest.json", ".safetensors"
 OBS, FINAL = "obs.", "final."
 PER_STEP = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_, "valid": np.bool_}
@@ -258,6 +262,55 @@ def _segments(tensors: Mapping[str, Array], manifest: Manifest) -> Iterator[tupl
             int(tensors["segment.episode"][index]),
             Episode(observations, *(tensors[name][start:stop] for name in names)),
         )
+
+
+def write_dataset(manifest: Manifest, episodes: Iterable[Episode], folder: Path, writer: str) -> None:
+    """Write whole episodes as a dataset of one writer; nothing is left where that fails.
+
+    Raises:
+        DatasetError: there are no episodes, or one is of another form than the manifest says.
+        OSError: it cannot be written.
+    """
+    with whole(folder) as partial:
+        write_manifest(manifest, partial)
+        waiting: list[Episode] = []
+        num_shards = num_episodes = 0
+
+        def flush() -> None:
+            nonlocal num_shards, num_episodes
+            write_shard(partial, writer, num_shards, shard_tensors(waiting, num_episodes))
+            num_shards, num_episodes = num_shards + 1, num_episodes + len(waiting)
+            waiting.clear()
+
+        for episode in episodes:
+            waiting.append(episode)
+            if sum(len(one.reward) for one in waiting) >= STEPS_OF_SHARD:
+                flush()
+        if waiting:
+            flush()
+        if not num_episodes:
+            raise DatasetError(folder, "there are no episodes to write", "name a source that has some")
+        for shard in shards_of(partial):
+            read_shard(shard, manifest)
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """A folder beside `folder` to write to, which becomes `folder` at the end and is deleted on an error.
+
+    Raises:
+        DatasetError: `folder` is there already.
+    """
+    if folder.exists():
+        raise DatasetError(folder, "is there already", "name a new folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def shard_tensors(episodes: list[Episode], first_number: int = 0) -> dict[str, Array]:

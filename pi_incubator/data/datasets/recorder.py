@@ -18,6 +18,7 @@ from pi_incubator.data.datasets.layout import (
     FINAL,
     MANIFEST,
     OBS,
+    STEPS_OF_SHARD,
     Array,
     manifest_of,
     read_manifest,
@@ -28,8 +29,6 @@ from pi_incubator.data.datasets.layout import (
 from pi_incubator.errors import UserError
 from pi_incubator.saved_state import count_of
 
-STEPS_OF_SHARD = 2**17
-"""Steps that wait in memory, over all worlds, before a shard is written."""
 FIELD = "training.record"
 _PREFIX = "record."
 
@@ -122,7 +121,7 @@ class Recorder:
         has_manifest = (folder / MANIFEST).is_file()
         if not continues and shards_of(folder, self._writer):
             problem = f"has steps of {self._writer.rpartition('-')[0]!r} already"
-            fix = "name another folder, or set another experiment.name"
+            fix = "name another folder, or record a run with another name"
         elif has_manifest and read_manifest(folder) != manifest_of(self._spec):
             problem, fix = f"has steps of other worlds (see its {MANIFEST})", "name another folder"
         elif not has_manifest and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
