@@ -34,10 +34,12 @@ def write_dataset(folder, episodes, spec=SPEC):
 def make_offline(folder, algorithm, **sections):
     """The algorithm of these settings on a dataset and four worlds in which nothing happens."""
     torch.manual_seed(0)
+    has_worlds = sections.get("training", {}).get("total_steps", 0) > 0
+    sizes = {"batch_size": B} | ({"buffer_size": 1000} if has_worlds else {})
     cfg = {
         "env": {"num_envs": 4},
         "network": {"hidden_sizes": [8]},
-        "algorithm": {"batch_size": B, "buffer_size": 1000} | algorithm,
+        "algorithm": sizes | algorithm,
         "training": {"total_steps": 0},
         "dataset": {"path": str(folder)},
     }

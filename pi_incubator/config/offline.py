@@ -8,9 +8,14 @@ from pydantic import Field
 
 from pi_incubator.config.algorithm import ReplaySettings
 from pi_incubator.config.section import Count, Fraction, cross_field_error
+from pi_incubator.config.without_effect import is_default
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
+
+
+ONLINE = ("horizon", "updates_per_step", "buffer_size", "save_buffer", "dataset_share")
+"""Settings of what follows the updates on the dataset alone."""
 
 
 class OfflineSettings(ReplaySettings):
@@ -68,12 +73,13 @@ class OfflineSettings(ReplaySettings):
                 f"{self.updates_per_iteration}",
                 fix="raise it, or lower that",
             )
-        if cfg.training.total_steps == 0 and self.dataset_share != 0.5:
-            raise cross_field_error(
-                field="algorithm.dataset_share",
-                value=self.dataset_share,
-                problem="has no effect with training.total_steps = 0: all samples are of the dataset",
-                fix="remove it, or set training.total_steps",
-            )
+        for key in () if cfg.training.total_steps else ONLINE:
+            if not is_default(cfg, f"algorithm.{key}"):
+                raise cross_field_error(
+                    field=f"algorithm.{key}",
+                    value=getattr(self, key),
+                    problem="has no effect with training.total_steps = 0: no world is stepped",
+                    fix="remove it, or set training.total_steps",
+                )
         if cfg.training.total_steps:
             super()._check_learns(cfg)

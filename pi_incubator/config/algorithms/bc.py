@@ -15,13 +15,7 @@ class BCSettings(OfflineSettings):
     """Behavioral cloning: the policy learns the actions of a dataset; rewards do not count."""
 
     num_networks: ClassVar[int] = 1
-    unused: ClassVar[tuple[str, ...]] = (
-        *OfflineSettings.unused,
-        "algorithm.updates_per_step",
-        "algorithm.gamma",
-        "algorithm.n_step",
-        "algorithm.save_buffer",
-    )
+    unused: ClassVar[tuple[str, ...]] = (*OfflineSettings.unused, "algorithm.gamma", "algorithm.n_step")
 
     name: Literal["bc"] = "bc"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
