@@ -37,7 +37,13 @@ class SAC(OffPolicy[SACSettings]):
     """Twin critics, a squashed Gaussian policy, and a temperature tuned to an entropy."""
 
     policy: SquashedGaussianPolicy
-    report_names = ("loss/critic", "loss/actor", "loss/temperature", "policy/temperature", "policy/entropy")
+    report_names: tuple[str, ...] = (
+        "loss/critic",
+        "loss/actor",
+        "loss/temperature",
+        "policy/temperature",
+        "policy/entropy",
+    )
 
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan

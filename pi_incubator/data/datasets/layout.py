@@ -198,7 +198,8 @@ def read_shard(path: Path, manifest: Manifest) -> dict[str, Array]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError) as error:
         raise DatasetError(path, f"is no whole safetensors file ({error})") from None
-    expected = {"segment.length": ((), np.int64), "segment.episode": ((), np.int64)}
+    expected: dict[str, tuple[tuple[int, ...], Any]] = {}  # name -> shape of a row, dtype
+    expected |= {"segment.length": ((), np.int64), "segment.episode": ((), np.int64)}
     expected |= {name: ((), dtype) for name, dtype in PER_STEP.items()}
     expected["action"] = ((manifest.action_dim,), np.float32)
     for name, group in manifest.observations.items():

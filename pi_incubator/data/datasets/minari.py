@@ -128,9 +128,9 @@ def _observation_space(manifest: Manifest) -> dict[str, Any]:
 
 def _unbounded(group: Group) -> dict[str, Any]:
     """The space of an observation group, as Minari writes it."""
-    low, high = (0, 255) if group.dtype == "uint8" else (-np.inf, np.inf)
-    limits = (np.full(group.shape, limit).tolist() for limit in (low, high))
-    return _box(*limits, shape=group.shape, dtype=group.dtype)
+    limits = (0, 255) if group.dtype == "uint8" else (-np.inf, np.inf)
+    low, high = (np.full(group.shape, limit).tolist() for limit in limits)
+    return _box(low, high, group.shape, group.dtype)
 
 
 def _box(low: Any, high: Any, shape: tuple[int, ...] | None = None, dtype: str = "float32") -> dict[str, Any]:

@@ -98,7 +98,7 @@ def _check_same(path: str, manifest: Manifest, spec: EnvSpec, groups: Iterable[s
     ours = manifest_of(spec)
     if abs(manifest.control_hz - ours.control_hz) <= RATE_TOLERANCE * ours.control_hz:
         ours = replace(ours, control_hz=manifest.control_hz)
-    compared = [("task", manifest.env, ours.env)]
+    compared: list[tuple[str, object, object]] = [("task", manifest.env, ours.env)]
     compared += [
         (
             f"observation group {group!r}",
@@ -111,7 +111,7 @@ def _check_same(path: str, manifest: Manifest, spec: EnvSpec, groups: Iterable[s
         ("action width", manifest.action_dim, ours.action_dim),
         ("control rate in Hz", manifest.control_hz, ours.control_hz),
         *(
-            (f"{side} limits of actions", list(np.float32(theirs)), list(np.float32(limits)))
+            (f"{side} limits of actions", _float32(theirs), _float32(limits))
             for side, theirs, limits in (
                 ("lower", manifest.action_low, ours.action_low),
                 ("upper", manifest.action_high, ours.action_high),
@@ -126,3 +126,9 @@ def _check_same(path: str, manifest: Manifest, spec: EnvSpec, groups: Iterable[s
 
 def _form(group: Group | None) -> str:
     return "missing" if group is None else f"{group.dtype} {list(group.shape)}"
+
+
+def _float32(numbers: tuple[float, ...]) -> list[float]:
+    """`numbers` as a float32 holds them."""
+    rounded: list[float] = np.asarray(numbers, np.float32).tolist()
+    return rounded
