@@ -58,6 +58,7 @@ setup(
         "cuda": ["mujoco-mjx==3.17.0", "jax[cuda13]>=0.10.2"],
         "newton": ["newton==1.8.0"],
         "zoo": ["brax==0.14.2", "playground==0.2.0", "mujoco-mjx==3.17.0", "jax>=0.10.2"],
+        "data": ["h5py==3.16.0", "pyarrow==25.0.1"],  # datasets of Minari (HDF5) and LeRobot (Parquet)
         "launch": ["ray[default]==2.60.0"],
         "peers": [  # what pi-bench compares with
             "stable-baselines3==2.9.2",
@@ -73,6 +74,7 @@ setup(
             "coverage==7.13.0",  # `make mutants` asks which test runs which line
             "ruff==0.17.6",
             "mypy==2.4.1",
+            "minari[hdf5]==0.5.4",  # reads what pi-data export writes
             "dm_control==1.0.50",  # the cartpole that ours is checked against
             "types-psutil",
         ],
@@ -85,6 +87,7 @@ setup(
             "pi-runtime=pi_incubator.cli.runtime:cli",
             "pi-distill=pi_incubator.cli.distill:cli",
             "pi-bench=bench.cli:cli",
+            "pi-data=pi_incubator.cli.data:cli",
             "pi-envs=pi_incubator.cli.envs:cli",
             "pi-doctor=pi_incubator.cli.doctor:cli",
         ]

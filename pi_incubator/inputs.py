@@ -30,6 +30,7 @@ ITSELF = "."
 """The name, among the files that belong to an input, of the one that the setting names."""
 MODEL = "env.model"
 FROM = "checkpoint.from"
+DATASET = "dataset.path"
 NOT_COMPARED = (FROM,)
 """Read only once, when a run begins."""
 WEIGHTS = ("policy.safetensors", "critic.safetensors")
@@ -65,6 +66,8 @@ def with_absolute_paths(cfg: ExperimentConfig) -> ExperimentConfig:
     changes: dict[str, Any] = {
         "env": cfg.env.model_copy(update={"model": model, "model_root": _absolute(cfg.env.model_root)}),
         "checkpoint": cfg.checkpoint.model_copy(update={"from_run": _absolute(cfg.checkpoint.from_run)}),
+        "dataset": cfg.dataset.model_copy(update={"path": _absolute(cfg.dataset.path)}),
+        "training": cfg.training.model_copy(update={"record": _absolute(cfg.training.record)}),
         "algorithm": cfg.algorithm.model_copy(update=algorithm),
     }
     return cfg.model_copy(update=changes)
@@ -117,6 +120,8 @@ def inputs_of(cfg: ExperimentConfig, resumes: bool = False) -> Inputs:
     for name in cfg.algorithm.files_read:
         files = _listed(getattr(cfg.algorithm, name))
         inputs[f"algorithm.{name}"] = [_file(f"algorithm.{name}", file) for file in files]
+    if cfg.dataset.path is not None:
+        inputs[DATASET] = [_dataset(cfg.dataset.path)]
     if cfg.checkpoint.from_run is not None and not resumes:
         inputs[FROM] = [_run(cfg.checkpoint.from_run)]
     return {field: found for field, found in inputs.items() if found}
@@ -312,6 +317,16 @@ def _file(field: str, path: str) -> Input:
     except OSError as error:
         problem, fix = f"cannot be read ({error.strerror})", "name another file"
         raise ConfigError(path, field, path, problem=problem, fix=fix) from None
+
+
+def _dataset(path: str) -> Input:
+    """All files of a dataset; those whose names begin with a point are being written."""
+    try:
+        files = sorted(file for file in Path(path).iterdir() if file.is_file() and file.name[0] != ".")
+        return Input(path, {file.name: sha256_of(file) for file in files})
+    except OSError as error:
+        problem, fix = f"cannot be read ({error.strerror})", "name the folder of a dataset"
+        raise ConfigError(path, DATASET, path, problem=problem, fix=fix) from None
 
 
 def _listed(value: Any) -> list[str]:

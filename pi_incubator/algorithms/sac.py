@@ -23,7 +23,7 @@ from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGa
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
 from pi_incubator.training.features import samples_of
-from pi_incubator.training.loss_input import ACTOR, CRITIC, loss_input, mean_weight
+from pi_incubator.training.loss_input import ACTOR, CRITIC, loss_input, masked_mean, mean_weight
 from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
@@ -37,7 +37,13 @@ class SAC(OffPolicy[SACSettings]):
     """Twin critics, a squashed Gaussian policy, and a temperature tuned to an entropy."""
 
     policy: SquashedGaussianPolicy
-    report_names = ("loss/critic", "loss/actor", "loss/temperature", "policy/temperature", "policy/entropy")
+    report_names: tuple[str, ...] = (
+        "loss/critic",
+        "loss/actor",
+        "loss/temperature",
+        "policy/temperature",
+        "policy/entropy",
+    )
 
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
@@ -110,9 +116,7 @@ class SAC(OffPolicy[SACSettings]):
                 features[CRITIC] = self.critic_features.now(minibatch)
             steps = self._loss_input(minibatch, features, {})
             loss, about = self.loss.actor_loss(steps.exclude("priority_weight"))
-        valid = steps["valid"]
-        temperature_loss = self.loss.alpha_loss(about["log_prob"])
-        temperature_loss = torch.where(valid, temperature_loss, 0.0).sum() / valid.sum().clamp_min(1)
+        temperature_loss = masked_mean(self.loss.alpha_loss(about["log_prob"]), steps["valid"])
         total = loss + temperature_loss
         gradients = torch.autograd.grad(total, [*self.actor_weights, self.loss.log_alpha])
         entropy = -about["log_prob"].mean()

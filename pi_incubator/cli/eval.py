@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pi_incubator.cli._gates import newest, pass_gates, read_checked, run_of
 from pi_incubator.cli._main import run
@@ -12,6 +13,10 @@ from pi_incubator.cli._trained import DEVICES, load_trained
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.errors import UserError
 from pi_incubator.run_folder import RunFolder, open_run
+
+if TYPE_CHECKING:
+    from envs_gpu.vec_env import EnvSpec
+    from pi_incubator.data.datasets.recorder import Recorder
 
 RUNS_OWN = Path()
 """What `--onnx` is without a file's name."""
@@ -45,6 +50,7 @@ def _evaluate(
     arguments: argparse.Namespace, cfg: ExperimentConfig, folder: RunFolder, onnx: Path | None
 ) -> None:
     """Run the episodes, and write down what they gave; `onnx` acts instead of the policy, if given."""
+    from pi_incubator.data.datasets.recorder import recorded
     from pi_incubator.envs import evaluation_seed
     from pi_incubator.evaluation.acting import Act, Acting
     from pi_incubator.evaluation.evaluate import evaluate
@@ -60,7 +66,11 @@ def _evaluate(
         from pi_incubator.deploy.session import load_exported, load_pixels
 
         act = load_pixels(onnx) if cfg.env.pixels else load_exported(onnx, env.interface())
-    summary = evaluate(env, act, num_episodes, seed).summary()
+    recorder = _recorder(arguments.record, folder, env.spec) if arguments.record else None
+    worlds = recorded(env, recorder) if recorder else env
+    summary = evaluate(worlds, act, num_episodes, seed).summary()
+    if recorder:
+        recorder.flush()
     print_table(summary, title=f"{folder.path.name}: {num_episodes} episodes of {cfg.env.name}")
     if arguments.json:
         # An exported file may be of any checkpoint.
@@ -71,6 +81,13 @@ def _evaluate(
         length_s = cfg.evaluation.video_length_s
         record_video(env, act, arguments.video, length_s=length_s, seed=seed, num_worlds=video_worlds)
     env.close()
+
+
+def _recorder(record: Path, folder: RunFolder, spec: EnvSpec) -> Recorder:
+    """What writes the steps of an evaluation of the run in `folder`."""
+    from pi_incubator.data.datasets.recorder import Recorder
+
+    return Recorder(record, f"{folder.path.name}-eval", spec, field="--record")
 
 
 def on_backend(backend: str) -> list[str]:
@@ -122,13 +139,14 @@ def _parse(argv: list[str]) -> argparse.Namespace:
         help="judge an exported file instead; default: RUN/policy.onnx",
     )
     parser.add_argument("--video", type=output_file, metavar="FILE", help="film the policy as an mp4")
+    parser.add_argument("--record", type=Path, metavar="FOLDER", help="write the steps to a dataset")
     parser.add_argument("--video-worlds", type=count, metavar="N", help="worlds to show, as tiles")
     parser.add_argument("--json", type=output_file, metavar="FILE", help="write the table's numbers as JSON")
     arguments = parser.parse_args(argv)
     if arguments.run is None and arguments.gates is None:
         parser.error("the following arguments are required: RUN")
     if arguments.gates:
-        for name in ("num_envs", "backend", "seed", "onnx", "video", "video_worlds"):
+        for name in ("num_envs", "backend", "seed", "onnx", "video", "video_worlds", "record"):
             if getattr(arguments, name) is not None:
                 parser.error(f"--{name.replace('_', '-')} says nothing to --gates; leave it out")
     return arguments

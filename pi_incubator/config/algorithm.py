@@ -24,6 +24,8 @@ class AlgorithmSettings(Section):
     """Networks as large as the policy's, itself included: for the estimate of memory."""
     keeps_batch_statistics: ClassVar[bool] = False
     """Whether it maintains the moments of networks with batch normalization."""
+    reads_dataset: ClassVar[bool] = False
+    """Whether it learns from the steps in `dataset.path`."""
     iteration_fields: ClassVar[str] = "env.num_envs"
     """The settings to lower where an iteration is too long."""
     runs_read: ClassVar[tuple[str, ...]] = ()
@@ -91,6 +93,10 @@ class AlgorithmSettings(Section):
                 problem=f"must be at least one iteration, {self.describe_iteration(cfg.env.num_envs)}",
                 fix=f"set it to {steps} or more, or lower {self.iteration_fields}",
             )
+
+    def num_iterations(self, cfg: ExperimentConfig, world_size: int) -> int:
+        """Whole iterations of the run, where `world_size` processes train together."""
+        return cfg.training.total_steps // (cfg.steps_per_iteration * world_size)
 
     def describe_iteration(self, num_envs: int) -> str:
         """The environment steps of an iteration in words, such as `64 worlds * 32 steps = 2048`."""
@@ -233,6 +239,10 @@ class ReplaySettings(RolloutSettings):
             if cfg.network.has_state:
                 problem, fix = "the mirror image of a network's state is not known", "set it to false"
             raise cross_field_error(field="algorithm.symmetry", value=True, problem=problem, fix=fix)
+        self._check_learns(cfg)
+
+    def _check_learns(self, cfg: ExperimentConfig) -> None:
+        """Refuse a run that is too short to learn anything."""
         if self.learning_starts >= cfg.training.total_steps:
             raise cross_field_error(
                 field="algorithm.learning_starts",

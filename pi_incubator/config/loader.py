@@ -43,6 +43,8 @@ MAX_KEYS = 10_000  # repeated ones of aliases count each time; an experiment has
 # What ruamel's parser and the constructors behind YAML tags raise on malformed text.
 YAML_ERRORS = (YAMLError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
+SHORT = {"dataset": "dataset.path"}
+"""What may be written for a field on a command line."""
 TABLES = ("env.task", "env.limits")
 """Fields that map any names, dots included, to values; null empties them."""
 
@@ -427,7 +429,7 @@ def _parse_override(text: str) -> Settings:
         ConfigError: there is no '=', no such field, or the value is not valid YAML.
     """
     name, equals, value = text.partition("=")
-    field = name.strip()
+    field = SHORT.get(name.strip(), name.strip())
     section, dot, key = field.partition(".")
     if not (equals and section and dot and key):
         guess = field_called(field)

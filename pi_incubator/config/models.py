@@ -147,12 +147,21 @@ class GuardsSection(Section):
 class TrainingSection(Section):
     """How long to train and how often to report."""
 
-    total_steps: Annotated[int, Field(ge=1, le=2**53)] = 3_000_000
-    """Environment steps of the run, summed over all worlds."""
+    total_steps: Annotated[int, Field(ge=0, le=2**53)] = 3_000_000
+    """Environment steps of the run, summed over all worlds; 0 to learn from a dataset alone."""
     log_every: Count = 10
     """Iterations between two reports of the metrics."""
     overlap: bool = False
     """Step the worlds while the optimizer works; PPO then collects with a policy that is one update old."""
+    record: Name | None = None
+    """Folder of a dataset that the steps of training are written to, made or added to; null records none."""
+
+
+class DatasetSection(Section):
+    """Recorded steps to learn from; `dataset=PATH` on a command line is short for `dataset.path=PATH`."""
+
+    path: Name | None = None
+    """Folder that training.record or pi-data import wrote; for algorithms that learn offline."""
 
 
 class ComputeSection(Section):
@@ -243,6 +252,8 @@ class ExperimentConfig(Section):
     """What learns, and from what; its fields depend on its name."""
     training: TrainingSection = TrainingSection()
     """How long to train and how often to report."""
+    dataset: DatasetSection = DatasetSection()
+    """Recorded steps to learn from."""
     compute: ComputeSection = ComputeSection()
     """Which hardware to use and how much of it."""
     tracking: TrackingSection = TrackingSection()
@@ -260,8 +271,8 @@ class ExperimentConfig(Section):
         return self.algorithm.steps_per_iteration(self.env.num_envs)
 
     def num_iterations(self, world_size: int = 1) -> int:
-        """Whole iterations that fit in training.total_steps, where `world_size` processes train together."""
-        return self.training.total_steps // (self.steps_per_iteration * world_size)
+        """Whole iterations of the run, where `world_size` processes train together."""
+        return self.algorithm.num_iterations(self, world_size)
 
     @property
     def run_dir(self) -> Path:

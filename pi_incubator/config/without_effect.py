@@ -97,6 +97,12 @@ def _max_rate(cfg: ExperimentConfig) -> str | None:
     return None
 
 
+def _dataset(cfg: ExperimentConfig) -> str | None:
+    if cfg.algorithm.reads_dataset:
+        return None
+    return f"has no effect with algorithm.name = {cfg.algorithm.name}, which learns from its own steps"
+
+
 RULES = (
     Rule("env.mjx_impl", _mjx_impl, "remove it, or set env.backend to mjx"),
     Rule("env.keyframe", _has_model),
@@ -116,6 +122,7 @@ RULES = (
     *(Rule(f"randomization.{name}", _own_task) for name in RandomizationSection.model_fields),
     Rule("network.observation_clip", _observation_clip),
     Rule("network.activation", _activation),
+    Rule("dataset.path", _dataset, "remove it, or set algorithm.name to iql or another offline one"),
     Rule("compute.physics_threads", _own_task),
     Rule("tracking.uri", _uri, "remove it, or set tracking.backend to mlflow"),
     Rule("deployment.max_rate_per_s", _max_rate),

@@ -1,11 +1,12 @@
 """Values of states and actions, for TorchRL's losses.
 
-Letters: B samples, F features, A actions.
+Letters: C critics, B samples, F features, A actions.
 """
 
 from __future__ import annotations
 
 import torch
+from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
@@ -32,3 +33,23 @@ def make_critics(network: Network, num_features: int, key: str, number: int) -> 
         )
         for _ in range(number)
     ]
+
+
+def values_of(
+    critic: TensorDictModule, weights: TensorDictBase, key: str, features: Tensor, action: Tensor
+) -> Tensor:
+    """The values `[C, B]` that critics give.
+
+    Args:
+        critic: one of `make_critics`, whose weights are replaced.
+        weights: of C critics, stacked, as TorchRL's losses hold them.
+        key: that of `make_critics`.
+        features: `[B, F]`.
+        action: `[B, A]` in (-1, 1).
+    """
+    values = []
+    for one in weights.unbind(0):
+        with one.to_module(critic):
+            steps = TensorDict({key: features, "action": action}, batch_size=[len(action)])
+            values.append(critic(steps)["state_action_value"].squeeze(-1))
+    return torch.stack(values)

@@ -16,6 +16,7 @@ from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import AlgorithmSettings
+from pi_incubator.data.datasets.recorder import Recorder, recorded
 from pi_incubator.distributed import Distributed
 from pi_incubator.envs import make_training_env
 from pi_incubator.errors import DivergedError
@@ -71,8 +72,17 @@ class Algorithm(ABC, Generic[Settings]):
     def make_env(
         cls, cfg: ExperimentConfig, compute: ComputePlan, folder: RunFolder | None, distributed: Distributed
     ) -> VecEnv:
-        """The training worlds of one rank, which dump broken worlds into `folder`, if there is one."""
-        return make_training_env(cfg, compute, folder, first_world=distributed.rank * cfg.env.num_envs)
+        """The training worlds of one rank; with a `folder` they dump broken worlds there, and are recorded.
+
+        Raises:
+            SettingError: as `make_training_env`, or nothing can be recorded where the settings say.
+        """
+        env = make_training_env(cfg, compute, folder, first_world=distributed.rank * cfg.env.num_envs)
+        if folder is None or cfg.training.record is None:
+            return env
+        writer = f"{cfg.experiment.name}-{distributed.rank}"
+        continues = cfg.checkpoint.resume != "never" and bool(folder.saved())
+        return recorded(env, Recorder(Path(cfg.training.record), writer, env.spec, continues))
 
     @staticmethod
     @abstractmethod

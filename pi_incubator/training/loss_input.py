@@ -65,3 +65,8 @@ def mean_weight(samples: TensorDict) -> Tensor | float:
         return 1.0
     valid = samples["valid"]
     return torch.where(valid, samples["weight"], 0.0).sum() / valid.sum().clamp_min(1)
+
+
+def masked_mean(values: Tensor, valid: Tensor) -> Tensor:
+    """The mean of `values` `[B]` where `valid` `[B]` is true; 0 where it is nowhere."""
+    return torch.where(valid, values, 0.0).sum() / valid.sum().clamp_min(1)

@@ -19,12 +19,18 @@ from pi_incubator.data.sharded import ShardedRandom
 
 
 def make_replay(
-    settings: ReplaySettings, env: VecEnv, groups: Iterable[str], random: ShardedRandom, state_width: int
+    settings: ReplaySettings,
+    capacity: int,
+    env: VecEnv,
+    groups: Iterable[str],
+    random: ShardedRandom,
+    state_width: int,
 ) -> Replay:
     """An empty buffer for the steps of `env`.
 
     Args:
         settings: which one, and its sizes.
+        capacity: most steps that are held, over all worlds.
         env: the training worlds.
         groups: the observation groups that are stored.
         random: samples.
@@ -33,7 +39,7 @@ def make_replay(
     Raises:
         SettingError: hindsight needs goals, and the env has none.
     """
-    what = (settings.buffer_size, env.spec, groups, random)
+    what = (capacity, env.spec, groups, random)
     options: dict[str, Any] = {"n_step": settings.n_step, "gamma": settings.gamma}
     options["dtype"] = getattr(torch, settings.storage)
     match settings.replay:

@@ -77,7 +77,8 @@ class OffPolicy(Algorithm[Settings]):
         self.state = self.policy.initial_state(env.num_envs)
         """`[N, S]` of the policy before the next step."""
         groups, width = self.network.groups, self.policy.state_width
-        self.replay: Replay = make_replay(self.settings, env, groups, self.sampling, width)
+        capacity = self.settings.stored_steps(cfg)
+        self.replay: Replay = make_replay(self.settings, capacity, env, groups, self.sampling, width)
         self.background = make_background(device) if cfg.training.overlap else None
         self.begun: Choice | None = None
         """The step that the worlds are taking beside an update."""
@@ -224,9 +225,13 @@ class OffPolicy(Algorithm[Settings]):
         before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
         return int(now * per_step) - int(before * per_step)
 
+    def sample(self, size: int) -> TensorDict:
+        """Steps of batch `[size]` to learn from."""
+        return self.replay.sample(size)
+
     def minibatch(self, size: int) -> TensorDict:
         """A minibatch as `step` takes it."""
-        minibatch = self.replay.sample(size)
+        minibatch = self.sample(size)
         if self.mirror:
             mirror_half(minibatch, self.mirror, len(self.shards))
         # [2, B, A] filled by shards of B, stored as [B, 2, A], in windows as [n, T, 2, A].

@@ -94,7 +94,32 @@ OWN = {
         "algorithm.buffer_size=64",
     ],
 }
+OFFLINE = [
+    NARROW,
+    "algorithm.batch_size=16",
+    "algorithm.offline_updates=4",
+    "algorithm.updates_per_iteration=2",
+]
+ONLINE = [
+    "training.total_steps=64",  # 2 iterations on the dataset, then 2 of 4 steps in 8 worlds
+    "algorithm.horizon=4",
+    "algorithm.updates_per_step=0.25",
+    "algorithm.buffer_size=64",
+]
+OWN |= {
+    "bc": [
+        "algorithm.name=bc",
+        *OFFLINE,
+        "algorithm.updates_per_iteration=1",
+        "training.total_steps=0",
+    ],
+    "iql": ["algorithm.name=iql", *OFFLINE, *ONLINE],
+    "td3_bc": ["algorithm.name=td3_bc", "algorithm.actor_every=1", *OFFLINE, *ONLINE],
+    "cql": ["algorithm.name=cql", "algorithm.num_actions=2", *OFFLINE, *ONLINE],
+}
 """Settings that make each algorithm tiny; a new one runs with its defaults until it is listed here."""
+READ_DATASET = ("bc", "iql", "td3_bc", "cql")
+"""Algorithms that learn from the steps of a training of another one."""
 WINDOWS = [
     "network.name=gru",
     "algorithm.replay=sequences",
@@ -131,6 +156,11 @@ def train(tmp_path_factory):
         own = OWN.get(algorithm, [f"algorithm.name={algorithm}"])
         if algorithm == "distillation":
             own = [*own, f"algorithm.teachers=[{json.dumps(str(finished('ppo').path))}]"]
+        if algorithm in READ_DATASET:
+            finished("ppo")
+            own = [*own, f"dataset={folder / 'dataset'}"]
+        if name == "ppo":
+            own = [*own, f"training.record={folder / 'dataset'}"]
         place = [f"experiment.output_dir={folder}", f"experiment.name={name}"]
         run(CONFIG, [*ALWAYS, *own, *place], hooks)
         return RunFolder(folder / name)

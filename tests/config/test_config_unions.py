@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
     [
         (
             "algorithm:\n  name: ppox",
-            ":2: algorithm.name = 'ppox': unknown algorithm; did you mean 'ppo'? known: crossq, ",
+            ":2: algorithm.name = 'ppox': unknown algorithm; did you mean 'ppo'? known: bc, cql, crossq, ",
         ),
         ("network:\n  name: grru", ":2: network.name = 'grru': unknown network; did you mean 'gru'? known: "),
         ("algorithm: {name: 3}", ":1: algorithm.name = 3: unknown algorithm; "),
@@ -46,7 +46,8 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
     [
         (
             "algorithm:\n  tau: 0.1",
-            ":2: algorithm.tau = 0.1: only algorithm.name = flash_sac or sac or td3 has it; remove it",
+            ":2: algorithm.tau = 0.1: only algorithm.name = "
+            "cql or flash_sac or iql or sac or td3 or td3_bc has it; remove it",
         ),
         (
             "algorithm:\n  name: sac\n  clip_ratio: 0.1",

@@ -22,6 +22,8 @@ CNN = ["network.name=cnn", "env.pixels={}"]
 DISTIL = ["algorithm.name=distillation", "algorithm.teachers=[runs/a]"]
 OFFLINE = [*DISTIL, "algorithm.dataset=data.npz"]
 SAC = ["algorithm.name=sac"]
+BC = ["algorithm.name=bc", "dataset=data", "training.total_steps=0"]
+IQL = ["algorithm.name=iql", "dataset=data"]
 NOISE = "randomization.observation_noise={low: -0.1, high: 0.1}"
 
 
@@ -103,6 +105,16 @@ TABLE = [
         Case(f"algorithm.{key}=8", SAC, [*SAC, "algorithm.replay=sequences", "network.name=gru"])
         for key in ("sequence_length", "burn_in")
     ),
+    *(
+        Case(f"algorithm.{key}={value}", [*IQL, "training.total_steps=0"], IQL)
+        for key, value in (
+            *(("horizon", 2), ("updates_per_step", 0.5), ("save_buffer", "always"), ("dataset_share", 0.1)),
+        )
+    ),
+    *(Case(f"algorithm.{key}={value}", BC, IQL) for key, value in (("gamma", 0.9), ("n_step", 3))),
+    Case("algorithm.learning_starts=10", IQL, SAC),
+    Case("training.overlap=true", IQL, SAC),
+    Case("training.record=data", DISTIL, SAC),
     Case("compute.shards=2", DISTIL, ["algorithm.name=ppo"]),
     Case("algorithm.normalizer=teacher", [*DISTIL, "network.normalize_observations=false"], DISTIL),
     Case("algorithm.fake_quantize_phase=0.5", DISTIL, [*DISTIL, "algorithm.fake_quantize=int8"]),
@@ -114,6 +126,7 @@ TABLE = [
     ),
     Case("env.episode_length_s=3", OFFLINE, DISTIL),
     Case(NOISE, OFFLINE, DISTIL),
+    Case("dataset.path=data", SAC, ["algorithm.name=iql"]),
     # what follows training
     Case("tracking.uri=http://localhost", ["tracking.backend=none"]),
     Case("deployment.max_rate_per_s=3", CNN),
@@ -131,19 +144,21 @@ ALWAYS = {
     "checkpoint.save_every checkpoint.keep checkpoint.resume",
     "deployment.export deployment.opset deployment.num_check_observations deployment.tolerance",  # pi-export
     "network.name network.hidden_sizes network.normalize_observations network.channels",
-    "algorithm.name algorithm.loss algorithm.horizon algorithm.num_epochs algorithm.minibatch_size",
+    "algorithm.name algorithm.loss algorithm.num_epochs algorithm.minibatch_size",
     "algorithm.lr",
-    "algorithm.lr_schedule algorithm.gamma algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",
+    "algorithm.lr_schedule algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",
     "algorithm.clip_value_loss algorithm.normalize_value algorithm.entropy_coef algorithm.max_grad_norm",
-    "algorithm.normalize_advantage algorithm.reward_scale algorithm.updates_per_step algorithm.batch_size",
-    "algorithm.learning_starts algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
+    "algorithm.normalize_advantage algorithm.reward_scale algorithm.batch_size",
+    "algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
     "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",
     "algorithm.record algorithm.feature_coef algorithm.num_updates algorithm.fake_quantize",
     "algorithm.symmetry_coef algorithm.optimizer",
-    "algorithm.n_step algorithm.storage algorithm.replay algorithm.save_buffer",
+    "algorithm.storage algorithm.replay",
     "algorithm.lr_end algorithm.actor_every algorithm.target_std algorithm.num_bins algorithm.largest_value",
     "algorithm.noise_repeat algorithm.exploration_std algorithm.exploration_std_min",
     "algorithm.smoothing_std algorithm.smoothing_clip",
+    "algorithm.offline_updates algorithm.updates_per_iteration algorithm.expectile algorithm.num_actions",
+    "algorithm.inverse_temperature algorithm.value_weight algorithm.conservative_weight",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""

@@ -13,6 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from envs_gpu.make import make_env
+from pi_incubator.data.datasets.recorder import Recorder, recorded
+
 ROOT = Path(__file__).parents[2]
 WORKER = Path(__file__).parent / "train_ranks.py"
 PPO = """
@@ -42,6 +45,9 @@ SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
 )
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
+IQL = SAC.replace("name: sac, horizon: 4, learning_starts: 64,", "name: iql, horizon: 4, offline_updates: 4,")
+IQL = IQL.replace("buffer_size", "updates_per_iteration: 2, buffer_size")
+CQL = IQL.replace("name: iql", "name: cql, num_actions: 2")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
 
 
@@ -67,6 +73,19 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
     return load_file(out)
 
 
+def record(folder):
+    """Record some random steps, unless they are there; gives the folder."""
+    if not folder.exists():
+        env = make_env("half_cheetah", backend="mujoco", num_envs=4, device=torch.device("cpu"), seed=0)
+        recorder = Recorder(folder, "random-0", env.spec)
+        worlds, random = recorded(env, recorder), torch.Generator().manual_seed(0)
+        for _ in range(20):
+            worlds.step(2.0 * torch.rand(4, env.spec.action_dim, generator=random) - 1.0)
+        recorder.flush()
+        env.close()
+    return folder
+
+
 @pytest.mark.parametrize(
     ("text", "two", "one"),
     [
@@ -77,13 +96,15 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
         ),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
-            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, IQL, CQL)
         ),
     ],
-    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"],
+    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped", "iql", "cql"],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""
+    if text in (IQL, CQL):  # two iterations on the dataset, each rank with its half, then three with worlds
+        two, one = ([*settings, f"dataset={record(tmp_path / 'dataset')}"] for settings in (two, one))
     of_two, of_one = weights_after(tmp_path, text, 2, *two), weights_after(tmp_path, text, 1, *one)
     assert of_two.keys() == of_one.keys()
     assert any(name.startswith("metrics.") for name in of_one)

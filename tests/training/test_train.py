@@ -128,6 +128,13 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
     for network in ("gru", "mlp_privileged"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
+    record = f"training.record={tmp_path / 'dataset'}"
+    run(tmp_path, "recorded", record, "training.total_steps=64")
+    small = ["env.num_envs=4", "algorithm.batch_size=16", "algorithm.updates_per_iteration=2"]
+    small += ["algorithm.offline_updates=2", f"dataset={tmp_path / 'dataset'}"]
+    for algorithm in ("bc", "iql", "td3_bc", "cql"):
+        steps = f"training.total_steps={0 if algorithm == 'bc' else 16}"
+        run(tmp_path, algorithm, f"algorithm.name={algorithm}", steps, sizes=small)
     networks = {"sac": "mlp", "td3": "mlp", "flash_sac": "flash", "crossq": "batch_norm"}
     for algorithm, network in networks.items():
         own = [f"network.name={network}", "network.normalize_observations=true"]
@@ -144,6 +151,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     declared = {(section.__name__, name) for section in sections for name in section.model_fields}
     # By every algorithm that learns with these networks.
     refused = {(network, "init_log_std") for network in ("FlashSettings", "BatchNormSettings")}
+    refused |= {("BCSettings", key) for key in ("updates_per_step", "learning_starts")}
     assert declared - read == refused
 
 

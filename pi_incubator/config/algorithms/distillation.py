@@ -28,7 +28,12 @@ class DistillationSettings(RolloutSettings):
     """How a student learns from trained policies."""
 
     storage_field: ClassVar[str] = "algorithm.buffer_size"
-    unused: ClassVar[tuple[str, ...]] = ("training.overlap", "compute.autocast", "compute.shards")
+    unused: ClassVar[tuple[str, ...]] = (
+        "training.overlap",
+        "training.record",
+        "compute.autocast",
+        "compute.shards",
+    )
     runs_read: ClassVar[tuple[str, ...]] = ("teachers",)
     files_read: ClassVar[tuple[str, ...]] = ("dataset",)
     files_written: ClassVar[tuple[str, ...]] = ("record",)
