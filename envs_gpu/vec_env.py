@@ -68,6 +68,9 @@ class EnvSpec:
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
     device: torch.device
+    num_choices: int | None = None
+    """Where the action is the number of a choice, `[N, 1]` of 0, 1, ...: how many there are. None where
+    actions are continuous."""
     pixels_shape: tuple[int, int, int] | None = None
     """Channels, height and width of the group `pixels`; None where nothing is drawn."""
 
@@ -139,6 +142,21 @@ class VecEnv(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`; the next `step` gives what it would have given then."""
+
+    def copy_worlds(self, source: Tensor) -> None:
+        """Make world i a copy of world `source[i]`, in the middle of its episode.
+
+        Everything that a world is gets copied: physics, task state, observations, randomization, time and
+        return of the episode, and its random numbers. So copies that get the same actions stay equal bit for
+        bit, and equal to their source, also over a reset. Call it between steps.
+
+        Args:
+            source: `[N]` int64, on the env's device.
+
+        Raises:
+            EnvError: the worlds of this env cannot be copied.
+        """
+        raise EnvError(f"the worlds of {self.spec.name} cannot be copied; only those of our own tasks can")
 
     @property
     def parameters(self) -> dict[str, Tensor]:
