@@ -23,6 +23,9 @@ A world is `broken` by a step if its action, reward or observation is not finite
 for the robot. Its episode ends there (`terminated`, never `truncated`), and the world is reset. Reward and
 `final_obs` of that step are zero, and a learner leaves the step out; the earlier steps of the episode count.
 
+Where `spec.num_choices` is K, actions are discrete: A is 1, and the action is the number of a choice, float32
+from 0 to K - 1.
+
 Tensors that `reset` and `step` return are the env's own buffers: valid until the next call, clone to keep.
 """
 
@@ -68,11 +71,11 @@ class EnvSpec:
     max_episode_steps: int
     """Control steps after which an episode is truncated."""
     device: torch.device
+    pixels_shape: tuple[int, int, int] | None = None
+    """Channels, height and width of the group `pixels`; None where nothing is drawn."""
     num_choices: int | None = None
     """Where the action is the number of a choice, `[N, 1]` of 0, 1, ...: how many there are. None where
     actions are continuous."""
-    pixels_shape: tuple[int, int, int] | None = None
-    """Channels, height and width of the group `pixels`; None where nothing is drawn."""
 
     def obs_shape(self, group: str) -> tuple[int, ...]:
         """Shape of one world's observation in `group`: `(D,)`, or `(C, H, W)` for pixels."""

@@ -31,8 +31,8 @@ class GRPO(PolicyGradient[GRPOSettings]):
     """The clipped surrogate of PPO, with the returns of copied worlds instead of a critic.
 
     Each rollout begins with groups of G equal worlds: the state of one of them, chosen at random, is copied
-    to the others. A state is that of a reset, or any that was visited. Then every world acts with noise of its
-    own. The return of a step is the discounted sum of the rewards until its episode or the rollout ends;
+    to the others. It is that of a reset, or any that was visited. Then every world acts with its own noise.
+    The return of a step is the discounted sum of the rewards until its episode or the rollout ends;
     nothing stands for what comes later, so the horizon has to be long enough for the task. The baseline is
     the mean return of the group at the same time of the rollout. The group shares its state at the start
     alone: later the baseline is that of a similar state, which is not biased, but has more variance.

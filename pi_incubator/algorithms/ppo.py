@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -20,7 +19,7 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.registry import algorithm
-from pi_incubator.training.advantage import KernelGAE
+from pi_incubator.training.advantage import bootstrap_broken_steps, use_kernel_gae
 from pi_incubator.training.policy_gradient import ACTOR_FEATURES, CRITIC_FEATURES, KL, PolicyGradient
 
 
@@ -106,24 +105,5 @@ class PPO(PolicyGradient[PPOSettings]):
             # A number instead of TorchRL's tensor, which it would read from the device at every step.
             del loss.clip_value
             loss.clip_value = settings.clip_ratio
-        loss.make_value_estimator(
-            KernelGAE,
-            gamma=settings.gamma,
-            lmbda=settings.gae_lambda,
-            time_dim=0,
-            normalize=settings.normalize_advantage,
-            mask_key="valid",
-            group=self.distributed.group,
-        )
+        use_kernel_gae(loss, settings, self.distributed.group)
         return loss
-
-
-def bootstrap_broken_steps(data: TensorDict, reward_scale: float) -> None:
-    """Scale the rewards of a rollout, and give to broken steps the value of their state as reward.
-
-    So the advantage of a broken step is zero, and earlier steps are bootstrapped with that value, as if the
-    episode had been truncated there. In place, once a rollout: what is reported was summed by the env.
-    """
-    reward, valid = data["next", "reward"], data["valid"]
-    reward.mul_(reward_scale)
-    reward.copy_(torch.where(valid, reward, data["state_value"]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import gcd, isqrt
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -20,6 +20,8 @@ ADAPTIVE = ("desired_kl", "lr_min", "lr_max")
 
 class PolicyGradientSettings(RolloutSettings):
     """An on-policy algorithm: minibatches of a rollout, and a scheduled learning rate."""
+
+    takes_choices: ClassVar[bool] = True
 
     minibatch_size: Count = 512
     """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
