@@ -90,6 +90,7 @@ class SimEnv(VecEnv):
         EnvError: the task's observation terms contradict each other, or what it observes.
     """
 
+    can_copy_worlds = True
     _seen: Tensor
     """`[N, H D]` what the policy saw last."""
 

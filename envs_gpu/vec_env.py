@@ -34,7 +34,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -112,6 +112,8 @@ class VecEnv(ABC):
     obs: TensorDict
     notes: tuple[str, ...] = ()
     """How the worlds differ from the robot's file, such as inferred limits: lines for the start of a run."""
+    can_copy_worlds: ClassVar[bool] = False
+    """Whether there is `copy_worlds`."""
 
     def scene_hashes(self) -> dict[str, str]:
         """Field of the compiled MuJoCo model -> hash of its values; empty where the env has no such model."""
@@ -159,7 +161,7 @@ class VecEnv(ABC):
         Raises:
             EnvError: the worlds of this env cannot be copied.
         """
-        raise EnvError(f"the worlds of {self.spec.name} cannot be copied; only those of our own tasks can")
+        raise EnvError(f"the worlds of {self.spec.name} cannot be copied; check can_copy_worlds before")
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -5,13 +5,14 @@ Letters: T horizon, N worlds, G worlds of a group, B samples of a minibatch.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from tensordict import TensorDict
 from torch import Tensor
 
-from envs_gpu.errors import EnvError, SettingError
+from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec, VecEnv
 from kernels.discounted_return import discounted_return
 from kernels.group_advantage import group_advantage
@@ -23,7 +24,10 @@ from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
 from pi_incubator.policies.actor_critic import NoCritic
 from pi_incubator.registry import algorithm
+from pi_incubator.saved_state import load_module
 from pi_incubator.training.policy_gradient import ACTOR_FEATURES, KL, PolicyGradient
+
+REFERENCE = "reference_log_prob"
 
 
 @algorithm("grpo")
@@ -32,10 +36,13 @@ class GRPO(PolicyGradient[GRPOSettings]):
 
     Each rollout begins with groups of G equal worlds: the state of one of them, chosen at random, is copied
     to the others. It is that of a reset, or any that was visited. Then every world acts with its own noise.
-    The return of a step is the discounted sum of the rewards until its episode or the rollout ends;
-    nothing stands for what comes later, so the horizon has to be long enough for the task. The baseline is
-    the mean return of the group at the same time of the rollout. The group shares its state at the start
-    alone: later the baseline is that of a similar state, which is not biased, but has more variance.
+    The return of a step is the discounted sum of the rewards until its episode or the rollout ends; nothing
+    stands for what comes later. So the horizon has to be long enough for the task, and the last `lookahead`
+    steps, which see little of what they cause, are not learned from. The baseline is the mean
+    return of the group at the same time of the rollout. The group shares its state at the start alone: later
+    its mean is a baseline of states that lie ever further apart, which has no bias, but more variance.
+
+    With `kl_coef`, the loss has the KL divergence from the policy of the run's start, estimated by eq. 4.
     """
 
     report_names = ("loss/policy", "policy/entropy", KL, "policy/clip_fraction")
@@ -44,7 +51,14 @@ class GRPO(PolicyGradient[GRPOSettings]):
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
     ) -> None:
+        if not env.can_copy_worlds:
+            problem = f"it compares copies of worlds, and those of {env.spec.name} cannot be copied"
+            raise SettingError("algorithm.name", "grpo", problem, "name another one, or one of our own tasks")
+        if cfg.algorithm.kl_coef:
+            self.report_names = (*GRPO.report_names, "policy/reference_kl")
+            self.stored_keys = (*GRPO.stored_keys, REFERENCE)
         super().__init__(cfg, env, distributed, compute)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.settings.kl_coef else None
         self.choice = ShardedRandom(cfg.experiment.seed, "sources of groups", self.shards, env.device)
         self._first_of_group = torch.arange(0, env.num_envs, self.settings.group_size, device=env.device)
 
@@ -52,24 +66,31 @@ class GRPO(PolicyGradient[GRPOSettings]):
         return NoCritic(self.policy)
 
     def collect(self) -> None:
+        if self.reference and self.iteration == 0:  # after other weights may have been loaded
+            load_module(self.reference, self.policy.state_dict())
         size = self.settings.group_size
         chosen = torch.cat(self.choice.integers(size, self.env.num_envs // size // len(self.shards)))
         source = (self._first_of_group + chosen).repeat_interleave(size)  # [N]
-        try:
-            self.env.copy_worlds(source)
-        except EnvError as error:
-            raise SettingError("algorithm.name", "grpo", str(error), "name another algorithm") from error
+        self.env.copy_worlds(source)
         self.rollout.state.copy_(self.rollout.state[source])
         super().collect()
 
     def advantage(self, data: TensorDict) -> None:
-        reward = data["next", "reward"].squeeze(-1).mul_(self.settings.reward_scale)  # [T, N]
-        ends = (data["next", key].squeeze(-1) for key in ("terminated", "done"))
-        nothing = torch.zeros_like(reward)
-        returns = discounted_return(reward, nothing, *ends, self.settings.gamma)
-        data["advantage"] = relative(returns, data["valid"].squeeze(-1), self.settings.group_size).unsqueeze(
-            -1
+        reward, terminated, done, valid = (
+            x.squeeze(-1)  # [T, N]
+            for x in (*(data["next", key] for key in ("reward", "terminated", "done")), data["valid"])
         )
+        nothing = torch.zeros_like(reward)
+        reward.mul_(self.settings.reward_scale)
+        returns = discounted_return(reward, nothing, terminated, done, self.settings.gamma)
+        # What an episode would have returned whose world broke is not known, so none of its steps count.
+        valid &= discounted_return((~valid).float(), nothing, terminated, done, 1.0) == 0
+        data["advantage"] = relative(returns, valid, self.settings.group_size).unsqueeze(-1)
+        if self.reference:
+            data[REFERENCE] = self._reference_log_prob(data)
+
+    def learn(self, data: TensorDict) -> dict[str, Tensor]:
+        return super().learn(data[: self.settings.learned_horizon])
 
     def losses(self, samples: TensorDict) -> tuple[Tensor, Sequence[Tensor]]:
         clip, advantage = self.settings.clip_ratio, samples["advantage"].squeeze(-1)
@@ -82,11 +103,28 @@ class GRPO(PolicyGradient[GRPOSettings]):
         loss = -objective - self.settings.entropy_coef * entropy
         # E[r - 1 - log r] is never negative (Schulman 2020).
         kl, outside = (ratio - 1.0 - log_ratio).mean(), (ratio != clipped).float().mean()
-        return loss, (-objective, entropy, kl, outside)
+        if self.reference is None:
+            return loss, (-objective, entropy, kl, outside)
+        difference = samples[REFERENCE] - distribution.log_prob(samples["action"])
+        reference_kl = (difference.exp() - difference - 1.0).mean()
+        return loss + self.settings.kl_coef * reference_kl, (-objective, entropy, kl, outside, reference_kl)
+
+    @torch.no_grad()
+    def _reference_log_prob(self, data: TensorDict) -> Tensor:
+        """Of the actions of a rollout by the first policy, `[T, N]`, which normalizes in its own way."""
+        assert self.reference is not None
+        group, normalizers = self.policy.group, (self.policy.normalizer, self.reference.normalizer)
+        ours, theirs = (normalizer.of(group) for normalizer in normalizers)
+        observation = theirs(ours.inverse(data[group])).flatten(0, 1)
+        features, _ = self.reference.encoder(observation, self.reference.initial_state(0))
+        log_prob = self.reference.distribution(features).log_prob(data["action"].flatten(0, 1))
+        return log_prob.unflatten(0, data.shape)
 
     def parts(self) -> dict[str, Part]:
         parts = super().parts() | {"groups": Part(self.choice, per_rank=True)}
         del parts["critic"]
+        if self.reference:
+            parts["reference"] = Part(self.reference)
         return parts
 
 

@@ -47,16 +47,30 @@ class PolicyGradientSettings(RolloutSettings):
         """How often a rollout is gone through."""
         return 1
 
+    @property
+    def learned_horizon(self) -> int:
+        """Steps of each world that are learned from in an iteration."""
+        return self.horizon
+
+    @property
+    def learned_steps(self) -> str:
+        """`learned_horizon` in words."""
+        return f"algorithm.horizon = {self.horizon}"
+
+    def describe_batch(self, num_envs: int) -> str:
+        """The steps that an iteration learns from in words."""
+        return self.describe_iteration(num_envs)
+
     def samples_per_update(self, num_envs: int) -> int:
-        return min(self.minibatch_size, num_envs * self.horizon)
+        return min(self.minibatch_size, num_envs * self.learned_horizon)
 
     def divided_among_shards(self, cfg: ExperimentConfig) -> tuple[str, int]:
         # The sequences of a network with a state are not divided.
-        samples = self.horizon if cfg.network.has_state else 1
+        samples = self.learned_horizon if cfg.network.has_state else 1
         return "algorithm.minibatch_size", self.minibatch_size // samples
 
     def num_envs_multiple(self) -> int:
-        return self.minibatch_size // gcd(self.minibatch_size, self.horizon)
+        return self.minibatch_size // gcd(self.minibatch_size, self.learned_horizon)
 
     def check(self, cfg: ExperimentConfig) -> None:
         if cfg.network.has_state and self.symmetry_coef:
@@ -66,26 +80,26 @@ class PolicyGradientSettings(RolloutSettings):
                 problem=f"network {cfg.network.name} has a state, whose mirror image is not known",
                 fix="remove it, or name a network without a state",
             )
-        if cfg.network.has_state and self.minibatch_size % self.horizon:
-            multiple = -(-self.minibatch_size // self.horizon) * self.horizon
+        steps = self.learned_horizon
+        if cfg.network.has_state and self.minibatch_size % steps:
+            multiple = -(-self.minibatch_size // steps) * steps
             raise cross_field_error(
                 field="algorithm.minibatch_size",
                 value=self.minibatch_size,
-                problem=f"network {cfg.network.name} learns from whole sequences of "
-                f"algorithm.horizon = {self.horizon}",
+                problem=f"network {cfg.network.name} learns from whole sequences of {self.learned_steps}",
                 fix=f"set it to {multiple} or another multiple of that",
             )
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:
         num_envs = cfg.env.num_envs
-        batch = self.steps_per_iteration(num_envs)
+        batch = num_envs * self.learned_horizon
         if batch % self.minibatch_size:
             sizes = _nearest_divisors(batch, self.minibatch_size)
             envs = nearest_multiples(self.num_envs_multiple(), num_envs)
             raise cross_field_error(
                 field="algorithm.minibatch_size",
                 value=self.minibatch_size,
-                problem=f"must divide {self.describe_iteration(num_envs)}",
+                problem=f"must divide {self.describe_batch(num_envs)}",
                 fix=f"set it to {either(sizes)}, or env.num_envs to {either(envs)}",
             )
         super().check_num_envs(cfg)

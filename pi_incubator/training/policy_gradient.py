@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, TypeVar
+from typing import TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -48,9 +48,9 @@ class PolicyGradient(OnPolicy[Settings]):
     A concrete algorithm writes the advantage, and the losses of a minibatch.
     """
 
-    report_names: ClassVar[tuple[str, ...]]
+    report_names: tuple[str, ...]
     """Names of what `losses` reports; `policy/kl` steers an adaptive learning rate."""
-    stored_keys: ClassVar[tuple[str, ...]]
+    stored_keys: tuple[str, ...]
     """What `losses` reads of a rollout beside observations and actions."""
 
     def __init__(
@@ -58,7 +58,7 @@ class PolicyGradient(OnPolicy[Settings]):
     ) -> None:
         super().__init__(cfg, env, distributed, compute)
         settings = self.settings
-        self.parameters = self.learned_parameters()
+        self.parameters = list(self.model.parameters())
         # A tensor, so that schedules change it on the device and a captured graph sees the change.
         self.lr = torch.tensor(settings.lr, device=env.device)
         self.num_updates = torch.zeros((), dtype=torch.int64)
@@ -70,10 +70,6 @@ class PolicyGradient(OnPolicy[Settings]):
         self.mirror = mirror_of(env, (group,), "algorithm.symmetry_coef", weight) if weight else None
         self.metric_names = self.report_names + (("loss/symmetry",) if self.mirror else ())
         self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
-
-    def learned_parameters(self) -> list[nn.Parameter]:
-        """What the optimizer changes."""
-        return list(self.model.parameters())
 
     @abstractmethod
     def losses(self, samples: TensorDict) -> tuple[Tensor, Sequence[Tensor]]:

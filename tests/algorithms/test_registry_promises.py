@@ -38,6 +38,18 @@ ALWAYS = [
 NARROW = "network.hidden_sizes=[8]"
 OWN = {
     "ppo": [NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=2"],
+    "a2c": ["algorithm.name=a2c", NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=32"],
+    "grpo": [
+        "algorithm.name=grpo",
+        NARROW,
+        "algorithm.horizon=4",
+        "algorithm.group_size=4",
+        "algorithm.lookahead=1",
+        "algorithm.minibatch_size=12",
+        "algorithm.num_epochs=2",
+        "algorithm.kl_coef=0.1",
+        "algorithm.lr=3e-3",
+    ],
     "sac": [
         "algorithm.name=sac",
         "algorithm.optimizer=muon",

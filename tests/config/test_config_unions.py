@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
     [
         (
             "algorithm:\n  name: ppox",
-            ":2: algorithm.name = 'ppox': unknown algorithm; did you mean 'ppo'? known: crossq, ",
+            ":2: algorithm.name = 'ppox': unknown algorithm; did you mean 'ppo'? known: a2c, ",
         ),
         ("network:\n  name: grru", ":2: network.name = 'grru': unknown network; did you mean 'gru'? known: "),
         ("algorithm: {name: 3}", ":1: algorithm.name = 3: unknown algorithm; "),
