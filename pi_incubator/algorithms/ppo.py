@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import cast
 
+import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torch import Tensor
@@ -12,6 +14,7 @@ from torchrl.objectives import ClipPPOLoss
 from envs_gpu.vec_env import EnvSpec, VecEnv
 from kernels.normalize import gather_moments, make_moments, merge_moments, normalize_value
 from kernels.ppo_loss import ppo_loss
+from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.ppo import PPOSettings
@@ -19,8 +22,11 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.registry import algorithm
+from pi_incubator.training import novelty
 from pi_incubator.training.advantage import bootstrap_broken_steps, use_kernel_gae
+from pi_incubator.training.novelty import Novelty
 from pi_incubator.training.policy_gradient import ACTOR_FEATURES, CRITIC_FEATURES, KL, PolicyGradient
+from pi_incubator.training.step import Phase
 
 
 @algorithm("ppo")
@@ -33,6 +39,9 @@ class PPO(PolicyGradient[PPOSettings]):
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
     ) -> None:
+        self.novelty = _make_novelty(cfg, env)
+        if self.novelty:
+            self.stored_keys = (*PPO.stored_keys, novelty.KEY)
         super().__init__(cfg, env, distributed, compute)
         self.loss = self._make_loss()
 
@@ -40,8 +49,17 @@ class PPO(PolicyGradient[PPOSettings]):
         network = make_network(self.cfg.network, spec)
         return ValueFunction(network, self.policy, self.settings.normalize_value)
 
+    def phases(self) -> list[Phase]:
+        phases = super().phases()
+        if self.novelty:
+            self.metric_names = (*self.metric_names, "loss/novelty")
+            phases.append(Phase(self.novelty.gradients, self.novelty.apply))
+        return phases
+
     def advantage(self, data: TensorDict) -> None:
         bootstrap_broken_steps(data, self.settings.reward_scale)
+        if self.novelty:
+            self._add_novelty(data, self.novelty)
         self.loss.value_estimator(data)
         if self.settings.normalize_value:
             self._normalize_values(data)
@@ -53,6 +71,23 @@ class PPO(PolicyGradient[PPOSettings]):
         kl = losses["mean_ratio"] - 1.0 + losses["kl_approx"]
         names = ("loss_objective", "loss_critic", "entropy")
         return loss, (*(losses[name] for name in names), kl, losses["clip_fraction"])
+
+    def learn(self, data: TensorDict) -> dict[str, Tensor]:
+        metrics = super().learn(data)
+        return metrics | {"reward/novelty": self.mean_novelty.clone()} if self.novelty else metrics
+
+    def parts(self) -> dict[str, Part]:
+        return super().parts() | (dict(self.novelty.parts()) if self.novelty else {})
+
+    def _add_novelty(self, data: TensorDict, bonus: Novelty) -> None:
+        """Add the intrinsic reward to that of the task, but in steps of broken worlds."""
+        group = self.policy.group
+        observed = self.policy.normalizer.of(group).inverse(data[group])
+        after = torch.cat((observed[1:], self.env.obs[group][None]))  # [T, N, D]
+        reward, data[novelty.KEY] = bonus.reward(after, self.distributed)
+        self.mean_novelty = reward.mean()
+        reward = self.settings.rnd_coef * reward.unsqueeze(-1)
+        data["next", "reward"].add_(torch.where(data["valid"], reward, 0.0))
 
     def _normalize_values(self, data: TensorDict) -> None:
         """Let the value targets join the moments of all ranks, then normalize targets and values by these.
@@ -107,3 +142,12 @@ class PPO(PolicyGradient[PPOSettings]):
             loss.clip_value = settings.clip_ratio
         use_kernel_gae(loss, settings, self.distributed.group)
         return loss
+
+
+def _make_novelty(cfg: ExperimentConfig, env: VecEnv) -> Novelty | None:
+    """The intrinsic reward that `algorithm.rnd_coef` asks for."""
+    settings = cast(PPOSettings, cfg.algorithm)
+    if not settings.rnd_coef:
+        return None
+    width = env.spec.obs_dims[make_network(cfg.network, env.spec).actor_group]
+    return Novelty(width, env.num_envs, settings.gamma, settings.rnd_lr, env.device)

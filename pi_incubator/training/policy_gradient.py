@@ -69,7 +69,11 @@ class PolicyGradient(OnPolicy[Settings]):
         weight, group = settings.symmetry_coef, self.policy.group
         self.mirror = mirror_of(env, (group,), "algorithm.symmetry_coef", weight) if weight else None
         self.metric_names = self.report_names + (("loss/symmetry",) if self.mirror else ())
-        self.step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
+        self.step = make_step(self.phases(), distributed, compute, self.skipped)
+
+    def phases(self) -> list[Phase]:
+        """What an optimizer step consists of; what more is reported than `metric_names` joins them."""
+        return [Phase(self._gradients, self._apply)]
 
     @abstractmethod
     def losses(self, samples: TensorDict) -> tuple[Tensor, Sequence[Tensor]]:

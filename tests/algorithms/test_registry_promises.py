@@ -115,6 +115,7 @@ WINDOWS = [
     "algorithm.n_step=2",
 ]
 OWN |= {
+    "ppo_rnd": [*OWN["ppo"], "algorithm.rnd_coef=0.5"],
     "sac_gru": [*OWN["sac"], *WINDOWS],
     "td3_gru": ["algorithm.name=td3", *OWN["sac"][1:], *WINDOWS],
 }

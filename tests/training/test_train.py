@@ -124,7 +124,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
-    run(tmp_path, "reads", "tracking.backend=mlflow", *video)
+    run(tmp_path, "reads", "tracking.backend=mlflow", "algorithm.rnd_coef=0.1", *video)
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
     for network in ("gru", "mlp_privileged"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
