@@ -78,7 +78,16 @@ class CategoricalPolicy(StochasticPolicy):
         return (self.head(features),)
 
     def kernel_inputs(self, features: Tensor, action: Tensor) -> dict[str, Tensor]:
-        return {"logits": self.head(features), "action": action.squeeze(-1).long()}
+        return {"logits": self.head(features), "action": self.learned_action(action)}
+
+    def random_action(self, noise: Tensor) -> Tensor:
+        """Choices that are equally likely, from standard normal `noise`, both `[N, 1]`."""
+        last = self.action_high[0]
+        return (torch.special.ndtr(noise) * (last + 1.0)).floor().clamp(max=last)
+
+    def learned_action(self, action: Tensor) -> Tensor:
+        """Actions `[B, 1]` as losses read them: int64 `[B]`."""
+        return action.squeeze(-1).long()
 
     def action_of(self, features: Tensor) -> Tensor:
         return most_probable(self.head(features))

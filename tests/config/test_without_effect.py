@@ -136,7 +136,7 @@ ALWAYS = {
     "algorithm.lr",
     "algorithm.lr_schedule algorithm.gamma algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",
     "algorithm.clip_value_loss algorithm.normalize_value algorithm.entropy_coef algorithm.max_grad_norm",
-    "algorithm.group_size algorithm.lookahead algorithm.kl_coef algorithm.rnd_coef",
+    "algorithm.group_size algorithm.lookahead algorithm.kl_coef algorithm.rnd_coef algorithm.entropy_share",
     "algorithm.normalize_advantage algorithm.reward_scale algorithm.updates_per_step algorithm.batch_size",
     "algorithm.learning_starts algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
     "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",
