@@ -27,6 +27,8 @@ from envs_gpu.zoo._family import Family
 
 MAX_EPISODE_STEPS = 1000  # of an env that states none
 RGB_ARRAY = "rgb_array"
+NUMBERS_ALONE = "gymnasium.envs.classic_control."
+"""Modules of envs whose state is in attributes that are numbers."""
 
 log = logging.getLogger(__name__)
 
@@ -173,6 +175,17 @@ class GymnasiumEnv(ZooEnv):
         columns = [_numbers(world) for world in self.worlds]
         state = {name: torch.from_numpy(np.stack([one[name] for one in columns])) for name in columns[0]}
         return state | {"obs.policy": self.obs["policy"].clone()} | self.book.state_dict()
+
+    @property
+    def can_copy_worlds(self) -> bool:  # type: ignore[override]
+        """Of MuJoCo and classic control: other envs may keep more than numbers, which nothing here knows."""
+        inner = self.worlds[0].unwrapped
+        return _has_data(inner) or type(inner).__module__.startswith(NUMBERS_ALONE)
+
+    def copy_worlds(self, source: Tensor) -> None:
+        if not self.can_copy_worlds:
+            super().copy_worlds(source)
+        self.load_state_dict({name: value[source] for name, value in self.state_dict().items()})
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for index, world in enumerate(self.worlds):

@@ -108,7 +108,8 @@ class ActorCritic(nn.Module):
         else:
             value, critic_state = self.critic(step.observation, critic_state)
         state = torch.cat((step.state, critic_state), -1)
-        return Decision(step.observation, step.action, step.log_prob, value, state)
+        observation = {group: step.observation[group] for group in self.groups}
+        return Decision(observation, step.action, step.log_prob, value, state)
 
     def value(self, obs: Mapping[str, Tensor], state: Tensor) -> Tensor:
         """Value `[N]` of raw observations, where the steps before left `state` `[N, S]`."""

@@ -148,9 +148,11 @@ def test_the_loss_is_torchrls_clipped_surrogate_without_a_critic() -> None:
         torch.testing.assert_close(gradient, other)
 
 
-def test_there_is_no_critic() -> None:
-    """Not in what is learned, not in what is saved."""
-    grpo = make_grpo()
+@pytest.mark.parametrize("task", ["hopper", "yam_reach"])
+def test_there_is_no_critic(task: str) -> None:
+    """Not in what is learned, not in what is saved; and what only a critic would see is not stored."""
+    grpo = make_grpo(task)
+    assert "critic" not in grpo.rollout.data.keys()  # noqa: SIM118 - of a TensorDict
     assert {id(weight) for weight in grpo.parameters} == {id(weight) for weight in grpo.policy.parameters()}
     assert not any("critic" in name for name in grpo.parts())
     grpo.collect()
@@ -213,10 +215,26 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: list[str
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_worlds_that_cannot_be_copied_are_refused_before_training(tmp_path: Path) -> None:
+PENDULUM = """
+import gymnasium
+from gymnasium.envs.classic_control.pendulum import PendulumEnv
+
+class Own(PendulumEnv):
+    pass
+
+gymnasium.register("Own-v0", Own)
+"""
+
+
+def test_worlds_that_cannot_be_copied_are_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An env of a user's own module may keep anything."""
+    (tmp_path / "own_pendulum.py").write_text(PENDULUM)
+    monkeypatch.syspath_prepend(tmp_path)
     path = tmp_path / "a.yaml"
     path.write_text(
-        f"experiment: {{output_dir: {tmp_path}}}\nenv: {{name: gymnasium/Pendulum-v1, num_envs: 8}}\n"
+        f"experiment: {{output_dir: {tmp_path}}}\nenv: {{name: 'gymnasium/own_pendulum:Own-v0'}}\n"
         "algorithm: {name: grpo}\ntracking: {backend: none}\n"
     )
     with pytest.raises(ConfigError, match=r"a.yaml:3: algorithm.name = 'grpo': .*cannot be copied") as caught:

@@ -139,12 +139,6 @@ def test_other_backends_copy_worlds_too(backend):
         assert torch.equal(value, value[:, :1].expand_as(value)), name
 
 
-def test_worlds_of_other_libraries_cannot_be_copied():
-    env = make_env("gymnasium/Pendulum-v1", num_envs=2, device=CPU)
-    with pytest.raises(EnvError, match=r"the worlds of gymnasium/Pendulum-v1 cannot be copied"):
-        env.copy_worlds(torch.tensor([0, 0]))
-
-
 @every_task
 def test_final_obs_is_the_state_before_the_reset(task):
     """At the time limit every world is reset: `obs` is a fresh start, `final_obs` is not."""

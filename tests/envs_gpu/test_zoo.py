@@ -10,7 +10,7 @@ import torch
 from flax import struct
 
 from envs_gpu import bridge
-from envs_gpu.errors import BrokenWorldsError
+from envs_gpu.errors import BrokenWorldsError, EnvError
 from envs_gpu.make import make_env
 from envs_gpu.registry import UnknownNameError
 from envs_gpu.vec_env import EnvSpec
@@ -348,6 +348,32 @@ def test_saved_worlds_with_discrete_actions_continue_bit_for_bit():
     play(env, moves[:60])
     other.load_state_dict(env.state_dict())
     assert_same(play(env, moves[60:]), play(other, moves[60:]))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Hopper-v5"])
+def test_copied_worlds_of_gymnasium_stay_equal_under_equal_actions(name):
+    """Also over resets, which both take from the same random numbers."""
+    env = make(f"gymnasium/{name}", num_envs=4)
+    moves = actions(env, 120) if env.spec.num_choices is None else (actions(env, 120) > 0).float()
+    play(env, moves[:8])
+    alone = env.state_dict()
+    moves[:, [0, 3]] = moves[:, [2, 2]]
+    env.copy_worlds(torch.tensor([2, 1, 2, 2]))
+    copied = play(env, moves[8:])
+    assert copied["terminated"][:, 2].any()
+    for key, value in copied.items():
+        assert torch.equal(value[:, 0], value[:, 2]), key
+        assert torch.equal(value[:, 3], value[:, 2]), key
+    env.load_state_dict(alone)
+    for key, value in play(env, moves[8:]).items():
+        assert torch.equal(value[:, [1, 2]], copied[key][:, [1, 2]]), key
+
+
+def test_worlds_that_may_keep_more_than_numbers_cannot_be_copied():
+    env = make("walk")
+    assert not env.can_copy_worlds
+    with pytest.raises(EnvError, match="the worlds of toy/walk cannot be copied"):
+        env.copy_worlds(torch.arange(5))
 
 
 @pytest.mark.parametrize(
