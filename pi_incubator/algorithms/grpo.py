@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from tensordict import TensorDict
@@ -16,6 +17,7 @@ from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec, VecEnv
 from kernels.discounted_return import discounted_return
 from kernels.group_advantage import group_advantage
+from kernels.normalize import gather_moments, make_moments, mean_and_std
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
@@ -41,12 +43,14 @@ class GRPO(PolicyGradient[GRPOSettings]):
     steps, which see little of what they cause, are not learned from. The baseline is the mean
     return of the group at the same time of the rollout. The group shares its state at the start alone: later
     its mean is a baseline of states that lie ever further apart, which has no bias, but more variance.
+    Advantages are divided by their standard deviation over all groups. Divided by that of its own group, as
+    in the paper, a group in which little but the effort differs counts as much as one that may succeed.
 
     With `kl_coef`, the loss has the KL divergence from the policy of the run's start, estimated by eq. 4.
     """
 
-    report_names = ("loss/policy", "policy/entropy", KL, "policy/clip_fraction")
-    stored_keys = ("action_log_prob", "advantage")
+    report_names: tuple[str, ...] = ("loss/policy", "policy/entropy", KL, "policy/clip_fraction")
+    stored_keys: tuple[str, ...] = ("action_log_prob", "advantage")
 
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
@@ -54,7 +58,7 @@ class GRPO(PolicyGradient[GRPOSettings]):
         if not env.can_copy_worlds:
             problem = f"it compares copies of worlds, and those of {env.spec.name} cannot be copied"
             raise SettingError("algorithm.name", "grpo", problem, "name another one, or one of our own tasks")
-        if cfg.algorithm.kl_coef:
+        if cast(GRPOSettings, cfg.algorithm).kl_coef:
             self.report_names = (*GRPO.report_names, "policy/reference_kl")
             self.stored_keys = (*GRPO.stored_keys, REFERENCE)
         super().__init__(cfg, env, distributed, compute)
@@ -85,7 +89,13 @@ class GRPO(PolicyGradient[GRPOSettings]):
         returns = discounted_return(reward, nothing, terminated, done, self.settings.gamma)
         # What an episode would have returned whose world broke is not known, so none of its steps count.
         valid &= discounted_return((~valid).float(), nothing, terminated, done, 1.0) == 0
-        data["advantage"] = relative(returns, valid, self.settings.group_size).unsqueeze(-1)
+        size = self.settings.group_size
+        advantage = centered(returns, valid, size)
+        if self.settings.normalize == "group":
+            advantage = group_advantage(advantage, size, valid)
+        else:
+            advantage /= self._std(advantage, valid)
+        data["advantage"] = advantage.unsqueeze(-1)
         if self.reference:
             data[REFERENCE] = self._reference_log_prob(data)
 
@@ -109,6 +119,13 @@ class GRPO(PolicyGradient[GRPOSettings]):
         reference_kl = (difference.exp() - difference - 1.0).mean()
         return loss + self.settings.kl_coef * reference_kl, (-objective, entropy, kl, outside, reference_kl)
 
+    def _std(self, advantage: Tensor, valid: Tensor) -> Tensor:
+        """The standard deviation of advantages `[T, N]` that are `valid`, over the groups of all ranks."""
+        moments = make_moments(1, advantage.device)
+        gather_moments(advantage.flatten().unsqueeze(-1), moments, valid.flatten())
+        _, std = mean_and_std(self.distributed.merge_moments(moments))
+        return std.to(advantage)
+
     @torch.no_grad()
     def _reference_log_prob(self, data: TensorDict) -> Tensor:
         """Of the actions of a rollout by the first policy, `[T, N]`, which normalizes in its own way."""
@@ -128,16 +145,15 @@ class GRPO(PolicyGradient[GRPOSettings]):
         return parts
 
 
-def relative(returns: Tensor, valid: Tensor, group_size: int) -> Tensor:
-    """Advantages `[T, N]` of returns `[T, N]` within groups of neighbouring worlds; 0 where not valid.
+def centered(returns: Tensor, valid: Tensor, group_size: int) -> Tensor:
+    """Returns `[T, N]` minus the mean of their group of neighbouring worlds at the same time.
 
-    From each return the mean of its group at the same time is subtracted. The result is divided by its
-    standard deviation in the group, over all steps. Equal returns, as those of a group that always
-    succeeds, give exactly zero.
+    Where not valid, a return counts for no mean, and the result is 0. Equal returns, as those of a group that
+    always succeeds, give exactly zero.
     """
     groups, kept = (x.unflatten(1, (-1, group_size)) for x in (returns, valid))  # [T, N / G, G]
     # Relative to one of them, the mean of equal returns is theirs without rounding.
     highest = torch.where(kept, groups, -torch.inf).amax(-1, keepdim=True)
     below = torch.where(kept, groups - highest, 0.0)
-    centered = below - below.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
-    return group_advantage(centered.flatten(1), group_size, valid)
+    mean = below.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
+    return torch.where(kept, below - mean, 0.0).flatten(1)

@@ -34,7 +34,7 @@ class PPO(PolicyGradient[PPOSettings]):
     """Clipped PPO with minibatches, gradient clipping, entropy bonus and a scheduled learning rate."""
 
     report_names = ("loss/policy", "loss/value", "policy/entropy", KL, "policy/clip_fraction")
-    stored_keys = ("action_log_prob", "advantage", "value_target", "state_value")
+    stored_keys: tuple[str, ...] = ("action_log_prob", "advantage", "value_target", "state_value")
 
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan

@@ -7,7 +7,7 @@ An action is the number of a choice, as float32 `[..., 1]`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.policy import PolicyStep
-from pi_incubator.policies.stochastic import StochasticPolicy
+from pi_incubator.policies.stochastic import PolicyInputs, StochasticPolicy
 
 
 class Choices(Categorical):
@@ -35,8 +35,8 @@ class Choices(Categorical):
         """Of actions `[..., 1]`, `[...]`."""
         return super().log_prob(value.squeeze(-1))
 
-    def sample(self, sample_shape: torch.Size = torch.Size()) -> Tensor:  # noqa: B008 - as torch has it
-        return super().sample(sample_shape).unsqueeze(-1).to(self.logits.dtype)
+    def sample(self, sample_shape: Sequence[int] = ()) -> Tensor:
+        return super().sample(torch.Size(sample_shape)).unsqueeze(-1).to(self.logits.dtype)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -77,7 +77,7 @@ class CategoricalPolicy(StochasticPolicy):
     def distribution_inputs(self, features: Tensor) -> tuple[Tensor, ...]:
         return (self.head(features),)
 
-    def kernel_inputs(self, features: Tensor, action: Tensor) -> dict[str, Tensor]:
+    def kernel_inputs(self, features: Tensor, action: Tensor) -> PolicyInputs:
         return {"logits": self.head(features), "action": self.learned_action(action)}
 
     def random_action(self, noise: Tensor) -> Tensor:

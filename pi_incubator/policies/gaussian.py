@@ -12,7 +12,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.policy import PolicyStep
-from pi_incubator.policies.stochastic import StochasticPolicy
+from pi_incubator.policies.stochastic import PolicyInputs, StochasticPolicy
 
 
 class GaussianPolicy(StochasticPolicy):
@@ -47,7 +47,7 @@ class GaussianPolicy(StochasticPolicy):
     def distribution_inputs(self, features: Tensor) -> tuple[Tensor, ...]:
         return self.moments_of(features)
 
-    def kernel_inputs(self, features: Tensor, action: Tensor) -> dict[str, Tensor]:
+    def kernel_inputs(self, features: Tensor, action: Tensor) -> PolicyInputs:
         return {"mean": self.head(features), "log_std": self.log_std, "action": action}
 
     def metrics(self) -> dict[str, Tensor]:

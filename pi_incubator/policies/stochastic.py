@@ -6,12 +6,22 @@ Letters: B samples, A actions, F features.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, Required, TypedDict
 
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pi_incubator.policies.policy import Policy
+
+
+class PolicyInputs(TypedDict, total=False):
+    """Arguments of `kernels.ppo_loss`: mean and log_std, or logits."""
+
+    action: Required[Tensor]
+    mean: Tensor
+    log_std: Tensor
+    logits: Tensor
 
 
 class StochasticPolicy(Policy):
@@ -26,13 +36,13 @@ class StochasticPolicy(Policy):
         """What the distribution is made of, for features `[..., F]`."""
 
     @abstractmethod
-    def kernel_inputs(self, features: Tensor, action: Tensor) -> dict[str, Tensor]:
+    def kernel_inputs(self, features: Tensor, action: Tensor) -> PolicyInputs:
         """The arguments of `kernels.ppo_loss` that describe policy and action, for `[B, F]` and `[B, A]`."""
 
     def distribution(self, features: Tensor) -> Distribution:
         """The distribution of the action `[..., A]` for features `[..., F]`."""
-        inputs = zip(self.distribution_keys, self.distribution_inputs(features), strict=True)
-        return self.distribution_class(**dict(inputs))
+        make: Callable[..., Distribution] = self.distribution_class
+        return make(**dict(zip(self.distribution_keys, self.distribution_inputs(features), strict=True)))
 
     def metrics(self) -> dict[str, Tensor]:
         """0-dim tensors that say how much the policy explores."""

@@ -12,7 +12,7 @@ from tensordict.nn import TensorDictModule
 from torchrl.objectives import ClipPPOLoss
 
 from envs_gpu.make import make_env
-from pi_incubator.algorithms.grpo import GRPO, relative
+from pi_incubator.algorithms.grpo import GRPO, centered
 from pi_incubator.cli.train import main
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.training.policy_gradient import ACTOR_FEATURES
@@ -60,26 +60,30 @@ def test_the_state_of_a_recurrent_policy_is_copied_too() -> None:
     assert torch.equal(state, state[:, :1].expand_as(state))
 
 
-def float64_advantage(data: TensorDict, gamma: float) -> torch.Tensor:
-    """By the definition: returns-to-go, the group's mean at each time, one standard deviation a group."""
+def float64_advantage(data: TensorDict, gamma: float, normalize: str) -> torch.Tensor:
+    """By the definition: returns-to-go minus the group's mean at each time, by a standard deviation."""
     reward, done = data["next", "reward"].double().squeeze(-1), data["next", "done"].squeeze(-1)
     returns = torch.zeros(T, N, dtype=torch.float64)
     following = torch.zeros(N, dtype=torch.float64)
     for t in reversed(range(T)):
         following = reward[t] + gamma * torch.where(done[t], 0.0, following)
         returns[t] = following
-    centered = grouped(returns) - grouped(returns).mean(-1, keepdim=True)
-    return (centered / centered.transpose(0, 1).flatten(1).std(1)[:, None]).flatten(1)
+    relative = grouped(returns) - grouped(returns).mean(-1, keepdim=True)
+    if normalize == "group":
+        return (relative / relative.transpose(0, 1).flatten(1).std(1)[:, None]).flatten(1)
+    return relative.flatten(1) / relative.std(correction=0)
 
 
-def test_the_advantage_is_its_definition_also_where_episodes_end() -> None:
-    grpo = make_grpo(reward_scale=0.5)
+@pytest.mark.parametrize("normalize", ["batch", "group"])
+def test_the_advantage_is_its_definition_also_where_episodes_end(normalize: str) -> None:
+    grpo = make_grpo(reward_scale=0.5, normalize=normalize)
     for step in range(6):  # until hoppers fall within a rollout
         grpo.collect()
         data = grpo.rollout.data.clone()
         grpo.advantage(grpo.rollout.data)
         advantage = grpo.rollout.data["advantage"].squeeze(-1)
-        torch.testing.assert_close(advantage.double(), float64_advantage(data, 0.9), rtol=1e-4, atol=1e-4)
+        expected = float64_advantage(data, 0.9, normalize)
+        torch.testing.assert_close(advantage.double(), expected, rtol=1e-4, atol=1e-4)
         if step > 2 and data["next", "terminated"].any():
             return
     raise AssertionError("no episode ended")
@@ -93,10 +97,10 @@ def test_groups_without_spread_and_steps_that_do_not_count_have_no_advantage() -
     valid[:, 2 * G] = False
     poisoned = returns.clone()
     poisoned[:, 2 * G] = torch.nan
-    advantage = relative(poisoned, valid, G)
+    advantage = centered(poisoned, valid, G)
     assert (advantage[:, G : 2 * G] == 0).all()
     assert (advantage[:, 2 * G] == 0).all()
-    torch.testing.assert_close(advantage[:, :G], relative(returns[:, :G], valid[:, :G], G))
+    torch.testing.assert_close(advantage[:, :G], returns[:, :G] - returns[:, :G].mean(1, keepdim=True))
     torch.testing.assert_close(advantage[:, 2 * G + 1 :].mean(1), torch.zeros(T), rtol=0, atol=1e-6)
 
 

@@ -23,6 +23,8 @@ class GRPOSettings(ClippedSettings):
     """Algorithm: the name of a file in pi_incubator/algorithms."""
     group_size: Annotated[int, Field(ge=2, le=2**16)] = 8
     """Worlds that begin each rollout as copies of one of them; divides env.num_envs."""
+    normalize: Literal["batch", "group"] = "batch"
+    """Whose standard deviation divides advantages: of all groups, or of each group itself as in the paper."""
     lookahead: Annotated[int, Field(ge=0, le=2**16)] = 0
     """Last steps of a rollout that only count in the returns of earlier ones, and are not learned from."""
     kl_coef: NonNegative = 0.0
