@@ -163,9 +163,13 @@ class Guards:
             self._history.keep(causes, recorded, self.step, self._physics)
 
     def forget(self) -> None:
-        """The past does not lead to the present any more: the env was reset or loaded."""
-        self._first_step = self.step
+        """Start again: the env was reset or loaded."""
+        self.cut()
         self._share.clear()
+
+    def cut(self) -> None:
+        """The recorded states do not lead to the present ones any more, so no dump goes further back."""
+        self._first_step = self.step
 
     def look(self) -> None:
         """Write the world that was kept, if there is one, to a file; one host sync."""

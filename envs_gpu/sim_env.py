@@ -90,6 +90,7 @@ class SimEnv(VecEnv):
         EnvError: the task's observation terms contradict each other, or what it observes.
     """
 
+    can_copy_worlds = True
     _seen: Tensor
     """`[N, H D]` what the policy saw last."""
 
@@ -267,7 +268,16 @@ class SimEnv(VecEnv):
         state |= {f"obs.{group}": value.clone() for group, value in self.obs.items() if group != PIXELS}
         return state
 
+    def copy_worlds(self, source: Tensor) -> None:
+        self._restore({name: value[source] for name, value in self.state_dict().items()})
+        self._guards.cut()
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._restore(state)
+        self._guards.forget()
+
+    def _restore(self, state: dict[str, Tensor]) -> None:
+        """Put every world into a state of `state_dict`, of this env or of one like it."""
         self.physics.load_state_dict(_below(state, "physics.", self.device))
         self._random.load_state_dict(_below(state, "random.", self.device))
         self._randomizer.load_state_dict(_below(state, "randomizer.", self.device))
@@ -279,7 +289,6 @@ class SimEnv(VecEnv):
         observation = _below(state, "obs.", self.device)
         self._seen = observation["policy"]
         self.obs = self._pack(observation)
-        self._guards.forget()
 
     @property
     def parameters(self) -> dict[str, Tensor]:

@@ -23,6 +23,9 @@ A world is `broken` by a step if its action, reward or observation is not finite
 for the robot. Its episode ends there (`terminated`, never `truncated`), and the world is reset. Reward and
 `final_obs` of that step are zero, and a learner leaves the step out; the earlier steps of the episode count.
 
+Where `spec.num_choices` is K, actions are discrete: A is 1, and the action is the number of a choice, float32
+from 0 to K - 1.
+
 Tensors that `reset` and `step` return are the env's own buffers: valid until the next call, clone to keep.
 """
 
@@ -31,7 +34,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -70,6 +73,9 @@ class EnvSpec:
     device: torch.device
     pixels_shape: tuple[int, int, int] | None = None
     """Channels, height and width of the group `pixels`; None where nothing is drawn."""
+    num_choices: int | None = None
+    """Where the action is the number of a choice, `[N, 1]` of 0, 1, ...: how many there are. None where
+    actions are continuous."""
 
     def obs_shape(self, group: str) -> tuple[int, ...]:
         """Shape of one world's observation in `group`: `(D,)`, or `(C, H, W)` for pixels."""
@@ -106,6 +112,8 @@ class VecEnv(ABC):
     obs: TensorDict
     notes: tuple[str, ...] = ()
     """How the worlds differ from the robot's file, such as inferred limits: lines for the start of a run."""
+    can_copy_worlds: ClassVar[bool] = False
+    """Whether there is `copy_worlds`."""
 
     def scene_hashes(self) -> dict[str, str]:
         """Field of the compiled MuJoCo model -> hash of its values; empty where the env has no such model."""
@@ -139,6 +147,21 @@ class VecEnv(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Continue from `state_dict`; the next `step` gives what it would have given then."""
+
+    def copy_worlds(self, source: Tensor) -> None:
+        """Make world i a copy of world `source[i]`, in the middle of its episode.
+
+        Everything that a world is gets copied: physics, task state, observations, randomization, time and
+        return of the episode, and its random numbers. So copies that get the same actions stay equal bit for
+        bit, and equal to their source, also over a reset. Call it between steps.
+
+        Args:
+            source: `[N]` int64, on the env's device.
+
+        Raises:
+            EnvError: the worlds of this env cannot be copied.
+        """
+        raise EnvError(f"the worlds of {self.spec.name} cannot be copied; check can_copy_worlds before")
 
     @property
     def parameters(self) -> dict[str, Tensor]:

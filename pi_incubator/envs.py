@@ -16,12 +16,12 @@ from envs_gpu.physics.base import PhysicsOptions, UnsupportedModelError
 from envs_gpu.pixels import PixelOptions
 from envs_gpu.randomize import Delay, Randomization
 from envs_gpu.user_model import UserModel
-from envs_gpu.vec_env import VecEnv
+from envs_gpu.vec_env import EnvSpec, VecEnv
 from envs_gpu.zoo import ZooError
 from pi_incubator import faults
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.config.models import EnvSection
+from pi_incubator.config.models import UNIONS, EnvSection
 from pi_incubator.config.randomization import DrawSection, RandomizationSection
 from pi_incubator.config.without_effect import is_default, shown, value_of
 from pi_incubator.run_folder import RunFolder
@@ -71,6 +71,7 @@ def make_training_env(
             observation_history=cfg.env.observation_history,
             task_parameters=cfg.env.task,
         )
+    check_actions(cfg, env.spec)
     return faults.spoiled_env(env)
 
 
@@ -126,6 +127,20 @@ def check_policy_reads(cfg: ExperimentConfig, group: str) -> None:
             )
             fix = "remove it, or name a network that acts on the group 'policy'"
             raise SettingError(field, shown(value_of(cfg, field)), problem, fix)
+
+
+def check_actions(cfg: ExperimentConfig, spec: EnvSpec) -> None:
+    """Refuse an algorithm of continuous actions where the env's are discrete.
+
+    Raises:
+        SettingError: they are.
+    """
+    if spec.num_choices is None or cfg.algorithm.takes_choices:
+        return
+    fitting = [name for name, member in UNIONS["algorithm"].members.items() if member.takes_choices]
+    problem = f"it learns continuous actions, and those of {spec.name} are discrete"
+    fix = f"set it to {' or '.join(fitting)}, or choose another env"
+    raise SettingError("algorithm.name", cfg.algorithm.name, problem, fix)
 
 
 def evaluation_seed(cfg: ExperimentConfig) -> int:

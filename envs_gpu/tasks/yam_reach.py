@@ -47,6 +47,7 @@ class YamReach(Arm):
         *Arm.parameters,
         Parameter("near_weight", 1.0, "1/s", "the tool is near the target", low=0.0),
         Parameter("precise_weight", 2.0, "1/s", "the tool is at the target", low=0.0),
+        Parameter("reached_weight", 0.0, "1/s", "the target is reached: alone, a sparse reward", low=0.0),
         Parameter(
             "near_scale_m", 0.25, "m", "distance that leaves 0.24 of the reward for being near", low=1e-3
         ),
@@ -95,7 +96,10 @@ class YamReach(Arm):
             goal="target",
             achieved="tool_position",
             rewards=self._goal_rewards,
-            parameters=("near_weight", "precise_weight", "near_scale_m", "precise_scale_m"),
+            parameters=(
+                *("near_weight", "precise_weight", "reached_weight"),
+                *("near_scale_m", "precise_scale_m", "reached_m"),
+            ),
             dependent={"tool_to_target": lambda tool, target: target - tool},
         )
 
@@ -133,6 +137,7 @@ class YamReach(Arm):
         terms = {
             "near": closeness(distance_m, parameters["near_scale_m"]),
             "precise": closeness(distance_m, parameters["precise_scale_m"]),
+            "reached": (distance_m < parameters["reached_m"]).to(distance_m.dtype),
         }
         return self.weigh(terms, parameters)
 

@@ -1,5 +1,6 @@
-"""The envs of Gymnasium with continuous actions, as their authors wrote them, one Python object a world.
+"""The envs of Gymnasium, as their authors wrote them, one Python object a world.
 
+Observations are boxes of numbers; actions are boxes of numbers, or one of a number of choices.
 Slower than our own tasks of the same name, which step all worlds at once; for envs that have none.
 """
 
@@ -26,6 +27,8 @@ from envs_gpu.zoo._family import Family
 
 MAX_EPISODE_STEPS = 1000  # of an env that states none
 RGB_ARRAY = "rgb_array"
+NUMBERS_ALONE = "gymnasium.envs.classic_control."
+"""Modules of envs whose state is in attributes that are numbers."""
 
 log = logging.getLogger(__name__)
 
@@ -70,25 +73,22 @@ class Gymnasium(Family):
         # An env of Gymnasium may need a package that is not here, or be retired.
         except (ImportError, gymnasium.error.Error) as error:
             raise ZooError(" ".join(str(error).split()), "install what it needs, or name another") from error
-        action, observation = worlds[0].action_space, worlds[0].observation_space
-        if not isinstance(action, gymnasium.spaces.Box) or not isinstance(observation, gymnasium.spaces.Box):
-            problem = f"acts on {action} and observes {observation}; both must be boxes of numbers"
-            raise ZooError(problem, "choose an env with continuous actions")
-        if not _is_bounded(action):
+        low, high, num_choices = _limits(worlds[0])
+        if num_choices is None and not np.isfinite((low, high)).all():
             log.warning("%s: its actions have no limits; those of the policy pass unclipped", name)
         limit = gymnasium.spec(env_id).max_episode_steps
-        count = int(np.prod(action.shape))
         spec = EnvSpec(
             name=f"gymnasium/{name}",
             num_envs=num_envs,
-            obs_dims={"policy": int(np.prod(observation.shape))},
-            action_dim=count,
-            action_low=tuple(action.low.ravel().tolist()),
-            action_high=tuple(action.high.ravel().tolist()),
-            joint_names=tuple(f"action_{index}" for index in range(count)),
+            obs_dims={"policy": int(np.prod(worlds[0].observation_space.shape))},
+            action_dim=len(low),
+            action_low=low,
+            action_high=high,
+            joint_names=tuple(f"action_{index}" for index in range(len(low))),
             control_hz=_control_hz(worlds[0].unwrapped),
             max_episode_steps=limit or MAX_EPISODE_STEPS,
             device=device,
+            num_choices=num_choices,
         )
         return GymnasiumEnv(worlds, spec, seed, first_world)
 
@@ -127,8 +127,7 @@ class GymnasiumEnv(ZooEnv):
         out_of_time = (self.book.length + 1 >= self.spec.max_episode_steps).numpy()
 
         for index, world in enumerate(self.worlds):
-            shaped = actions[index].reshape(world.action_space.shape)
-            observation, reward[index], ends, is_cut, info = world.step(shaped)
+            observation, reward[index], ends, is_cut, info = world.step(self._own(actions[index]))
             final[index] = np.ravel(observation)
             causes[index] = _causes(given[index], reward[index], final[index])
             ends = ends or causes[index] != 0
@@ -177,6 +176,17 @@ class GymnasiumEnv(ZooEnv):
         state = {name: torch.from_numpy(np.stack([one[name] for one in columns])) for name in columns[0]}
         return state | {"obs.policy": self.obs["policy"].clone()} | self.book.state_dict()
 
+    @property
+    def can_copy_worlds(self) -> bool:  # type: ignore[override]
+        """Of MuJoCo and classic control: other envs may keep more than numbers, which nothing here knows."""
+        inner = self.worlds[0].unwrapped
+        return _has_data(inner) or type(inner).__module__.startswith(NUMBERS_ALONE)
+
+    def copy_worlds(self, source: Tensor) -> None:
+        if not self.can_copy_worlds:
+            super().copy_worlds(source)
+        self.load_state_dict({name: value[source] for name, value in self.state_dict().items()})
+
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         for index, world in enumerate(self.worlds):
             _restore(world, {name: value[index].numpy() for name, value in state.items()})
@@ -186,6 +196,13 @@ class GymnasiumEnv(ZooEnv):
     def close(self) -> None:
         for world in self.worlds:
             world.close()
+
+    def _own(self, action: np.ndarray) -> Any:
+        """An action `[A]` as the worlds take it; a number that is not finite is the first choice."""
+        space = self.worlds[0].action_space
+        if self.spec.num_choices is None:
+            return action.reshape(space.shape)
+        return int(space.start) + round(float(np.nan_to_num(action[0])))
 
     def _pack(self, obs: Tensor) -> TensorDict:
         return TensorDict({"policy": obs}, batch_size=[self.num_envs], device=self.device)
@@ -228,8 +245,24 @@ def _model_of(world: Any) -> mujoco.MjModel | None:
     return model if isinstance(model, mujoco.MjModel) else None
 
 
-def _is_bounded(space: Any) -> bool:
-    return bool(np.isfinite(space.low).all() and np.isfinite(space.high).all())
+def _limits(world: Any) -> tuple[tuple[float, ...], tuple[float, ...], int | None]:
+    """The limits of the actions `[A]`, and the number of choices where they are discrete.
+
+    Raises:
+        ZooError: a policy here cannot handle what the env is given or gives.
+    """
+    from gymnasium.spaces import Box, Discrete
+
+    action, observation = world.action_space, world.observation_space
+    if not isinstance(action, (Box, Discrete)) or not isinstance(observation, Box):
+        problem = (
+            f"acts on {action} and observes {observation}; it must observe a box of numbers, and act on "
+        )
+        problem += "one or on a number of choices"
+        raise ZooError(problem, "choose another env")
+    if isinstance(action, Discrete):
+        return (0.0,), (float(action.n - 1),), int(action.n)
+    return tuple(action.low.ravel().tolist()), tuple(action.high.ravel().tolist()), None
 
 
 def _causes(action: np.ndarray, reward: float, observation: np.ndarray) -> int:

@@ -25,7 +25,7 @@ from pi_incubator.config.algorithms.cql import CQLSettings
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
 from pi_incubator.layers.critic import values_of
-from pi_incubator.policies.squashed_gaussian import SquashedGaussian
+from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.features import samples_of
 from pi_incubator.training.loss_input import CRITIC, masked_mean
@@ -39,6 +39,7 @@ CANDIDATES = "candidate_noise"
 class CQL(Offline[CQLSettings], SAC):
     """SAC with a term that lowers the values of all actions and raises those of the recorded ones."""
 
+    policy: SquashedGaussianPolicy
     report_names = (SAC.report_names[0], "loss/conservative", *SAC.report_names[1:])
 
     def __init__(

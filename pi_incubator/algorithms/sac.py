@@ -1,42 +1,44 @@
-"""Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905, eq. 5, 9 and 18), on TorchRL's loss.
+"""Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905, eq. 5, 9 and 18), on TorchRL's losses.
 
-Letters: B samples of a minibatch, A actions, F features.
+Where actions are discrete, expectations over them are sums (Christodoulou 2019, arXiv 1910.07207).
+
+Letters: B samples of a minibatch.
 """
 
 from __future__ import annotations
 
 import torch
 from tensordict import TensorDict
-from tensordict.nn import ProbabilisticTensorDictModule, ProbabilisticTensorDictSequential, TensorDictModule
-from torch import Tensor, nn
-from torchrl.objectives import SACLoss
+from torch import Tensor
+from torchrl.objectives import DiscreteSACLoss, SACLoss
 
+from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec, VecEnv
 from pi_incubator.checkpoint import Part
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.sac import SACSettings
+from pi_incubator.config.without_effect import is_default, value_of
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import make_critics
 from pi_incubator.networks import make_network
-from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
+from pi_incubator.policies.categorical import CategoricalPolicy
+from pi_incubator.policies.squashed_gaussian import SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam
 from pi_incubator.training.features import samples_of
 from pi_incubator.training.loss_input import ACTOR, CRITIC, loss_input, masked_mean, mean_weight
 from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
+from pi_incubator.training.sac_loss import continuous_loss, discrete_loss
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
-
-NUM_CRITICS = 2
 
 
 @algorithm("sac")
 class SAC(OffPolicy[SACSettings]):
-    """Twin critics, a squashed Gaussian policy, and a temperature tuned to an entropy."""
+    """Twin critics, a squashed Gaussian or categorical policy, and a temperature tuned to an entropy."""
 
-    policy: SquashedGaussianPolicy
+    policy: SquashedGaussianPolicy | CategoricalPolicy
     report_names: tuple[str, ...] = (
         "loss/critic",
         "loss/actor",
@@ -53,6 +55,8 @@ class SAC(OffPolicy[SACSettings]):
         self.actor_features, self.critic_features = self.make_features()
         self.target_features = self.critic_features.as_target()
         self.loss = self._make_loss().to(device)
+        is_discrete = isinstance(self.loss, DiscreteSACLoss)
+        self._critic_loss = self.loss.qvalue_loss if is_discrete else self.loss.qvalue_v2_loss
         self.actor_weights = list(self.policy.parameters())
         heads = list(self.loss.qvalue_network_params.values(True, True))
         self.critic_weights = [*self.critic_features.encoder.parameters(), *heads]
@@ -75,8 +79,9 @@ class SAC(OffPolicy[SACSettings]):
         self._step = make_step([critics, actor], distributed, compute, self.skipped)
 
     @staticmethod
-    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy:
-        return SquashedGaussianPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy | CategoricalPolicy:
+        kind = SquashedGaussianPolicy if spec.num_choices is None else CategoricalPolicy
+        return kind(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
 
     def step(self, minibatch: TensorDict) -> Tensor:
         return self._step(minibatch)
@@ -100,7 +105,7 @@ class SAC(OffPolicy[SACSettings]):
                     ACTOR: self.actor_features.following(minibatch),
                     CRITIC: self.target_features.following(minibatch),
                 }
-            loss, about = self.loss.qvalue_v2_loss(self._loss_input(minibatch, features, following))
+            loss, about = self._critic_loss(self._loss_input(minibatch, features, following))
         self.surprise.copy_(about["td_error"].detach())
         loss = loss * mean_weight(minibatch)
         return torch.autograd.grad(loss, self.critic_weights), loss.detach().view(1)
@@ -140,38 +145,19 @@ class SAC(OffPolicy[SACSettings]):
         now, following = samples["noise"].unbind(1)
         return loss_input(samples, self.policy, features, next_features, scale, (now, following))
 
-    def _make_loss(self) -> SACLoss:
-        network, policy, settings = self.network, self.policy, self.settings
-        actor = ProbabilisticTensorDictSequential(
-            TensorDictModule(_Distribution(policy), in_keys=[ACTOR], out_keys=["loc", "scale"]),
-            ProbabilisticTensorDictModule(
-                in_keys=["loc", "scale", "noise"],
-                out_keys=["action"],
-                distribution_class=SquashedGaussian,
-                return_log_prob=True,
-            ),
-        )
-        loss = SACLoss(
-            actor,
-            make_critics(network, self.critic_features.encoder.num_features, CRITIC, NUM_CRITICS),
-            loss_function="l2",
-            alpha_init=settings.initial_temperature,
-            target_entropy=settings.target_entropy * self.env.spec.action_dim,
-        )
-        loss.make_value_estimator(gamma=settings.gamma)
-        loss.loss_mask_key = "valid"
-        loss.target_entropy  # noqa: B018 - becomes a buffer at the first access, which must not be compiled
-        return loss
+    def _make_loss(self) -> SACLoss | DiscreteSACLoss:
+        """The loss for the env's kind of actions.
 
-
-class _Distribution(nn.Module):
-    """Features `[B, F]` -> mean and standard deviation before tanh, each `[B, A]`."""
-
-    def __init__(self, policy: SquashedGaussianPolicy) -> None:
-        super().__init__()
-        self.head = policy.head
-        self._policy = [policy]  # in a list, so that the loss does not own normalizer and encoder
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        (policy,) = self._policy
-        return policy.before_tanh(features)
+        Raises:
+            SettingError: an entropy was set that is of the other kind.
+        """
+        discrete = isinstance(self.policy, CategoricalPolicy)
+        field = "algorithm.target_entropy" if discrete else "algorithm.entropy_share"
+        if not is_default(self.cfg, field):
+            kind = "discrete" if discrete else "continuous"
+            problem = f"has no effect on {self.env.spec.name}, whose actions are {kind}"
+            raise SettingError(field, value_of(self.cfg, field), problem, "remove it")
+        num_features = self.critic_features.encoder.num_features
+        if isinstance(self.policy, CategoricalPolicy):
+            return discrete_loss(self.settings, self.network, self.policy, num_features)
+        return continuous_loss(self.settings, self.network, self.policy, num_features)

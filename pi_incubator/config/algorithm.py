@@ -26,6 +26,8 @@ class AlgorithmSettings(Section):
     """Whether it maintains the moments of networks with batch normalization."""
     reads_dataset: ClassVar[bool] = False
     """Whether it learns from the steps in `dataset.path`."""
+    takes_choices: ClassVar[bool] = False
+    """Whether it learns in envs with discrete actions."""
     iteration_fields: ClassVar[str] = "env.num_envs"
     """The settings to lower where an iteration is too long."""
     runs_read: ClassVar[tuple[str, ...]] = ()

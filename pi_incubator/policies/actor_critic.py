@@ -53,6 +53,23 @@ class ValueFunction(nn.Module):
         return value if self.moments is None else denormalize_value(value, self.moments)
 
 
+class NoCritic(ValueFunction):
+    """Of algorithms without a critic: every value is zero.
+
+    Args:
+        policy: whose encoder it shares, so that nothing is computed for it.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        nn.Module.__init__(self)
+        self.register_buffer("moments", None)
+        self.group, self.shares_encoder, self.encoder = policy.group, True, policy.encoder
+        self.head = nn.Identity()
+
+    def value_of(self, features: Tensor) -> Tensor:
+        return features.new_zeros(features.shape[:-1])
+
+
 class Decision(NamedTuple):
     """What a policy did and its critic thought of it, for every world."""
 
@@ -73,7 +90,7 @@ class ActorCritic(nn.Module):
 
     Args:
         policy: acts; its normalizer holds the groups of both.
-        critic: values.
+        critic: values; `NoCritic` where nothing is valued.
     """
 
     def __init__(self, policy: Policy, critic: ValueFunction) -> None:
@@ -91,7 +108,8 @@ class ActorCritic(nn.Module):
         else:
             value, critic_state = self.critic(step.observation, critic_state)
         state = torch.cat((step.state, critic_state), -1)
-        return Decision(step.observation, step.action, step.log_prob, value, state)
+        observation = {group: step.observation[group] for group in self.groups}
+        return Decision(observation, step.action, step.log_prob, value, state)
 
     def value(self, obs: Mapping[str, Tensor], state: Tensor) -> Tensor:
         """Value `[N]` of raw observations, where the steps before left `state` `[N, S]`."""

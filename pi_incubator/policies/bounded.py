@@ -1,6 +1,6 @@
 """Policies whose actions lie within the env's limits, and are learned in units of them.
 
-Letters: A actions.
+Letters: N worlds, B samples, A actions.
 """
 
 from __future__ import annotations
@@ -47,3 +47,11 @@ class BoundedPolicy(Policy):
     def to_unit(self, action: Tensor) -> Tensor:
         """Actions in the env's units `[..., A]` -> (-1, 1)."""
         return (action - self.center) / self.half_range
+
+    def random_action(self, noise: Tensor) -> Tensor:
+        """Uniform actions between the limits from standard normal `noise`, both `[N, A]`."""
+        return self.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
+
+    def learned_action(self, action: Tensor) -> Tensor:
+        """Actions as losses read them: in (-1, 1) `[B, A]`."""
+        return self.to_unit(action)

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
+from torchrl.modules import IndependentNormal
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
-from pi_incubator.policies.policy import Policy, PolicyStep
+from pi_incubator.policies.policy import PolicyStep
+from pi_incubator.policies.stochastic import PolicyInputs, StochasticPolicy
 
 
-class GaussianPolicy(Policy):
+class GaussianPolicy(StochasticPolicy):
     """Actions are sampled unbounded; the env clips them, and the deterministic action lies within the limits.
 
     Args:
@@ -22,6 +24,7 @@ class GaussianPolicy(Policy):
         spec: the env's observation groups and action limits.
     """
 
+    distribution_class, distribution_keys = IndependentNormal, ("loc", "scale")
     log_std: nn.Parameter
     """`[A]`."""
 
@@ -40,6 +43,15 @@ class GaussianPolicy(Policy):
     def moments_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
         mean = self.head(features)
         return mean, self.log_std.exp().expand_as(mean)
+
+    def distribution_inputs(self, features: Tensor) -> tuple[Tensor, ...]:
+        return self.moments_of(features)
+
+    def kernel_inputs(self, features: Tensor, action: Tensor) -> PolicyInputs:
+        return {"mean": self.head(features), "log_std": self.log_std, "action": action}
+
+    def metrics(self) -> dict[str, Tensor]:
+        return {"policy/std": self.log_std.detach().exp().mean()}
 
     def action_of(self, features: Tensor) -> Tensor:
         return self.head(features).clamp(self.action_low, self.action_high)

@@ -1,14 +1,15 @@
-"""Our advantage kernel as a TorchRL value estimator."""
+"""Our advantage kernel as a TorchRL value estimator, and rollouts as it takes them."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDictBase
 from tensordict.nn import TensorDictModuleBase, dispatch, set_skip_existing, skip_existing
 from torch import Tensor
 from torch.distributed import ProcessGroup
+from torchrl.objectives import LossModule
 from torchrl.objectives.value import GAE
 
 from kernels.gae import gae
@@ -154,6 +155,39 @@ class KernelGAE(GAE):
             self._read_from = current
             self._floats = float(self.gamma), float(self.lmbda)
         return self._floats
+
+
+class AdvantageSettings(Protocol):
+    """Settings of an algorithm that estimates advantages."""
+
+    gamma: float
+    gae_lambda: float
+    normalize_advantage: bool
+
+
+def use_kernel_gae(loss: LossModule, settings: AdvantageSettings, group: ProcessGroup | None) -> None:
+    """Let `loss.value_estimator` be `KernelGAE` for rollouts with time first and the entry `valid`."""
+    loss.make_value_estimator(
+        KernelGAE,
+        gamma=settings.gamma,
+        lmbda=settings.gae_lambda,
+        time_dim=0,
+        normalize=settings.normalize_advantage,
+        mask_key="valid",
+        group=group,
+    )
+
+
+def bootstrap_broken_steps(data: TensorDictBase, reward_scale: float) -> None:
+    """Scale the rewards of a rollout, and give to broken steps the value of their state as reward.
+
+    So the advantage of a broken step is zero, and earlier steps are bootstrapped with that value, as if the
+    episode had been truncated there. In place, once a rollout: what is reported was summed by the env,
+    unscaled.
+    """
+    reward = data["next", "reward"]
+    reward.mul_(reward_scale)
+    reward.copy_(torch.where(data["valid"], reward, data["state_value"]))
 
 
 def _time_first(tensor: Tensor, time_dim: int) -> Tensor:

@@ -12,6 +12,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.categorical import CategoricalPolicy
 
 ACTOR, CRITIC = "actor_features", "critic_features"
 """What the policy's head and the critics' heads read."""
@@ -19,17 +20,17 @@ ACTOR, CRITIC = "actor_features", "critic_features"
 
 def loss_input(
     samples: TensorDict,
-    policy: BoundedPolicy,
+    policy: BoundedPolicy | CategoricalPolicy,
     features: Mapping[str, Tensor],
     next_features: Mapping[str, Tensor],
     reward_scale: float,
     noise: tuple[Tensor, Tensor],
 ) -> TensorDict:
-    """Features, actions in (-1, 1), scaled rewards, and the rest as it is.
+    """Features, actions as losses read them, scaled rewards, and the rest as it is.
 
     Args:
         samples: of batch `[B]`, see `training.features.samples_of`.
-        policy: whose action limits are meant.
+        policy: whose actions are meant.
         features: `ACTOR` and `CRITIC` before the steps, each `[B, F]`, where the loss reads them.
         next_features: the same after the steps.
         reward_scale: factor on the reward.
@@ -45,7 +46,7 @@ def loss_input(
     }
     now = {
         **features,
-        "action": policy.to_unit(samples["action"]),
+        "action": policy.learned_action(samples["action"]),
         "noise": noise[0],
         "valid": samples["valid"],
         "steps_to_next_obs": samples["num_steps"].unsqueeze(-1),

@@ -26,6 +26,7 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.categorical import CategoricalPolicy
 from pi_incubator.training.algorithm import Algorithm
 from pi_incubator.training.background import make_background
 from pi_incubator.training.features import Features
@@ -60,7 +61,7 @@ class OffPolicy(Algorithm[Settings]):
     A concrete algorithm sets `policy` and `step`.
     """
 
-    policy: BoundedPolicy
+    policy: BoundedPolicy | CategoricalPolicy
     report_names: tuple[str, ...]
     """Names of the numbers that `step` reports."""
 
@@ -88,7 +89,7 @@ class OffPolicy(Algorithm[Settings]):
 
     @staticmethod
     @abstractmethod
-    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> BoundedPolicy: ...
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> BoundedPolicy | CategoricalPolicy: ...
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
@@ -150,8 +151,7 @@ class OffPolicy(Algorithm[Settings]):
         decision = policy.act(obs, state, self.scale_noise(noise))
         action, steps_of_all = decision.action, env.num_envs * self.distributed.world_size
         if self.env_steps + t * steps_of_all < self.settings.learning_starts:
-            # Uniform between the env's limits: the normal distribution's quantile of the noise.
-            action = policy.to_env_units(torch.special.ndtr(noise) * 2.0 - 1.0)
+            action = policy.random_action(noise)
         return Choice(obs, state, action, decision.state)
 
     @torch.no_grad()

@@ -27,7 +27,9 @@ from pi_incubator.distributed import Distributed
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ActorCritic, Decision, ValueFunction
+from pi_incubator.policies.categorical import CategoricalPolicy
 from pi_incubator.policies.gaussian import GaussianPolicy
+from pi_incubator.policies.stochastic import StochasticPolicy
 from pi_incubator.training.algorithm import Algorithm
 from pi_incubator.training.overlap import OverlappedUpdates
 
@@ -41,7 +43,7 @@ class OnPolicy(Algorithm[Settings]):
     With `training.overlap` the next rollout is collected while the last one is learned from.
     """
 
-    policy: GaussianPolicy
+    policy: StochasticPolicy
 
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
@@ -57,12 +59,13 @@ class OnPolicy(Algorithm[Settings]):
         self.act = make_act(self.actor, compute.compiled, cfg.compute.autocast)
 
     def make_critic(self, spec: EnvSpec) -> ValueFunction:
-        """The untrained value function."""
+        """The untrained value function; `NoCritic` for an algorithm that needs none."""
         return ValueFunction(make_network(self.cfg.network, spec), self.policy)
 
     @staticmethod
-    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> GaussianPolicy:
-        return GaussianPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
+    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> StochasticPolicy:
+        kind = GaussianPolicy if spec.num_choices is None else CategoricalPolicy
+        return kind(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
 
     @abstractmethod
     def advantage(self, data: TensorDict) -> None:

@@ -38,6 +38,18 @@ ALWAYS = [
 NARROW = "network.hidden_sizes=[8]"
 OWN = {
     "ppo": [NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=2"],
+    "a2c": ["algorithm.name=a2c", NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=32"],
+    "grpo": [
+        "algorithm.name=grpo",
+        NARROW,
+        "algorithm.horizon=4",
+        "algorithm.group_size=4",
+        "algorithm.lookahead=1",
+        "algorithm.minibatch_size=12",
+        "algorithm.num_epochs=2",
+        "algorithm.kl_coef=0.1",
+        "algorithm.lr=3e-3",
+    ],
     "sac": [
         "algorithm.name=sac",
         "algorithm.optimizer=muon",
@@ -128,6 +140,7 @@ WINDOWS = [
     "algorithm.n_step=2",
 ]
 OWN |= {
+    "ppo_rnd": [*OWN["ppo"], "algorithm.rnd_coef=0.5"],
     "sac_gru": [*OWN["sac"], *WINDOWS],
     "td3_gru": ["algorithm.name=td3", *OWN["sac"][1:], *WINDOWS],
 }

@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> Path:
     [
         (
             "algorithm:\n  name: ppox",
-            ":2: algorithm.name = 'ppox': unknown algorithm; did you mean 'ppo'? known: bc, cql, crossq, ",
+            ":2: algorithm.name = 'ppox': unknown algorithm; did you mean 'ppo'? known: a2c, bc, ",
         ),
         ("network:\n  name: grru", ":2: network.name = 'grru': unknown network; did you mean 'gru'? known: "),
         ("algorithm: {name: 3}", ":1: algorithm.name = 3: unknown algorithm; "),
@@ -50,12 +50,13 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
             "cql or flash_sac or iql or sac or td3 or td3_bc has it; remove it",
         ),
         (
-            "algorithm:\n  name: sac\n  clip_ratio: 0.1",
-            ":3: algorithm.clip_ratio = 0.1: only algorithm.name = ppo has it; remove it",
+            "algorithm:\n  name: sac\n  clip_value_loss: true",
+            ":3: algorithm.clip_value_loss = True: only algorithm.name = ppo has it; remove it",
         ),
         (
             "algorithm:\n  name: sac\n  minibatch_size: 64",
-            ":3: algorithm.minibatch_size = 64: only algorithm.name = distillation or ppo has it; remove it",
+            ":3: algorithm.minibatch_size = 64: only algorithm.name = a2c or distillation or grpo or ppo has it; "
+            "remove it",
         ),
         ("network: {channels: [8]}", ":1: network.channels = [8]: only network.name = cnn has it; remove it"),
     ],

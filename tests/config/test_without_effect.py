@@ -127,6 +127,8 @@ TABLE = [
     Case("env.episode_length_s=3", OFFLINE, DISTIL),
     Case(NOISE, OFFLINE, DISTIL),
     Case("dataset.path=data", SAC, ["algorithm.name=iql"]),
+    Case("algorithm.rnd_lr=1e-3", ["algorithm.name=ppo"], ["algorithm.rnd_coef=1"]),
+    Case("algorithm.entropy_share=0.3", ["algorithm.name=cql", "dataset.path=data"], SAC),
     # what follows training
     Case("tracking.uri=http://localhost", ["tracking.backend=none"]),
     Case("deployment.max_rate_per_s=3", CNN),
@@ -148,6 +150,8 @@ ALWAYS = {
     "algorithm.lr",
     "algorithm.lr_schedule algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",
     "algorithm.clip_value_loss algorithm.normalize_value algorithm.entropy_coef algorithm.max_grad_norm",
+    "algorithm.group_size algorithm.normalize algorithm.lookahead algorithm.kl_coef",
+    "algorithm.rnd_coef",
     "algorithm.normalize_advantage algorithm.reward_scale algorithm.batch_size",
     "algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
     "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",

@@ -25,6 +25,12 @@ algorithm: {horizon: 16, num_epochs: 2, lr: 1e-3, lr_schedule: adaptive}
 training: {total_steps: 100000}
 compute: {device: cpu, compile: "off", shards: 2}
 """
+GRPO = PPO.replace("horizon: 16", "name: grpo, group_size: 4, kl_coef: 0.1, horizon: 16")
+A2C = PPO.replace("lr_schedule: adaptive", "entropy_coef: 0.01").replace("num_epochs: 2", "name: a2c")
+ON_POLICY = (
+    ["env.num_envs=8", "algorithm.minibatch_size=32"],
+    ["env.num_envs=16", "algorithm.minibatch_size=64"],
+)
 SAC = """
 env: {name: half_cheetah}
 network: {hidden_sizes: [16]}
@@ -89,17 +95,17 @@ def record(folder):
 @pytest.mark.parametrize(
     ("text", "two", "one"),
     [
-        (
-            PPO,
-            ["env.num_envs=8", "algorithm.minibatch_size=32"],
-            ["env.num_envs=16", "algorithm.minibatch_size=64"],
-        ),
+        (PPO, *ON_POLICY),
+        *(pytest.param(text, *ON_POLICY, marks=pytest.mark.slow) for text in (GRPO, A2C)),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
             for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, IQL, CQL)
         ),
     ],
-    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped", "iql", "cql"],
+    ids=[
+        *("ppo", "grpo", "a2c", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"),
+        *("iql", "cql"),
+    ],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""

@@ -4,8 +4,10 @@ import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
 
+from envs_gpu.draw import Draw
 from envs_gpu.errors import EnvError
 from envs_gpu.make import make_env
+from envs_gpu.randomize import Delay, Randomization
 from envs_gpu.tasks import TASKS
 from envs_gpu.torchrl_env import TorchRLEnv
 
@@ -86,6 +88,55 @@ def test_continues_bit_for_bit(task):
     other = make_env(task, num_envs=4, device=CPU, seed=99)
     other.load_state_dict(saved)
     assert_same(expected, play(other, moves[45:]))
+
+
+@every_task
+def test_copied_worlds_stay_equal_under_equal_actions(task):
+    """Bit for bit, over resets too; and a copy goes on like its source would have."""
+    env = make_env(task, num_envs=6, device=CPU, seed=5)
+    play(env, actions(env, 20))
+    moves = actions(env, 60, seed=1)
+    moves[:, [1, 4]] = moves[:, [2, 2]]  # of worlds that will be copies of world 2
+    saved = env.state_dict()
+    alone = play(env, moves)
+    env.load_state_dict(saved)
+    source = torch.tensor([0, 2, 2, 3, 2, 3])
+    env.copy_worlds(source)
+    for group, value in env.obs.items():
+        assert torch.equal(value, saved[f"obs.{group}"][source])
+    copied = play(env, moves)
+    for name, value in copied.items():
+        assert torch.equal(value[:, 1], value[:, 2]), name
+        assert torch.equal(value[:, 4], value[:, 2]), name
+        assert torch.equal(value[:, [0, 2, 3]], alone[name][:, [0, 2, 3]]), name
+    assert not torch.equal(copied["obs"][:, 5], copied["obs"][:, 3])  # other actions
+
+
+def test_copies_share_randomization_history_and_parameters():
+    """Two worlds with other masses, delays and noise are one after the copy."""
+    randomization = Randomization(
+        observation_noise=Draw(low=-0.1, high=0.1), mass=Draw(low=0.5, high=2.0), action_delay=Delay(0, 3)
+    )
+    env = make_env("go1_velocity", num_envs=4, device=CPU, randomization=randomization, observation_history=3)
+    play(env, actions(env, 5))
+    env.set_parameters(torch.tensor([False, True, False, False]), {"alive_weight": 3.0})
+    env.copy_worlds(torch.tensor([1, 1, 2, 1]))
+    moves = actions(env, 20)
+    moves[:, [0, 3]] = moves[:, [1, 1]]
+    played = play(env, moves)
+    for name, value in played.items():
+        assert torch.equal(value[:, 0], value[:, 1]), name
+        assert torch.equal(value[:, 3], value[:, 1]), name
+
+
+@pytest.mark.parametrize("backend", ["warp", pytest.param("mjx", marks=pytest.mark.slow)])
+def test_other_backends_copy_worlds_too(backend):
+    env = make_env("cartpole_swingup", backend=backend, num_envs=4, device=CPU)
+    play(env, actions(env, 5))
+    env.copy_worlds(torch.tensor([1, 1, 1, 1]))
+    moves = actions(env, 20)[:, :1].expand(-1, 4, -1)
+    for name, value in play(env, moves).items():
+        assert torch.equal(value, value[:, :1].expand_as(value)), name
 
 
 @every_task

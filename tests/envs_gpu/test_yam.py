@@ -103,6 +103,19 @@ def test_reached_is_within_two_centimetres():
     assert outcome.measures["reached"].tolist() == [True, False]
 
 
+def test_a_sparse_reach_pays_for_reached_targets_alone():
+    """With the weights of nearness at zero, what is left beside efforts is the same for every step at the
+    target, and nothing anywhere else."""
+    sparse = {"near_weight": 0.0, "precise_weight": 0.0, "reached_weight": 5.0, "reached_m": 0.1}
+    env = make_env("yam_reach", num_envs=3, device=CPU, task_parameters=sparse)
+    tool = env.task.read(env.physics.state, "tool_position").float()
+    env._memory["target"] = tool + torch.tensor([[0.0, 0.0, 0.01], [0.0, 0.09, 0.0], [0.11, 0.0, 0.0]])
+    reward = env.task.outcome(env.physics.state, env._episode(), torch.zeros(3, 6)).reward
+    torch.testing.assert_close(reward["reached"].float(), 0.02 * torch.tensor([5.0, 5.0, 0.0]))
+    assert (reward["near"] == 0).all()
+    assert (reward["precise"] == 0).all()
+
+
 def test_targets_are_where_some_posture_puts_the_tool():
     """Inverse kinematics in C MuJoCo, from the default pose, with the maker's own model."""
     env = make_env("yam_reach", num_envs=40, device=CPU, seed=5)

@@ -10,11 +10,11 @@ import torch
 from flax import struct
 
 from envs_gpu import bridge
-from envs_gpu.errors import BrokenWorldsError
+from envs_gpu.errors import BrokenWorldsError, EnvError
 from envs_gpu.make import make_env
 from envs_gpu.registry import UnknownNameError
 from envs_gpu.vec_env import EnvSpec
-from envs_gpu.zoo import FAMILIES, ZooError, find
+from envs_gpu.zoo import FAMILIES, find
 from envs_gpu.zoo._jax_env import JaxEnv
 from envs_gpu.zoo.isaaclab import IsaacLabEnv
 from pi_incubator.cli import train as train_cli
@@ -306,7 +306,7 @@ def test_every_family_is_known():
     ("override", "message"),
     [
         ("env.name=isaaclab/Isaac-Ant-v0", "needs isaaclab and isaaclab_tasks, not installed here; install"),
-        ("env.name=gymnasium/CartPole-v1", "acts on Discrete"),
+        ("env.name=gymnasium/FrozenLake-v1", "observes Discrete"),
         ("env.name=gymnasium/Ant-v55", "did you mean 'gymnasium/Ant-v5'"),
     ],
 )
@@ -324,9 +324,73 @@ def test_a_family_brings_its_own_physics(tmp_path):
         train_cli.main(["--config", str(config)])
 
 
-def test_gymnasium_with_discrete_actions_says_so():
-    with pytest.raises(ZooError, match="continuous actions"):
-        make("gymnasium/CartPole-v1")
+def test_discrete_actions_are_numbers_of_choices():
+    """Steps of CartPole and Acrobot are Gymnasium's own; an action that is not finite breaks its world."""
+    for name, num_choices in (("CartPole-v1", 2), ("Acrobot-v1", 3)):
+        env, reference = make(f"gymnasium/{name}", num_envs=2), gymnasium.make(name).unwrapped
+        assert (env.spec.num_choices, env.spec.action_dim) == (num_choices, 1)
+        assert (env.spec.action_low, env.spec.action_high) == ((0.0,), (num_choices - 1.0,))
+        reference.reset()
+        reference.state = np.array(env.worlds[1].unwrapped.state)
+        for step in range(8):
+            result = env.step(torch.tensor([[0.0], [float(step % num_choices)]]))
+            observation, reward, ends, *_ = reference.step(step % num_choices)
+            np.testing.assert_array_equal(
+                result.final_obs["policy"][1].numpy(), observation.astype(np.float32)
+            )
+            assert (float(result.reward[1]), bool(result.terminated[1])) == (reward, ends)
+        assert env.step(torch.tensor([[float("nan")], [1.0]])).broken.tolist() == [True, False]
+
+
+def test_saved_worlds_with_discrete_actions_continue_bit_for_bit():
+    env, other = (make("gymnasium/CartPole-v1", num_envs=3, seed=seed) for seed in (0, 9))
+    moves = (torch.rand(120, 3, 1, generator=torch.Generator().manual_seed(0)) < 0.5).float()
+    play(env, moves[:60])
+    other.load_state_dict(env.state_dict())
+    assert_same(play(env, moves[60:]), play(other, moves[60:]))
+
+
+@pytest.mark.parametrize("name", ["CartPole-v1", "Hopper-v5"])
+def test_copied_worlds_of_gymnasium_stay_equal_under_equal_actions(name):
+    """Also over resets, which both take from the same random numbers."""
+    env = make(f"gymnasium/{name}", num_envs=4)
+    moves = actions(env, 120) if env.spec.num_choices is None else (actions(env, 120) > 0).float()
+    play(env, moves[:8])
+    alone = env.state_dict()
+    moves[:, [0, 3]] = moves[:, [2, 2]]
+    env.copy_worlds(torch.tensor([2, 1, 2, 2]))
+    copied = play(env, moves[8:])
+    assert copied["terminated"][:, 2].any()
+    for key, value in copied.items():
+        assert torch.equal(value[:, 0], value[:, 2]), key
+        assert torch.equal(value[:, 3], value[:, 2]), key
+    env.load_state_dict(alone)
+    for key, value in play(env, moves[8:]).items():
+        assert torch.equal(value[:, [1, 2]], copied[key][:, [1, 2]]), key
+
+
+def test_worlds_that_may_keep_more_than_numbers_cannot_be_copied():
+    env = make("walk")
+    assert not env.can_copy_worlds
+    with pytest.raises(EnvError, match="the worlds of toy/walk cannot be copied"):
+        env.copy_worlds(torch.arange(5))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "network"),
+    [("td3", "mlp"), ("flash_sac", "flash"), ("crossq", "batch_norm")],
+)
+def test_algorithms_of_continuous_actions_refuse_discrete_ones(tmp_path, algorithm, network):
+    """In one line that names those that learn them."""
+    config = tmp_path / "a.yaml"
+    config.write_text(
+        f"experiment: {{output_dir: {tmp_path}}}\nenv: {{name: gymnasium/CartPole-v1, num_envs: 4}}\n"
+        f"algorithm:\n  name: {algorithm}\nnetwork: {{name: {network}}}\n"
+    )
+    problem = f"a.yaml:4: algorithm.name = '{algorithm}': it learns continuous actions.*; set it to .*ppo"
+    with pytest.raises(ConfigError, match=problem) as caught:
+        train_cli.main(["--config", str(config)])
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_gymnasium_keeps_mujocos_whole_state():

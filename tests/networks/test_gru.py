@@ -9,7 +9,6 @@ import torch
 
 from envs_gpu.make import make_env
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator.algorithms.ppo import ACTOR_FEATURES, CRITIC_FEATURES
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.layers.encoder import Encoder
@@ -17,6 +16,7 @@ from pi_incubator.layers.gru_scan import gru_scan
 from pi_incubator.training.captured import NUM_WARM_UP, CapturedStep
 from pi_incubator.training.compiled import compiled_step
 from pi_incubator.training.minibatches import Sequences
+from pi_incubator.training.policy_gradient import ACTOR_FEATURES, CRITIC_FEATURES
 from tests.envs import StillEnv, record_results
 from tests.learning import make_algorithm, state_of
 

@@ -1,6 +1,7 @@
 """Policies: their densities are torch's, their actions lie within limits, and sequences are their steps."""
 
 import math
+from dataclasses import replace
 
 import onnxruntime
 import pytest
@@ -8,10 +9,12 @@ import torch
 from torch import nn
 from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
 
+from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.models import NETWORKS
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
+from pi_incubator.policies.categorical import CategoricalPolicy
 from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.policies.gaussian import GaussianPolicy
 from pi_incubator.policies.squashed_gaussian import LOG_STD_RANGE, SquashedGaussian, SquashedGaussianPolicy
@@ -22,6 +25,8 @@ T, N, D = 9, 5, 4
 LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)
 SPEC = EnvSpec("toy", N, {"policy": D, "critic": 6}, 2, LOW, HIGH, ("a", "b"), 50.0, 100, CPU)
 SHAPE = (2, 16, 16)
+K = 3
+CHOICES = replace(SPEC, action_dim=1, action_low=(0.0,), action_high=(K - 1.0,), num_choices=K)
 POLICIES = [GaussianPolicy, SquashedGaussianPolicy, DeterministicPolicy]
 
 
@@ -157,10 +162,41 @@ def test_the_moments_are_those_of_sampled_actions(kind):
     assert ((step.action.mean(0) - mean[0]).abs() < 5 * std[0] / number**0.5 + 1e-3 * std[0]).all()
 
 
+def test_choices_are_taken_as_often_as_they_are_probable():
+    """Log-probability and entropy are torch's; the deterministic action is the most probable choice."""
+    policy, number = make_policy(CategoricalPolicy, spec=CHOICES), 20_000
+    obs = {group: value.repeat(number, 1) for group, value in observations(1, policy).items()}
+    noise = torch.randn(number, 1, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        step = policy.act(obs, policy.initial_state(number), noise)
+        expected = torch.distributions.Categorical(logits=policy.head(step.features))
+        action, _ = policy.mean(obs, policy.initial_state(number))
+        mean, std, _ = policy.moments(obs, policy.initial_state(number))
+    assert step.action.shape == (number, 1)
+    share = torch.bincount(step.action.long().squeeze(-1), minlength=K) / number
+    assert ((share - expected.probs[0]).abs() < 5 * (expected.probs[0] / number).sqrt()).all()
+    assert (expected.probs[0] > 0.02).all()
+    torch.testing.assert_close(step.log_prob, expected.log_prob(step.action.squeeze(-1)))
+    assert (action == expected.probs[0].argmax()).all()
+    torch.testing.assert_close(step.action.mean(0), mean[0], rtol=0.03, atol=0)
+    torch.testing.assert_close(step.action.std(0), std[0], rtol=0.03, atol=0)
+    ours = policy.distribution(step.features)
+    torch.testing.assert_close(ours.entropy(), expected.entropy())
+    torch.testing.assert_close(ours.log_prob(step.action), step.log_prob)
+    assert set(ours.sample().unique().tolist()) <= {0.0, 1.0, 2.0}
+
+
+def test_a_standard_deviation_of_choices_is_refused():
+    settings = NETWORKS.members["mlp"](init_log_std=-1.0)
+    with pytest.raises(SettingError, match=r"network.init_log_std = -1.0: has no effect on the discrete"):
+        CategoricalPolicy(settings, make_network(settings, CHOICES), CHOICES)
+
+
 @pytest.mark.parametrize("network", ["mlp", "gru"])
-@pytest.mark.parametrize("kind", POLICIES)
+@pytest.mark.parametrize("kind", [*POLICIES, CategoricalPolicy])
 def test_the_onnx_form_acts_like_the_policy(kind, network, tmp_path):
-    policy, path, batch = make_policy(kind, network, gain=300.0), tmp_path / "policy.onnx", N
+    spec = CHOICES if kind is CategoricalPolicy else SPEC
+    policy, path, batch = make_policy(kind, network, spec, gain=300.0), tmp_path / "policy.onnx", N
     width, size = policy.state_width, torch.export.Dim("batch")
     inputs = {"observation": observations(batch, policy)["policy"]}
     if width:

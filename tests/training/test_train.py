@@ -124,7 +124,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
-    run(tmp_path, "reads", "tracking.backend=mlflow", *video)
+    run(tmp_path, "reads", "tracking.backend=mlflow", "algorithm.rnd_coef=0.1", *video)
     run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
     for network in ("gru", "mlp_privileged"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
@@ -140,6 +140,9 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
         own = [f"network.name={network}", "network.normalize_observations=true"]
         replay = ["algorithm.replay=prioritized", f"algorithm.name={algorithm}"]
         run(tmp_path, algorithm, *replay, *own, sizes=OFF_POLICY)
+    of_grpo = ["algorithm.name=grpo", "algorithm.group_size=2", "algorithm.kl_coef=0.1"]
+    run(tmp_path, "grpo", *of_grpo, "algorithm.lr_schedule=adaptive")
+    run(tmp_path, "a2c", "algorithm.name=a2c", sizes=[line for line in SIZES if "num_epochs" not in line])
     windows = ["network.name=gru", "algorithm.replay=sequences", "algorithm.sequence_length=4"]
     for algorithm in ("sac", "td3"):
         own = ["algorithm.burn_in=2", f"algorithm.name={algorithm}"]

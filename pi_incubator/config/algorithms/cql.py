@@ -14,7 +14,12 @@ from pi_incubator.config.section import NonNegative
 class CQLSettings(OfflineSettings, SACSettings):
     """Soft actor-critic whose critics give low values to actions that the data does not hold."""
 
-    unused: ClassVar[tuple[str, ...]] = (*OfflineSettings.unused, *SACSettings.unused)
+    takes_choices: ClassVar[bool] = False
+    unused: ClassVar[tuple[str, ...]] = (
+        *OfflineSettings.unused,
+        *SACSettings.unused,
+        "algorithm.entropy_share",
+    )
 
     name: Literal["cql"] = "cql"  # type: ignore[assignment]  # another name than that of the base
     """Algorithm: the name of a file in pi_incubator/algorithms."""

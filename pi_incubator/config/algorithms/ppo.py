@@ -2,152 +2,51 @@
 
 from __future__ import annotations
 
-from math import gcd, isqrt
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from pi_incubator.config.algorithm import RolloutSettings
-from pi_incubator.config.section import Count, Fraction, NonNegative, Positive, cross_field_error
+from pi_incubator.config.policy_gradient import ClippedSettings
+from pi_incubator.config.section import Fraction, NonNegative, Positive, cross_field_error
 from pi_incubator.config.without_effect import is_default
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
 
-ADAPTIVE = ("desired_kl", "lr_min", "lr_max")
-"""Settings of the adaptive learning rate."""
 
-
-class PPOSettings(RolloutSettings):
+class PPOSettings(ClippedSettings):
     """Clipped PPO: what is collected for an iteration, and how it is learned from."""
 
     name: Literal["ppo"] = "ppo"
     """Algorithm: the name of a file in pi_incubator/algorithms."""
     loss: Literal["torchrl", "fused"] = "torchrl"
     """torchrl: ClipPPOLoss; fused: the same losses by our kernel, one launch forward and one backward."""
-    num_epochs: Count = 5
-    """Passes over the collected batch in one iteration."""
-    minibatch_size: Count = 512
-    """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
-    optimizer: Literal["adam", "muon"] = "adam"
-    """adam, or muon for the matrices of hidden layers and adam for the rest; learning rates fit both."""
-    lr: Positive = 3e-4
-    """Learning rate of the optimizer, the initial one if it is scheduled."""
-    lr_schedule: Literal["constant", "linear", "adaptive"] = "linear"
-    """constant, linear decay to zero over the run, or adaptive: steered towards desired_kl."""
-    desired_kl: Positive = 0.01
-    """KL divergence between successive policies that the adaptive schedule aims at, in nats."""
-    lr_min: Positive = 1e-5
-    """Lower bound of the adaptive learning rate."""
-    lr_max: Positive = 1e-2
-    """Upper bound of the adaptive learning rate."""
-    gamma: Fraction = 0.99
-    """Discount of the reward, per step."""
     gae_lambda: Fraction = 0.95
     """Decay of generalized advantage estimation: 0 is one-step TD, 1 is Monte Carlo."""
-    clip_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """How far the probability ratio may leave 1 before its gradient is cut."""
     value_coef: NonNegative = 0.5
     """Weight of the value loss."""
     clip_value_loss: bool = False
     """Whether the value may move clip_ratio from the old one before the value loss stops rewarding it."""
     normalize_value: bool = False
     """Whether the critic learns returns in units of their running standard deviation, from their mean."""
-    entropy_coef: NonNegative = 0.0
-    """Weight of the entropy bonus."""
-    symmetry_coef: NonNegative = 0.0
-    """Weight of how far the policy's mean is from its left-right mirror image, which the task declares."""
-    max_grad_norm: Positive = 1.0
-    """Gradients with a larger global L2 norm are scaled down to it."""
     normalize_advantage: bool = True
     """Whether advantages are shifted and scaled to zero mean and unit standard deviation."""
-    reward_scale: Positive = 1.0
-    """Factor on the reward that the algorithm sees; reported returns are not scaled."""
-
-    def samples_per_update(self, num_envs: int) -> int:
-        return min(self.minibatch_size, num_envs * self.horizon)
-
-    def divided_among_shards(self, cfg: ExperimentConfig) -> tuple[str, int]:
-        # The sequences of a network with a state are not divided.
-        samples = self.horizon if cfg.network.has_state else 1
-        return "algorithm.minibatch_size", self.minibatch_size // samples
-
-    def num_envs_multiple(self) -> int:
-        return self.minibatch_size // gcd(self.minibatch_size, self.horizon)
+    rnd_coef: NonNegative = 0.0
+    """Weight of the reward for new observations, by random network distillation; 0 gives none."""
+    rnd_lr: Positive = 1e-4
+    """Learning rate of the predictor whose error that reward is."""
 
     def check(self, cfg: ExperimentConfig) -> None:
-        if self.lr_schedule == "adaptive":
-            self._check_lr_range()
-        else:
-            for key in ADAPTIVE:
-                self._check_adapts(cfg, key)
-        if cfg.network.has_state and self.symmetry_coef:
+        super().check(cfg)
+        if not self.rnd_coef and not is_default(cfg, "algorithm.rnd_lr"):
             raise cross_field_error(
-                field="algorithm.symmetry_coef",
-                value=self.symmetry_coef,
-                problem=f"network {cfg.network.name} has a state, whose mirror image is not known",
-                fix="remove it, or name a network without a state",
+                field="algorithm.rnd_lr",
+                value=self.rnd_lr,
+                problem="has no effect with algorithm.rnd_coef = 0",
+                fix="remove it, or raise algorithm.rnd_coef",
             )
-        if cfg.network.has_state and self.minibatch_size % self.horizon:
-            multiple = -(-self.minibatch_size // self.horizon) * self.horizon
-            raise cross_field_error(
-                field="algorithm.minibatch_size",
-                value=self.minibatch_size,
-                problem=f"network {cfg.network.name} learns from whole sequences of "
-                f"algorithm.horizon = {self.horizon}",
-                fix=f"set it to {multiple} or another multiple of that",
-            )
-
-    def _check_adapts(self, cfg: ExperimentConfig, key: str) -> None:
-        """Refuse a setting of the adaptive schedule beside another schedule."""
-        if not is_default(cfg, f"algorithm.{key}"):
-            raise cross_field_error(
-                field=f"algorithm.{key}",
-                value=getattr(self, key),
-                problem=f"has no effect with algorithm.lr_schedule = {self.lr_schedule}",
-                fix="remove it, or set algorithm.lr_schedule to adaptive",
-            )
-
-    def _check_lr_range(self) -> None:
-        """The adaptive learning rate begins within its bounds."""
-        for key, fits, fix in (
-            ("lr_min", self.lr_min <= self.lr, f"set it to {self.lr:g} or less, or algorithm.lr higher"),
-            ("lr_max", self.lr_max >= self.lr, f"set it to {self.lr:g} or more, or algorithm.lr lower"),
-        ):
-            if not fits:
-                problem = f"algorithm.lr = {self.lr:g} is not within the bounds of the adaptive schedule"
-                value = getattr(self, key)
-                raise cross_field_error(field=f"algorithm.{key}", value=value, problem=problem, fix=fix)
-
-    def check_num_envs(self, cfg: ExperimentConfig) -> None:
-        num_envs = cfg.env.num_envs
-        batch = self.steps_per_iteration(num_envs)
-        if batch % self.minibatch_size:
-            sizes = _nearest_divisors(batch, self.minibatch_size)
-            envs = _nearest_multiples(self.num_envs_multiple(), num_envs)
-            raise cross_field_error(
-                field="algorithm.minibatch_size",
-                value=self.minibatch_size,
-                problem=f"must divide {self.describe_iteration(num_envs)}",
-                fix=f"set it to {_either(sizes)}, or env.num_envs to {_either(envs)}",
-            )
-        super().check_num_envs(cfg)
-
-
-def _nearest_divisors(number: int, near: int) -> list[int]:
-    """The divisors of `number` next below and next above `near`, those that exist."""
-    small = [d for d in range(1, isqrt(number) + 1) if number % d == 0]
-    divisors = sorted({*small, *(number // d for d in small)})
-    below = [d for d in divisors if d < near]
-    above = [d for d in divisors if d > near]
-    return below[-1:] + above[:1]
-
-
-def _nearest_multiples(factor: int, near: int) -> list[int]:
-    """The positive multiples of `factor` next below and next above `near`."""
-    below = near // factor * factor
-    return [multiple for multiple in (below, below + factor) if multiple > 0]
-
-
-def _either(values: list[int]) -> str:
-    return " or ".join(map(str, values))
+        if self.rnd_coef and (cfg.network.sees_pixels or cfg.training.overlap):
+            problem = f"network {cfg.network.name} sees pixels, and the predictor sees vectors alone"
+            fix = "remove it, or name a network of vectors"
+            if cfg.training.overlap:
+                problem = "the predictor is read while an update in the background would change it"
+                fix = "remove it, or set training.overlap to false"
+            raise cross_field_error(field="algorithm.rnd_coef", value=self.rnd_coef, problem=problem, fix=fix)

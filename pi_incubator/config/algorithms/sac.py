@@ -7,13 +7,14 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pi_incubator.config.algorithm import ReplaySettings
-from pi_incubator.config.section import Number, Positive
+from pi_incubator.config.section import Fraction, Number, Positive
 
 
 class SACSettings(ReplaySettings):
     """Soft actor-critic: twin critics, a tuned temperature, and a replay buffer."""
 
     num_networks: ClassVar[int] = 5
+    takes_choices: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = ("network.init_log_std",)
 
     name: Literal["sac"] = "sac"
@@ -31,6 +32,8 @@ class SACSettings(ReplaySettings):
     initial_temperature: Positive = 1.0
     """Weight of the entropy beside the reward, before it is tuned."""
     target_entropy: Number = -1.0
-    """Entropy that the temperature is tuned to, for each dimension of the action, in nats."""
+    """Entropy that the temperature is tuned to, for each dimension of a continuous action, in nats."""
+    entropy_share: Fraction = 0.5
+    """Entropy that the temperature is tuned to where actions are discrete, as a share of the largest one."""
     reward_scale: Positive = 1.0
     """Factor on the reward that the algorithm sees; reported returns are not scaled."""

@@ -1,0 +1,159 @@
+"""Group relative policy optimization for control (Shao et al. 2024, arXiv 2402.03300, sections 4.1.1-4.1.3).
+
+Letters: T horizon, N worlds, G worlds of a group, B samples of a minibatch.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from envs_gpu.errors import SettingError
+from envs_gpu.vec_env import EnvSpec, VecEnv
+from kernels.discounted_return import discounted_return
+from kernels.group_advantage import group_advantage
+from kernels.normalize import gather_moments, make_moments, mean_and_std
+from pi_incubator.checkpoint import Part
+from pi_incubator.compute import ComputePlan
+from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.algorithms.grpo import GRPOSettings
+from pi_incubator.data.sharded import ShardedRandom
+from pi_incubator.distributed import Distributed
+from pi_incubator.policies.actor_critic import NoCritic
+from pi_incubator.registry import algorithm
+from pi_incubator.saved_state import load_module
+from pi_incubator.training.policy_gradient import ACTOR_FEATURES, KL, PolicyGradient
+
+REFERENCE = "reference_log_prob"
+
+
+@algorithm("grpo")
+class GRPO(PolicyGradient[GRPOSettings]):
+    """The clipped surrogate of PPO, with the returns of copied worlds instead of a critic.
+
+    Each rollout begins with groups of G equal worlds: the state of one of them, chosen at random, is copied
+    to the others. It is that of a reset, or any that was visited. Then every world acts with its own noise.
+    The return of a step is the discounted sum of the rewards until its episode or the rollout ends; nothing
+    stands for what comes later. So the horizon has to be long enough for the task, and the last `lookahead`
+    steps, which see little of what they cause, are not learned from. The baseline is the mean
+    return of the group at the same time of the rollout. The group shares its state at the start alone: later
+    its mean is a baseline of states that lie ever further apart, which has no bias, but more variance.
+    Advantages are divided by their standard deviation over all groups. Divided by that of its own group, as
+    in the paper, a group in which little but the effort differs counts as much as one that may succeed.
+
+    With `kl_coef`, the loss has the KL divergence from the policy of the run's start, estimated by eq. 4.
+    """
+
+    report_names: tuple[str, ...] = ("loss/policy", "policy/entropy", KL, "policy/clip_fraction")
+    stored_keys: tuple[str, ...] = ("action_log_prob", "advantage")
+
+    def __init__(
+        self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
+    ) -> None:
+        if not env.can_copy_worlds:
+            problem = f"it compares copies of worlds, and those of {env.spec.name} cannot be copied"
+            raise SettingError("algorithm.name", "grpo", problem, "name another one, or one of our own tasks")
+        if cast(GRPOSettings, cfg.algorithm).kl_coef:
+            self.report_names = (*GRPO.report_names, "policy/reference_kl")
+            self.stored_keys = (*GRPO.stored_keys, REFERENCE)
+        super().__init__(cfg, env, distributed, compute)
+        self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.settings.kl_coef else None
+        self.choice = ShardedRandom(cfg.experiment.seed, "sources of groups", self.shards, env.device)
+        self._first_of_group = torch.arange(0, env.num_envs, self.settings.group_size, device=env.device)
+
+    def make_critic(self, spec: EnvSpec) -> NoCritic:
+        return NoCritic(self.policy)
+
+    def collect(self) -> None:
+        if self.reference and self.iteration == 0:  # after other weights may have been loaded
+            load_module(self.reference, self.policy.state_dict())
+        size = self.settings.group_size
+        chosen = torch.cat(self.choice.integers(size, self.env.num_envs // size // len(self.shards)))
+        source = (self._first_of_group + chosen).repeat_interleave(size)  # [N]
+        self.env.copy_worlds(source)
+        self.rollout.state.copy_(self.rollout.state[source])
+        super().collect()
+
+    def advantage(self, data: TensorDict) -> None:
+        reward, terminated, done, valid = (
+            x.squeeze(-1)  # [T, N]
+            for x in (*(data["next", key] for key in ("reward", "terminated", "done")), data["valid"])
+        )
+        nothing = torch.zeros_like(reward)
+        reward.mul_(self.settings.reward_scale)
+        returns = discounted_return(reward, nothing, terminated, done, self.settings.gamma)
+        # What an episode would have returned whose world broke is not known, so none of its steps count.
+        valid &= discounted_return((~valid).float(), nothing, terminated, done, 1.0) == 0
+        size = self.settings.group_size
+        advantage = centered(returns, valid, size)
+        if self.settings.normalize == "group":
+            advantage = group_advantage(advantage, size, valid)
+        else:
+            advantage /= self._std(advantage, valid)
+        data["advantage"] = advantage.unsqueeze(-1)
+        if self.reference:
+            data[REFERENCE] = self._reference_log_prob(data)
+
+    def learn(self, data: TensorDict) -> dict[str, Tensor]:
+        return super().learn(data[: self.settings.learned_horizon])
+
+    def losses(self, samples: TensorDict) -> tuple[Tensor, Sequence[Tensor]]:
+        clip, advantage = self.settings.clip_ratio, samples["advantage"].squeeze(-1)
+        distribution = self.policy.distribution(samples[ACTOR_FEATURES])
+        log_ratio = distribution.log_prob(samples["action"]) - samples["action_log_prob"]
+        ratio = log_ratio.exp()
+        clipped = ratio.clamp(1.0 - clip, 1.0 + clip)
+        objective = torch.minimum(ratio * advantage, clipped * advantage).mean()
+        entropy = distribution.entropy().mean()
+        loss = -objective - self.settings.entropy_coef * entropy
+        # E[r - 1 - log r] is never negative (Schulman 2020).
+        kl, outside = (ratio - 1.0 - log_ratio).mean(), (ratio != clipped).float().mean()
+        if self.reference is None:
+            return loss, (-objective, entropy, kl, outside)
+        difference = samples[REFERENCE] - distribution.log_prob(samples["action"])
+        reference_kl = (difference.exp() - difference - 1.0).mean()
+        return loss + self.settings.kl_coef * reference_kl, (-objective, entropy, kl, outside, reference_kl)
+
+    def _std(self, advantage: Tensor, valid: Tensor) -> Tensor:
+        """The standard deviation of advantages `[T, N]` that are `valid`, over the groups of all ranks."""
+        moments = make_moments(1, advantage.device)
+        gather_moments(advantage.flatten().unsqueeze(-1), moments, valid.flatten())
+        _, std = mean_and_std(self.distributed.merge_moments(moments))
+        return std.to(advantage)
+
+    @torch.no_grad()
+    def _reference_log_prob(self, data: TensorDict) -> Tensor:
+        """Of the actions of a rollout by the first policy, `[T, N]`, which normalizes in its own way."""
+        assert self.reference is not None
+        group, normalizers = self.policy.group, (self.policy.normalizer, self.reference.normalizer)
+        ours, theirs = (normalizer.of(group) for normalizer in normalizers)
+        observation = theirs(ours.inverse(data[group])).flatten(0, 1)
+        features, _ = self.reference.encoder(observation, self.reference.initial_state(0))
+        log_prob = self.reference.distribution(features).log_prob(data["action"].flatten(0, 1))
+        return log_prob.unflatten(0, data.shape)
+
+    def parts(self) -> dict[str, Part]:
+        parts = super().parts() | {"groups": Part(self.choice, per_rank=True)}
+        del parts["critic"]
+        if self.reference:
+            parts["reference"] = Part(self.reference)
+        return parts
+
+
+def centered(returns: Tensor, valid: Tensor, group_size: int) -> Tensor:
+    """Returns `[T, N]` minus the mean of their group of neighbouring worlds at the same time.
+
+    Where not valid, a return counts for no mean, and the result is 0. Equal returns, as those of a group that
+    always succeeds, give exactly zero.
+    """
+    groups, kept = (x.unflatten(1, (-1, group_size)) for x in (returns, valid))  # [T, N / G, G]
+    # Relative to one of them, the mean of equal returns is theirs without rounding.
+    highest = torch.where(kept, groups, -torch.inf).amax(-1, keepdim=True)
+    below = torch.where(kept, groups - highest, 0.0)
+    mean = below.sum(-1, keepdim=True) / kept.sum(-1, keepdim=True).clamp_min(1)
+    return torch.where(kept, below - mean, 0.0).flatten(1)
