@@ -51,7 +51,7 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
         ),
         (
             "algorithm:\n  name: sac\n  clip_value_loss: true",
-            ":3: algorithm.clip_value_loss = True: only algorithm.name = ppo has it; remove it",
+            ":3: algorithm.clip_value_loss = true: only algorithm.name = ppo has it; remove it",
         ),
         (
             "algorithm:\n  name: sac\n  minibatch_size: 64",
