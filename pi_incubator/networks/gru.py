@@ -8,21 +8,16 @@ from torch import Tensor, nn
 from pi_incubator.config.networks.gru import GRUSettings
 from pi_incubator.layers.encoder import Encoder
 from pi_incubator.layers.gru_scan import gru_scan
-from pi_incubator.layers.mlp import ACTIVATIONS, mlp
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.network import EncoderNetwork
 from pi_incubator.registry import network
 
 
 @network("gru")
-class GRU(Network[GRUSettings]):
+class GRU(EncoderNetwork[GRUSettings]):
     """The first of `hidden_sizes` are recurrent units, the others layers of the heads behind them."""
 
     def encoder(self, group: str) -> Encoder:
         return GRUEncoder(self.spec.obs_dims[group], self.settings.hidden_sizes[0])
-
-    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
-        sizes = [num_features, *self.settings.hidden_sizes[1:], num_outputs]
-        return mlp(sizes, ACTIVATIONS[self.settings.activation], output_gain)
 
 
 class GRUEncoder(Encoder):
