@@ -1,9 +1,9 @@
 """A ball that rolls down a corridor to a junction, where one of two arms is the right one.
 
-The memory task of Bakker 2001, "Reinforcement Learning with Long Short-Term Memory", with continuous actions. The
-floor is tilted, so the ball reaches the junction after the same time whatever the policy does, and the policy
-pushes it sideways alone. Neither its sideways position nor its velocity is observed: a policy without a memory
-could otherwise write the cue into the ball's motion, and read it at the junction.
+The memory task of Bakker 2001, "Reinforcement Learning with Long Short-Term Memory", with continuous actions.
+The floor is tilted, so the ball reaches the junction after the same time whatever the policy does, and the
+policy pushes it sideways alone. Neither its sideways position nor its velocity is observed: a policy without
+a memory could otherwise write the cue into the ball's motion, and read it at the junction.
 
 Letters: N worlds.
 """

@@ -14,8 +14,8 @@ from kernels.lambda_return import lambda_return
 def linear_scan(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
     """`hidden[t] = decay[t] * hidden[t - 1] + drive[t]`, at first from `state`; `[T, N, H]`.
 
-    Backwards in time that is a lambda return with lambda = 1: the drive is the reward, the decay the discount,
-    and the state the value after the last step. Differentiable once, by all three.
+    Backwards in time that is a lambda return with lambda = 1: the drive is the reward, the decay the
+    discount, and the state the value after the last step. Differentiable once, by all three.
 
     Args:
         decay: `[T, N, H]`; zero where a sequence begins.

@@ -1,4 +1,4 @@
-"""Minimal gated recurrent units (Feng et al. 2024): policy and critics have some each, and a head behind them."""
+"""Minimal gated recurrent units (Feng et al. 2024): policy and critics have layers of their own."""
 
 from __future__ import annotations
 

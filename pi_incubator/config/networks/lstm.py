@@ -1,0 +1,16 @@
+"""Settings of long short-term memory."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pi_incubator.config.network import MemorySettings, MemorySteps
+
+
+class LSTMSettings(MemorySettings):
+    """A layer of long short-term memory, and fully connected layers behind it."""
+
+    name: Literal["lstm"] = "lstm"
+    """Network: the name of a file in pi_incubator/networks."""
+    memory_steps: MemorySteps = 64
+    """Longest memory, in steps, that gates are initialized for."""
