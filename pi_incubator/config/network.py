@@ -14,9 +14,10 @@ class NetworkSettings(Section):
 
     has_state: ClassVar[bool] = False
     """Whether the network carries a state from step to step, and so learns from whole sequences."""
+    embeds: ClassVar[bool] = False
+    """Whether a layer with an activation comes before those with a state."""
     sees_pixels: ClassVar[bool] = False
     """Whether it reads `env.pixels`, and nothing else."""
-
     needs_batch_statistics: ClassVar[bool] = False
     """Whether it has batch normalizations, whose moments only some algorithms maintain."""
 

@@ -88,7 +88,8 @@ def restarted(state: Tensor, starts: Tensor) -> Tensor:
 def restart_masks(starts: Tensor) -> list[Tensor | None]:
     """For each step of `starts` `[T, N]` the mask `[N, 1]` of the worlds that start an episode there.
 
-    None where no world does, if that is known: looking is free on the CPU, on a GPU it would stall the stream.
+    None where no world does, if that is known: looking is free on the CPU; on a GPU it would stall the
+    stream.
     """
     masks = starts.unsqueeze(-1).unbind()
     if starts.device.type != "cpu":

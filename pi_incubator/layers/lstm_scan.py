@@ -88,7 +88,7 @@ def _run_backward(
     i, f, n, o = gates.split(size, -1)
     squashed = cells.tanh()
     by_hidden = o * (1 - squashed * squashed)  # what a cell takes of the hidden state's gradient
-    # What the arguments of the gates take of the cell's gradient, and the output gate's of the hidden state's.
+    # What the arguments of the first three gates take of the cell's gradient, the last of the hidden state's.
     by_gates = torch.stack((n * i * (1 - i), cells_before * f * (1 - f), i * (1 - n * n)), 2)  # [T, N, 3, H]
     by_output = squashed * o * (1 - o)
     of_gates = torch.empty_like(gates).unflatten(-1, (4, size))

@@ -1,4 +1,5 @@
-"""Selective state spaces (Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces").
+"""Selective state spaces (Gu and Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State
+Spaces").
 
 Letters: T steps, N worlds, D observation width, H width of the residual stream, I channels of a layer,
 K taps of its convolution, M states of a channel, L layers, S = L ((K - 1) I + I M) state width.
@@ -18,6 +19,9 @@ from pi_incubator.layers.mlp import embedding
 
 STEP_SIZES = (0.001, 0.1)
 """Range of the initial step sizes, as in the paper's section 3.6: memories of ten to a thousand steps."""
+
+SELECT_GAIN = 2.0
+"""Gain of the initial weights that choose how states are written and read."""
 
 
 class MambaLayer(nn.Module):
@@ -43,6 +47,8 @@ class MambaLayer(nn.Module):
         self.tap_bias = nn.Parameter(torch.zeros(num_channels))
         self.select = nn.Linear(num_channels, self.rank + 2 * num_states, bias=False)  # step size, B, C
         self.step_size = nn.Linear(self.rank, num_channels)
+        self.leave = nn.Linear(num_channels, size, bias=False)
+        self._init_linear()
         nn.init.uniform_(self.step_size.weight, -(self.rank**-0.5), self.rank**-0.5)
         low, high = (math.log(size) for size in STEP_SIZES)
         sizes = torch.empty(num_channels).uniform_(low, high).exp()
@@ -51,7 +57,17 @@ class MambaLayer(nn.Module):
         rates = torch.arange(1.0, num_states + 1.0).log()
         self.log_rate = nn.Parameter(rates.repeat(num_channels, 1))  # [I, M]
         self.skip = nn.Parameter(torch.ones(num_channels))
-        self.leave = nn.Linear(num_channels, size, bias=False)
+
+    def _init_linear(self) -> None:
+        """Orthogonal weights, so large that what was seen once changes the features noticeably.
+
+        With torch's smaller ones a state would change the features by 1e-5 of what the input does: over long
+        texts that adds up, but a cue that is seen once would not be learned from.
+        """
+        for part in self.enter.weight.detach().split(self.num_channels):
+            nn.init.orthogonal_(part, 2**0.5)
+        nn.init.orthogonal_(self.select.weight, SELECT_GAIN)
+        nn.init.orthogonal_(self.leave.weight)
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: `[N, H]` and the state `[N, (K - 1) I + I M]` -> output and next state, of like shapes.

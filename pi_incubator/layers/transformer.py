@@ -66,6 +66,8 @@ class TransformerLayer(nn.Module):
         self.expand = nn.Linear(size, expansion * size)
         self.contract = nn.Linear(expansion * size, size)
         self.gates = nn.ModuleList(Gate(size) for _ in range(2))
+        for part in (*self.query_key_value.weight.detach().split(size), self.leave.weight):
+            nn.init.orthogonal_(part)
 
     def forward(self, x: Tensor, cache: Tensor, is_empty: Tensor) -> tuple[Tensor, Tensor]:
         """One step.

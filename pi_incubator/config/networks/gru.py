@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pi_incubator.config.network import MemorySettings
+from pi_incubator.config.network import MemorySettings, MemorySteps
 
 
 class GRUSettings(MemorySettings):
@@ -12,3 +12,5 @@ class GRUSettings(MemorySettings):
 
     name: Literal["gru"] = "gru"
     """Network: the name of a file in pi_incubator/networks."""
+    memory_steps: MemorySteps | None = None
+    """Longest memory, in steps, that gates are initialized for; null begins with gates half open."""

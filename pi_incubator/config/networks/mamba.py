@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -11,6 +11,8 @@ from pi_incubator.config.network import MemorySettings, NumLayers
 
 class MambaSettings(MemorySettings):
     """Layers of selective state spaces, and fully connected layers behind them."""
+
+    embeds: ClassVar[bool] = True
 
     name: Literal["mamba"] = "mamba"
     """Network: the name of a file in pi_incubator/networks."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pi_incubator.config.network import MemorySettings, MemorySteps, NumLayers
 
 
 class MinGRUSettings(MemorySettings):
     """Minimal gated recurrent units in highways, and fully connected layers behind them."""
+
+    embeds: ClassVar[bool] = True
 
     name: Literal["mingru"] = "mingru"
     """Network: the name of a file in pi_incubator/networks."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -12,6 +12,8 @@ from pi_incubator.config.section import cross_field_error
 
 class TransformerSettings(MemorySettings):
     """Causal transformer layers with gates, and fully connected layers behind them."""
+
+    embeds: ClassVar[bool] = True
 
     name: Literal["transformer"] = "transformer"
     """Network: the name of a file in pi_incubator/networks."""
