@@ -1,4 +1,4 @@
-"""Keep a pole upright whose velocity is not observed; `cartpole_balance`, which observes it, is the control."""
+"""Keep a pole upright without observed velocities; `cartpole_balance`, which has them, is the control."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class HiddenSettings(NetworkSettings):
     """Activation after each hidden layer."""
 
 
-class MemorySettings(HiddenSettings):
+class StatefulSettings(HiddenSettings):
     """What networks share that carry a state from step to step."""
 
     has_state: ClassVar[bool] = True
@@ -53,4 +53,4 @@ class MemorySettings(HiddenSettings):
 
 
 NumLayers = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
-MemorySteps = Annotated[int, Field(ge=2, le=2**20)]
+DependencySteps = Annotated[int, Field(ge=2, le=2**20)]

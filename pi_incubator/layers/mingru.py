@@ -25,10 +25,10 @@ class MinGRULayer(nn.Module):
 
     Args:
         size: H, of input and output.
-        memory_steps: see `chrono_bias`.
+        dependency_steps: see `chrono_bias`.
     """
 
-    def __init__(self, size: int, memory_steps: int) -> None:
+    def __init__(self, size: int, dependency_steps: int) -> None:
         super().__init__()
         self.size = size
         self.gates = nn.Linear(size, 3 * size)  # z, p, n
@@ -36,7 +36,7 @@ class MinGRULayer(nn.Module):
             nn.init.orthogonal_(gate)
         nn.init.zeros_(self.gates.bias)
         with torch.no_grad():
-            self.gates.bias[:size] = -chrono_bias(size, memory_steps)
+            self.gates.bias[:size] = -chrono_bias(size, dependency_steps)
 
     def forward(self, x: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         """One step: `[N, H]` and `[N, H]` -> y and the next hidden state, `[N, H]` each."""
@@ -63,17 +63,17 @@ class MinGRUEncoder(Encoder):
         width: D, of the observations.
         size: H.
         num_layers: L.
-        memory_steps: see `chrono_bias`.
+        dependency_steps: see `chrono_bias`.
         activation: after the first layer.
     """
 
     def __init__(
-        self, width: int, size: int, num_layers: int, memory_steps: int, activation: type[nn.Module]
+        self, width: int, size: int, num_layers: int, dependency_steps: int, activation: type[nn.Module]
     ) -> None:
         super().__init__()
         self.num_features, self.state_width = size, size * num_layers
         self.embed = embedding(width, size, activation)
-        self.layers = nn.ModuleList(MinGRULayer(size, memory_steps) for _ in range(num_layers))
+        self.layers = nn.ModuleList(MinGRULayer(size, dependency_steps) for _ in range(num_layers))
 
     def forward(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         x, states = self.embed(observation), []

@@ -19,7 +19,7 @@ class GRU(EncoderNetwork[GRUSettings]):
 
     def encoder(self, group: str) -> Encoder:
         settings = self.settings
-        return GRUEncoder(self.spec.obs_dims[group], settings.hidden_sizes[0], settings.memory_steps)
+        return GRUEncoder(self.spec.obs_dims[group], settings.hidden_sizes[0], settings.dependency_steps)
 
 
 class GRUEncoder(Encoder):
@@ -28,10 +28,10 @@ class GRUEncoder(Encoder):
     Args:
         width: D, of the observations.
         size: S, recurrent units.
-        memory_steps: see `chrono_bias`; None leaves update gates half open.
+        dependency_steps: see `chrono_bias`; None leaves update gates half open.
     """
 
-    def __init__(self, width: int, size: int, memory_steps: int | None = None) -> None:
+    def __init__(self, width: int, size: int, dependency_steps: int | None = None) -> None:
         super().__init__()
         self.state_width = self.num_features = size
         self.cell = nn.GRUCell(width, size)
@@ -40,9 +40,9 @@ class GRUEncoder(Encoder):
                 nn.init.orthogonal_(gate)
         nn.init.zeros_(self.cell.bias_ih)
         nn.init.zeros_(self.cell.bias_hh)
-        if memory_steps is not None:
+        if dependency_steps is not None:
             with torch.no_grad():
-                self.cell.bias_ih[size : 2 * size] = chrono_bias(size, memory_steps)
+                self.cell.bias_ih[size : 2 * size] = chrono_bias(size, dependency_steps)
 
     def forward(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: `[N, D]` and `[N, S]` -> the next state `[N, S]`, twice."""

@@ -19,7 +19,7 @@ class LSTM(EncoderNetwork[LSTMSettings]):
 
     def encoder(self, group: str) -> Encoder:
         settings = self.settings
-        return LSTMEncoder(self.spec.obs_dims[group], settings.hidden_sizes[0], settings.memory_steps)
+        return LSTMEncoder(self.spec.obs_dims[group], settings.hidden_sizes[0], settings.dependency_steps)
 
 
 class LSTMEncoder(Encoder):
@@ -28,10 +28,10 @@ class LSTMEncoder(Encoder):
     Args:
         width: D, of the observations.
         size: H, recurrent units.
-        memory_steps: see `chrono_bias`.
+        dependency_steps: see `chrono_bias`.
     """
 
-    def __init__(self, width: int, size: int, memory_steps: int) -> None:
+    def __init__(self, width: int, size: int, dependency_steps: int) -> None:
         super().__init__()
         self.num_features, self.state_width = size, 2 * size
         self.cell = nn.LSTMCell(width, size)
@@ -40,7 +40,7 @@ class LSTMEncoder(Encoder):
                 nn.init.orthogonal_(gate)
         nn.init.zeros_(self.cell.bias_ih)
         nn.init.zeros_(self.cell.bias_hh)
-        bias = chrono_bias(size, memory_steps)
+        bias = chrono_bias(size, dependency_steps)
         with torch.no_grad():
             self.cell.bias_ih[: 2 * size] = torch.cat((-bias, bias))  # input gate and forget gate
 

@@ -19,6 +19,6 @@ class MinGRU(EncoderNetwork[MinGRUSettings]):
             self.spec.obs_dims[group],
             settings.hidden_sizes[0],
             settings.num_layers,
-            settings.memory_steps,
+            settings.dependency_steps,
             self.activation,
         )

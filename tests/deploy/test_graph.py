@@ -23,6 +23,8 @@ CASES = [
     ("go1_velocity", 4, "mlp", MEMORY),
     ("hold_pose", 1, "mlp", ["last_action"]),
     ("go1_velocity", 2, "gru", [*MEMORY, "hidden"]),
+    *(("go1_velocity", 1, network, ["last_action", "hidden"]) for network in ("lstm", "mamba", "mingru")),
+    pytest.param("go1_velocity", 1, "transformer", ["last_action", "hidden"], marks=pytest.mark.slow),
     pytest.param("g1_velocity", 2, "mlp", MEMORY, marks=pytest.mark.slow),
     pytest.param("go1_velocity_rough", 1, "mlp", ["last_action"], marks=pytest.mark.slow),
     pytest.param("go1_getup", 2, "mlp", MEMORY, marks=pytest.mark.slow),

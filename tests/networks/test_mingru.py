@@ -13,7 +13,7 @@ T, N, H = 9, 3, 4
 def test_a_layer_is_the_papers_unit_in_a_highway():
     """Feng et al. 2024, section 3.1: h[t] = (1 - z) h[t - 1] + z n, both of the input alone."""
     torch.manual_seed(0)
-    layer = MinGRULayer(H, memory_steps=8).double()
+    layer = MinGRULayer(H, dependency_steps=8).double()
     x, hidden = torch.randn(T, N, H).double(), torch.randn(N, H).double()
     with torch.no_grad():
         y, states = layer.sequence(x, hidden, torch.zeros(T, N, dtype=torch.bool))

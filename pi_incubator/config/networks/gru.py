@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pi_incubator.config.network import MemorySettings, MemorySteps
+from pi_incubator.config.network import StatefulSettings, DependencySteps
 
 
-class GRUSettings(MemorySettings):
+class GRUSettings(StatefulSettings):
     """A recurrent layer, and fully connected layers behind it."""
 
     name: Literal["gru"] = "gru"
     """Network: the name of a file in pi_incubator/networks."""
-    memory_steps: MemorySteps | None = None
-    """Longest memory, in steps, that gates are initialized for; null begins with gates half open."""
+    dependency_steps: DependencySteps | None = None
+    """Longest dependency, in steps, that gates are initialized for; null begins with gates half open."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pi_incubator.config.network import MemorySettings, MemorySteps
+from pi_incubator.config.network import StatefulSettings, DependencySteps
 
 
-class LSTMSettings(MemorySettings):
+class LSTMSettings(StatefulSettings):
     """A layer of long short-term memory, and fully connected layers behind it."""
 
     name: Literal["lstm"] = "lstm"
     """Network: the name of a file in pi_incubator/networks."""
-    memory_steps: MemorySteps = 64
-    """Longest memory, in steps, that gates are initialized for."""
+    dependency_steps: DependencySteps = 64
+    """Longest dependency, in steps, that gates are initialized for."""

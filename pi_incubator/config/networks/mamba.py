@@ -6,10 +6,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pi_incubator.config.network import MemorySettings, NumLayers
+from pi_incubator.config.network import StatefulSettings, NumLayers
 
 
-class MambaSettings(MemorySettings):
+class MambaSettings(StatefulSettings):
     """Layers of selective state spaces, and fully connected layers behind them."""
 
     embeds: ClassVar[bool] = True

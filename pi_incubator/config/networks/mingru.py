@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pi_incubator.config.network import MemorySettings, MemorySteps, NumLayers
+from pi_incubator.config.network import StatefulSettings, DependencySteps, NumLayers
 
 
-class MinGRUSettings(MemorySettings):
+class MinGRUSettings(StatefulSettings):
     """Minimal gated recurrent units in highways, and fully connected layers behind them."""
 
     embeds: ClassVar[bool] = True
@@ -16,5 +16,5 @@ class MinGRUSettings(MemorySettings):
     """Network: the name of a file in pi_incubator/networks."""
     num_layers: NumLayers = 1
     """Recurrent layers, each as wide as the first of hidden_sizes."""
-    memory_steps: MemorySteps = 64
-    """Longest memory, in steps, that gates are initialized for."""
+    dependency_steps: DependencySteps = 64
+    """Longest dependency, in steps, that gates are initialized for."""

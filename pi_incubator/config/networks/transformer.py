@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pi_incubator.config.network import MemorySettings, NumLayers
+from pi_incubator.config.network import StatefulSettings, NumLayers
 from pi_incubator.config.section import cross_field_error
 
 
-class TransformerSettings(MemorySettings):
+class TransformerSettings(StatefulSettings):
     """Causal transformer layers with gates, and fully connected layers behind them."""
 
     embeds: ClassVar[bool] = True
