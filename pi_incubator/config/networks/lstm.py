@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pi_incubator.config.network import StatefulSettings, DependencySteps
+from pi_incubator.config.network import DependencySteps, StatefulSettings
 
 
 class LSTMSettings(StatefulSettings):

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pi_incubator.config.network import StatefulSettings, NumLayers
+from pi_incubator.config.network import NumLayers, StatefulSettings
 
 
 class MambaSettings(StatefulSettings):

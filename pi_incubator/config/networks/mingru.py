@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pi_incubator.config.network import StatefulSettings, DependencySteps, NumLayers
+from pi_incubator.config.network import DependencySteps, NumLayers, StatefulSettings
 
 
 class MinGRUSettings(StatefulSettings):

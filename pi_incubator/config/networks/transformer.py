@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from pi_incubator.config.network import StatefulSettings, NumLayers
+from pi_incubator.config.network import NumLayers, StatefulSettings
 from pi_incubator.config.section import cross_field_error
 
 
