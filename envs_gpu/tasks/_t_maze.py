@@ -38,11 +38,15 @@ MASS_KG, TILT_M_S2, DAMPING_N_S_M, PUSH_N = 1.0, 5.0, 10.0, 10.0
 class TMaze(Task):
     """Observation `policy` `[N, 2]`: the cue (-1 left, 1 right, 0 where it is not shown) and the way so far.
 
-    The return is 1 where the ball went into the arm of the cue, and 0 elsewhere, so a mean of returns is the
-    share of successes.
+    The reward `success` is 1 where the ball went into the arm of the cue, and its mean is the share of
+    successes. The other arm costs as much: where it cost nothing, a policy that always takes the same arm would
+    gain by being quick, and would stop to explore before it uses the cue.
     """
 
-    parameters = (Parameter("arm_m", 0.2, "m", "so far into an arm, the episode ends", low=1e-3),)
+    parameters = (
+        Parameter("arm_m", 0.2, "m", "so far into an arm, the episode ends", low=1e-3),
+        Parameter("wrong_arm_cost", 1.0, "1", "cost of the arm that the cue does not say", low=0.0),
+    )
     substeps = 2
     max_episode_steps = 150
     shows_cue_always: ClassVar[bool]
@@ -99,8 +103,10 @@ class TMaze(Task):
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:
         sideways = state.qpos[:, 1]
         ended = sideways.abs() > episode.parameters["arm_m"]
-        right_arm = sideways * episode.memory["cue"][:, 0] > 0
-        return Outcome({"success": (ended & right_arm).to(sideways.dtype)}, ended, {})
+        is_right = sideways * episode.memory["cue"][:, 0] > 0
+        success, failure = ((ended & choice).to(sideways.dtype) for choice in (is_right, ~is_right))
+        reward = {"success": success, "wrong_arm": -episode.parameters["wrong_arm_cost"] * failure}
+        return Outcome(reward, ended, {})
 
     def _shown_cue(self, state: PhysicsState, episode: Episode) -> Tensor:
         cue = episode.memory["cue"]

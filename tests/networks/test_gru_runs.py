@@ -86,7 +86,7 @@ def test_what_was_shown_before_can_only_be_remembered(name):
     torch.manual_seed(0)
     env = CueEnv(64)
     ppo = make_algorithm(cfg, env)
-    for _ in range(60):
+    for _ in range(20):
         ppo.collect()
         ppo.update()
     # The first episodes of some worlds have no beginning.
