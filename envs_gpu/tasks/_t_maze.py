@@ -39,8 +39,8 @@ class TMaze(Task):
     """Observation `policy` `[N, 2]`: the cue (-1 left, 1 right, 0 where it is not shown) and the way so far.
 
     The reward `success` is 1 where the ball went into the arm of the cue, and its mean is the share of
-    successes. The other arm costs as much: where it cost nothing, a policy that always takes the same arm would
-    gain by being quick, and would stop to explore before it uses the cue.
+    successes. The other arm costs as much: where it cost nothing, a policy that always takes the same arm
+    would gain by being quick, and would stop exploring before it uses the cue.
     """
 
     parameters = (
