@@ -161,11 +161,10 @@ class MambaEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.embed = embedding(width, size, activation)
-        self.layers = nn.ModuleList(
-            MambaLayer(size, expansion * size, num_states, num_taps) for _ in range(num_layers)
-        )
+        layers = [MambaLayer(size, expansion * size, num_states, num_taps) for _ in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
         self.num_features = size
-        self.state_width = sum(layer.state_width for layer in self.layers)
+        self.state_width = sum(layer.state_width for layer in layers)
 
     def forward(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         x, states = self.embed(observation), []
@@ -178,5 +177,6 @@ class MambaEncoder(Encoder):
         x = self.embed(observation.transpose(0, 1).contiguous())  # [N, T, H]
         starts = starts.t().contiguous()
         for layer, before in zip(self.layers, state.chunk(len(self.layers), -1), strict=True):
+            assert isinstance(layer, MambaLayer)
             x = layer.sequence(x, before, starts)
         return x.transpose(0, 1)

@@ -92,6 +92,7 @@ class MinGRUEncoder(Encoder):
         """Features `[T, N, H]`, and the states `[T, N, H]` of each layer."""
         x, states = self.embed(observation), []
         for layer, hidden in zip(self.layers, state.chunk(len(self.layers), -1), strict=True):
+            assert isinstance(layer, MinGRULayer)
             x, hidden = layer.sequence(x, hidden, starts)
             states.append(hidden)
         return x, states

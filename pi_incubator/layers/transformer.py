@@ -174,6 +174,7 @@ class TransformerEncoder(Encoder):
         filled, caches = self._unpacked(state)
         is_hidden = self._hidden(filled, starts.t())
         for layer, cache in zip(self.layers, caches, strict=True):
+            assert isinstance(layer, TransformerLayer)
             x = layer.sequence(x, cache, is_hidden)
         return x.transpose(0, 1)
 

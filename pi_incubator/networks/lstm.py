@@ -58,4 +58,5 @@ class LSTMEncoder(Encoder):
     def _run(self, observation: Tensor, state: Tensor, starts: Tensor) -> tuple[Tensor, Tensor]:
         cell = self.cell
         inputs = nn.functional.linear(observation, cell.weight_ih, cell.bias_ih + cell.bias_hh)  # [T, N, 4 H]
-        return lstm_scan(inputs, *state.chunk(2, -1), starts, cell.weight_hh)
+        hidden, before = state.chunk(2, -1)
+        return lstm_scan(inputs, hidden, before, starts, cell.weight_hh)
