@@ -7,16 +7,19 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.data.datasets.layout import Episode, manifest_of, shard_tensors, write_manifest, write_shard
 from tests.envs import StillEnv
 from tests.learning import make_algorithm
-from tests.off_policy import HIGH, LOW, SPEC, A, B, D
+from tests.off_policy import SPEC, B
 
 
-def make_episode(length, seed=0, ends="truncated"):
-    """Random steps; `ends` is `terminated`, `truncated` or None, of an episode whose end was not recorded."""
+def make_episode(length, seed=0, ends="truncated", spec=SPEC):
+    """Random steps of an env; `ends` is `terminated`, `truncated`, or None where the end was not recorded."""
     random = np.random.default_rng(seed)
     last = np.arange(length) == length - 1
     return Episode(
-        {"policy": random.normal(2.0, 3.0, (length + 1, D)).astype(np.float32)},
-        random.uniform(LOW, HIGH, (length, A)).astype(np.float32),
+        {
+            group: random.normal(2.0, 3.0, (length + 1, width)).astype(np.float32)
+            for group, width in spec.obs_dims.items()
+        },
+        random.uniform(spec.action_low, spec.action_high, (length, spec.action_dim)).astype(np.float32),
         random.normal(size=length).astype(np.float32),
         last & (ends == "terminated"),
         last & (ends == "truncated"),

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from pi_incubator.config.section import Positive, Section
+from pi_incubator.config.section import MAX_LAYERS, Positive, Section, Sizes
 
 
 class NetworkSettings(Section):
@@ -14,9 +14,10 @@ class NetworkSettings(Section):
 
     has_state: ClassVar[bool] = False
     """Whether the network carries a state from step to step, and so learns from whole sequences."""
+    embeds: ClassVar[bool] = False
+    """Whether a layer with an activation comes before those with a state."""
     sees_pixels: ClassVar[bool] = False
     """Whether it reads `env.pixels`, and nothing else."""
-
     needs_batch_statistics: ClassVar[bool] = False
     """Whether it has batch normalizations, whose moments only some algorithms maintain."""
 
@@ -31,3 +32,25 @@ class NetworkSettings(Section):
 
 
 Activation = Literal["tanh", "elu", "relu", "silu"]
+
+
+class HiddenSettings(NetworkSettings):
+    """What networks share that have hidden layers of given widths, with one activation."""
+
+    hidden_sizes: Sizes = (64, 64)
+    """Width of each hidden layer, in units."""
+    activation: Activation = "tanh"
+    """Activation after each hidden layer."""
+
+
+class StatefulSettings(HiddenSettings):
+    """What networks share that carry a state from step to step."""
+
+    has_state: ClassVar[bool] = True
+
+    hidden_sizes: Sizes = (64, 64)
+    """Width of the layers with a state, then of each hidden layer behind them, in units."""
+
+
+NumLayers = Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+DependencySteps = Annotated[int, Field(ge=2, le=2**20)]

@@ -24,7 +24,7 @@ class PolicyGradientSettings(RolloutSettings):
     takes_choices: ClassVar[bool] = True
 
     minibatch_size: Count = 512
-    """Samples of one optimizer step; divides env.num_envs * horizon; for gru a multiple of horizon."""
+    """Samples of one optimizer step; divides env.num_envs * horizon; with a state a multiple of horizon."""
     optimizer: Literal["adam", "muon"] = "adam"
     """adam, or muon for the matrices of hidden layers and adam for the rest; learning rates fit both."""
     lr: Positive = 3e-4

@@ -86,7 +86,7 @@ def _observation_clip(cfg: ExperimentConfig) -> str | None:
 def _activation(cfg: ExperimentConfig) -> str | None:
     network = cfg.network
     sizes = getattr(network, "hidden_sizes", ())
-    if network.has_state and len(sizes) == 1:
+    if network.has_state and not network.embeds and len(sizes) == 1:
         return f"has no effect with network.hidden_sizes = {list(sizes)}: no layer follows the recurrent one"
     return None
 

@@ -83,3 +83,15 @@ def restarted(state: Tensor, starts: Tensor) -> Tensor:
     """`state` `[N, S]`, zeros where `starts` `[N]` is true: an episode starts there."""
     # Not by multiplication: NaN left behind by a diverged policy must end with its episode.
     return state.masked_fill(starts.unsqueeze(-1), 0.0)
+
+
+def restart_masks(starts: Tensor) -> list[Tensor | None]:
+    """For each step of `starts` `[T, N]` the mask `[N, 1]` of the worlds that start an episode there.
+
+    None where no world does, if that is known: looking is free on the CPU; on a GPU it would stall the
+    stream.
+    """
+    masks = starts.unsqueeze(-1).unbind()
+    if starts.device.type != "cpu":
+        return list(masks)
+    return [mask if some else None for mask, some in zip(masks, starts.any(1).tolist(), strict=True)]

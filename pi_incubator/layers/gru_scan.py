@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pi_incubator.layers.encoder import restart_masks
+
 
 def gru_scan(inputs: Tensor, state: Tensor, begins: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """Hidden states `[T, N, H]` of Cho et al. 2014's unit, as `torch.nn.GRU` defines it.
@@ -54,7 +56,7 @@ def _run_forward(
     ru_gates, n_gates = (part.unbind() for part in gates.split([2 * size, size], -1))
     transposed = weight.t()
     with torch.autocast(inputs.device.type, enabled=False):
-        for t, restart in enumerate(_restarts(begins)):
+        for t, restart in enumerate(restart_masks(begins)):
             before = state if restart is None else state.masked_fill(restart, 0.0)
             torch.addmm(bias, before, transposed, out=product)
             recurrent[t].copy_(product[:, 2 * size :])
@@ -84,7 +86,7 @@ def _run_backward(
     of_hidden, of_products = torch.empty_like(hidden), torch.empty_like(by_products)
     carried = torch.zeros_like(state)
     with torch.autocast(gradient.device.type, enabled=False):
-        for t, restart in reversed(list(enumerate(_restarts(begins)))):
+        for t, restart in reversed(list(enumerate(restart_masks(begins)))):
             torch.add(carried, gradient[t], out=of_hidden[t])
             torch.mul(of_hidden[t, :, None], by_products[t], out=of_products[t])
             carried = torch.addmm(of_hidden[t] * u[t], of_products[t].flatten(1), weight)
@@ -95,17 +97,6 @@ def _run_backward(
         of_weight = flat.t() @ before.flatten(0, 1)
     of_inputs = torch.cat((of_products[..., : 2 * size], of_hidden * by_n), -1)
     return of_inputs, carried, of_weight, flat.sum(0)
-
-
-def _restarts(begins: Tensor) -> list[Tensor | None]:
-    """For each step the mask `[N, 1]` of those that begin an episode; None where nobody is known to.
-
-    Looking is free on the CPU; on a GPU it would stall the stream.
-    """
-    masks = begins.unsqueeze(-1).unbind()
-    if begins.device.type != "cpu":
-        return list(masks)
-    return [mask if some else None for mask, some in zip(masks, begins.any(1).tolist(), strict=True)]
 
 
 def _make_outputs(inputs: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

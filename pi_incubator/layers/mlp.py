@@ -38,3 +38,11 @@ def mlp(sizes: Sequence[int], activation: type[nn.Module], output_gain: float) -
         nn.init.zeros_(linear.bias)
         layers += [linear] if last else [linear, activation()]
     return nn.Sequential(*layers)
+
+
+def embedding(width: int, size: int, activation: type[nn.Module]) -> nn.Sequential:
+    """A linear layer from `width` to `size` and its activation; weights as of `mlp`."""
+    linear = nn.Linear(width, size)
+    nn.init.orthogonal_(linear.weight, 2**0.5)
+    nn.init.zeros_(linear.bias)
+    return nn.Sequential(linear, activation())

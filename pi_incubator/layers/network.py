@@ -8,11 +8,13 @@ from typing import Generic, TypeVar, cast
 from torch import nn
 
 from envs_gpu.vec_env import EnvSpec
-from pi_incubator.config.network import NetworkSettings
+from pi_incubator.config.network import HiddenSettings, NetworkSettings
 from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.mlp import ACTIVATIONS, mlp
 from pi_incubator.layers.stacked import StackedCritics, Trunk, TrunkEncoder
 
 Settings = TypeVar("Settings", bound=NetworkSettings)
+SizedSettings = TypeVar("SizedSettings", bound=HiddenSettings)
 
 
 class Network(ABC, Generic[Settings]):
@@ -52,6 +54,19 @@ class Network(ABC, Generic[Settings]):
     @abstractmethod
     def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
         """New layers from features `[B, num_features]` to `[B, num_outputs]`."""
+
+
+class EncoderNetwork(Network[SizedSettings]):
+    """A network whose encoder has the first of `hidden_sizes`, and whose heads have the others."""
+
+    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
+        sizes = [num_features, *self.settings.hidden_sizes[1:], num_outputs]
+        return mlp(sizes, self.activation, output_gain)
+
+    @property
+    def activation(self) -> type[nn.Module]:
+        """The activation after hidden layers."""
+        return ACTIVATIONS[self.settings.activation]
 
 
 class BatchNormNetwork(Network[Settings]):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from pi_incubator.config.networks.cnn import CNNSettings
 from pi_incubator.layers.encoder import Encoder, StatelessEncoder
-from pi_incubator.layers.mlp import ACTIVATIONS, mlp
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.network import EncoderNetwork
 from pi_incubator.registry import network
 
 # Kernel, stride and padding of each layer: those of Mnih et al. 2015, "Human-level control through deep
@@ -20,7 +19,7 @@ LAYERS = ((8, 4, 2), (4, 2, 1), (3, 1, 1))
 
 
 @network("cnn")
-class CNN(Network[CNNSettings]):
+class CNN(EncoderNetwork[CNNSettings]):
     """Policy and critic see the group `pixels` and nothing else."""
 
     shares_encoder = True
@@ -37,12 +36,8 @@ class CNN(Network[CNNSettings]):
         if self.spec.pixels_shape is None:
             raise ValueError(f"network cnn: {self.spec.name} has no pixels; make the env with them")
         settings = self.settings
-        activation = ACTIVATIONS[settings.activation]
-        return PixelEncoder(self.spec.pixels_shape, settings.channels, settings.hidden_sizes[0], activation)
-
-    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
-        sizes = [num_features, *self.settings.hidden_sizes[1:], num_outputs]
-        return mlp(sizes, ACTIVATIONS[self.settings.activation], output_gain)
+        shape, width = self.spec.pixels_shape, settings.hidden_sizes[0]
+        return PixelEncoder(shape, settings.channels, width, self.activation)
 
 
 class PixelEncoder(StatelessEncoder):

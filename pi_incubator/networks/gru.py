@@ -7,22 +7,19 @@ from torch import Tensor, nn
 
 from pi_incubator.config.networks.gru import GRUSettings
 from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.gates import chrono_bias
 from pi_incubator.layers.gru_scan import gru_scan
-from pi_incubator.layers.mlp import ACTIVATIONS, mlp
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.network import EncoderNetwork
 from pi_incubator.registry import network
 
 
 @network("gru")
-class GRU(Network[GRUSettings]):
+class GRU(EncoderNetwork[GRUSettings]):
     """The first of `hidden_sizes` are recurrent units, the others layers of the heads behind them."""
 
     def encoder(self, group: str) -> Encoder:
-        return GRUEncoder(self.spec.obs_dims[group], self.settings.hidden_sizes[0])
-
-    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
-        sizes = [num_features, *self.settings.hidden_sizes[1:], num_outputs]
-        return mlp(sizes, ACTIVATIONS[self.settings.activation], output_gain)
+        settings = self.settings
+        return GRUEncoder(self.spec.obs_dims[group], settings.hidden_sizes[0], settings.dependency_steps)
 
 
 class GRUEncoder(Encoder):
@@ -31,9 +28,10 @@ class GRUEncoder(Encoder):
     Args:
         width: D, of the observations.
         size: S, recurrent units.
+        dependency_steps: see `chrono_bias`; None leaves update gates half open.
     """
 
-    def __init__(self, width: int, size: int) -> None:
+    def __init__(self, width: int, size: int, dependency_steps: int | None = None) -> None:
         super().__init__()
         self.state_width = self.num_features = size
         self.cell = nn.GRUCell(width, size)
@@ -42,6 +40,9 @@ class GRUEncoder(Encoder):
                 nn.init.orthogonal_(gate)
         nn.init.zeros_(self.cell.bias_ih)
         nn.init.zeros_(self.cell.bias_hh)
+        if dependency_steps is not None:
+            with torch.no_grad():
+                self.cell.bias_ih[size : 2 * size] = chrono_bias(size, dependency_steps)
 
     def forward(self, observation: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
         """One step: `[N, D]` and `[N, S]` -> the next state `[N, S]`, twice."""

@@ -55,8 +55,8 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
         ),
         (
             "algorithm:\n  name: sac\n  minibatch_size: 64",
-            ":3: algorithm.minibatch_size = 64: only algorithm.name = a2c or distillation or grpo or ppo has it; "
-            "remove it",
+            ":3: algorithm.minibatch_size = 64: only algorithm.name = a2c or distillation or grpo or "
+            "ppo has it; remove it",
         ),
         ("network: {channels: [8]}", ":1: network.channels = [8]: only network.name = cnn has it; remove it"),
     ],

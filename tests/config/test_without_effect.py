@@ -146,6 +146,8 @@ ALWAYS = {
     "checkpoint.save_every checkpoint.keep checkpoint.resume",
     "deployment.export deployment.opset deployment.num_check_observations deployment.tolerance",  # pi-export
     "network.name network.hidden_sizes network.normalize_observations network.channels",
+    "network.num_layers network.dependency_steps network.num_states network.num_taps network.num_heads",
+    "network.window",
     "algorithm.name algorithm.loss algorithm.num_epochs algorithm.minibatch_size",
     "algorithm.lr",
     "algorithm.lr_schedule algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",

@@ -7,6 +7,7 @@ import onnx
 import pytest
 import torch
 
+from pi_incubator.config.models import NETWORKS
 from pi_incubator.deploy.artifact import Source
 from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.deploy.program import to_onnx
@@ -14,7 +15,10 @@ from pi_incubator.deploy.record import action_error, check_parity
 from pi_incubator.deploy.session import ExportedPolicy, Session, action_behind, load_exported, open_session
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.evaluate import evaluate
+from pi_incubator.registry import exporters, networks
+from pi_incubator.runtime import Policy
 
+WITH_STATE = [name for name in networks.names() if NETWORKS.members[name].has_state]
 MEMORY = ["last_action", "history", "seen"]
 CASES = [
     ("ant", 1, "mlp", []),
@@ -23,6 +27,8 @@ CASES = [
     ("go1_velocity", 4, "mlp", MEMORY),
     ("hold_pose", 1, "mlp", ["last_action"]),
     ("go1_velocity", 2, "gru", [*MEMORY, "hidden"]),
+    *(("go1_velocity", 1, network, ["last_action", "hidden"]) for network in ("lstm", "mamba", "mingru")),
+    pytest.param("go1_velocity", 1, "transformer", ["last_action", "hidden"], marks=pytest.mark.slow),
     pytest.param("g1_velocity", 2, "mlp", MEMORY, marks=pytest.mark.slow),
     pytest.param("go1_velocity_rough", 1, "mlp", ["last_action"], marks=pytest.mark.slow),
     pytest.param("go1_getup", 2, "mlp", MEMORY, marks=pytest.mark.slow),
@@ -45,6 +51,24 @@ def test_rollouts_of_the_env_through_the_file(source_of, task, history, network,
     if states:  # a memory that outlives its episode is seen
         forgets_nothing = replace(recording, begins=np.zeros_like(recording.begins))
         assert action_error(session, forgets_nothing, targets) > 1e-4
+
+
+@pytest.mark.parametrize("network", WITH_STATE)
+def test_networks_with_a_state_run_in_the_runtime(source_of, tmp_path, network):
+    """Step by step through the ends of episodes, a robot's runtime does what the policy did."""
+    source = source_of("t_maze", 1, network)
+    recording, policy = (
+        source.recording,
+        Policy.load(exporters.get("onnx")(source.artifact(), tmp_path / "x")),
+    )
+    assert recording.begins[1:, 0].any()
+    for readings, begins, action in zip(
+        recording.readings[:, 0], recording.begins[:, 0], recording.action[:, 0], strict=True
+    ):
+        if begins:
+            policy.reset()
+        np.testing.assert_allclose(policy.step(readings), action, atol=1e-5)
+        assert policy.flags == 0
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,19 @@ from tensordict import TensorDict
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.algorithms.distillation import encode
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.config.models import NETWORKS
 from pi_incubator.distillation.buffer import LabelBuffer
 from pi_incubator.distillation.collect import Collector
 from pi_incubator.distillation.lessons import Lesson
+from pi_incubator.registry import networks
 from tests.distillation.toy import ToyDistillation, make_actor_critic, make_teacher
 from tests.envs import ForgetfulEnv
 
 CPU = torch.device("cpu")
 NUM_ENVS, EPISODE, HORIZON = 16, 5, 7
+every_network_with_a_state = pytest.mark.parametrize(
+    "network", [name for name in networks.names() if NETWORKS.members[name].has_state]
+)
 
 
 class Recall(ForgetfulEnv):
@@ -87,12 +92,16 @@ def learn(cfg, teacher):
     return sum(env.distances[-HORIZON:]) / HORIZON, distillation.buffer
 
 
-def test_a_state_recalls_what_one_observation_does_not_say(knows_the_cue):
-    """A student without one can only guess the mean of both cues, in four of five steps."""
-    recalled, buffer = learn(config(), knows_the_cue)
-    guessed, _ = learn(config("mlp"), knows_the_cue)
+@every_network_with_a_state
+def test_a_state_recalls_what_one_observation_does_not_say(knows_the_cue, network):
+    recalled, buffer = learn(config(network), knows_the_cue)
     assert buffer.tensors["mean"].shape == (2000 // HORIZON, HORIZON, 1)
     assert recalled < 0.1
+
+
+def test_without_a_state_one_observation_does_not_say_it(knows_the_cue):
+    """Such a student can only guess the mean of both cues, in four of five steps."""
+    guessed, _ = learn(config("mlp"), knows_the_cue)
     assert guessed > 0.5
 
 
@@ -115,11 +124,12 @@ def test_sequences_are_what_the_student_did(knows_the_cue):
     assert buffer.held()["first_state"].abs().sum() > 0
 
 
-def test_a_teacher_carries_its_state_whoever_acts():
+@every_network_with_a_state
+def test_a_teacher_carries_its_state_whoever_acts(network):
     """What a recurrent teacher says is what it would do itself after the same observations."""
     torch.manual_seed(0)
     cfg, env = config("mlp"), Recall()
-    teacher = make_teacher("elder", config().network, env.spec)
+    teacher = make_teacher("elder", config(network).network, env.spec)
     torch.nn.init.normal_(teacher.policy.head[-1].weight)
     buffer = LabelBuffer(HORIZON * NUM_ENVS, CPU)
     student = make_actor_critic(cfg.network, env.spec)

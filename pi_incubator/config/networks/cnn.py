@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from pi_incubator.config.network import Activation, NetworkSettings
+from pi_incubator.config.network import HiddenSettings
 from pi_incubator.config.section import Sizes
 
 
-class CNNSettings(NetworkSettings):
+class CNNSettings(HiddenSettings):
     """Convolutions, one linear layer, and fully connected layers behind it."""
 
     sees_pixels: ClassVar[bool] = True
@@ -19,5 +19,3 @@ class CNNSettings(NetworkSettings):
     """Channels of each convolution."""
     hidden_sizes: Sizes = (64, 64)
     """Width of the encoder's features, then of each hidden layer of the heads, in units."""
-    activation: Activation = "tanh"
-    """Activation after each layer."""

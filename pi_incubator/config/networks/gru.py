@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
-from pi_incubator.config.network import Activation, NetworkSettings
-from pi_incubator.config.section import Sizes
+from pi_incubator.config.network import DependencySteps, StatefulSettings
 
 
-class GRUSettings(NetworkSettings):
+class GRUSettings(StatefulSettings):
     """A recurrent layer, and fully connected layers behind it."""
-
-    has_state: ClassVar[bool] = True
 
     name: Literal["gru"] = "gru"
     """Network: the name of a file in pi_incubator/networks."""
-    hidden_sizes: Sizes = (64, 64)
-    """Width of the recurrent layer, then of each hidden layer behind it, in units."""
-    activation: Activation = "tanh"
-    """Activation after each hidden layer."""
+    dependency_steps: DependencySteps | None = None
+    """Longest dependency, in steps, that gates are initialized for; null begins with gates half open."""

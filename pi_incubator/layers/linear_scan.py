@@ -1,0 +1,29 @@
+"""Linear recurrences over whole sequences, by the kernel of the returns.
+
+Letters: T steps, N sequences, H units.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.lambda_return import lambda_return
+
+
+def linear_scan(decay: Tensor, drive: Tensor, state: Tensor) -> Tensor:
+    """`hidden[t] = decay[t] * hidden[t - 1] + drive[t]`, at first from `state`; `[T, N, H]`.
+
+    Backwards in time that is a lambda return with lambda = 1: the drive is the reward, the decay the
+    discount, and the state the value after the last step. Differentiable once, by all three.
+
+    Args:
+        decay: `[T, N, H]`; zero where a sequence begins.
+        drive: `[T, N, H]`.
+        state: `[N, H]` before the first step.
+    """
+    shape = drive.shape
+    reward, discount = (value.flatten(1).flip(0) for value in (drive, decay))
+    # Only its last row counts.
+    next_value = torch.cat((torch.zeros_like(reward[1:]), state.reshape(1, -1)))
+    return lambda_return(reward, next_value, discount, 1.0).flip(0).view(shape)

@@ -1,0 +1,105 @@
+"""Every pair of an algorithm and a network trains, or is refused with a reason before anything starts."""
+
+import pytest
+import torch
+
+from envs_gpu.make import make_env
+from pi_incubator.config import ConfigError, load_config
+from pi_incubator.config.models import ALGORITHMS, NETWORKS
+from pi_incubator.envs import pixel_options
+from tests.distillation.toy import ToyDistillation, make_teacher
+from tests.learning import make_algorithm
+from tests.offline import make_episode, write_dataset
+
+ENV = ["env.name=cartpole_balance", "env.num_envs=4"]
+OFF_POLICY = [
+    "algorithm.horizon=4",
+    "algorithm.batch_size=16",
+    "algorithm.learning_starts=32",
+    "algorithm.updates_per_step=0.25",
+    "algorithm.buffer_size=256",
+]
+ON_POLICY = ["algorithm.horizon=16", "algorithm.minibatch_size=32"]
+OF_ALGORITHM = {
+    "ppo": ON_POLICY,
+    "a2c": ON_POLICY,
+    "grpo": [*ON_POLICY, "algorithm.group_size=2"],
+    "distillation": [
+        "algorithm.horizon=4",
+        "algorithm.num_updates=2",
+        "algorithm.minibatch_size=16",
+        "algorithm.teachers=[seer]",
+    ],
+}
+WINDOWS = ["algorithm.replay=sequences", "algorithm.sequence_length=4", "algorithm.burn_in=2"]
+OF_NETWORK = {
+    "batch_norm": ["network.hidden_sizes=[8]", "network.critic_sizes=[8]"],
+    "flash": ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"],
+    "cnn": ["network.hidden_sizes=[8]", "network.channels=[4]", "env.pixels={width: 16, height: 16}"],
+}
+OFFLINE = {name for name, member in ALGORITHMS.members.items() if member.reads_dataset}
+OFFLINE_BATCHES = [
+    "algorithm.batch_size=16",
+    "algorithm.offline_updates=1",
+    "algorithm.updates_per_iteration=1",
+    "training.total_steps=0",
+]
+NORMALIZED = {name for name, member in NETWORKS.members.items() if member.needs_batch_statistics}
+PIXELS = {name for name, member in NETWORKS.members.items() if member.sees_pixels}
+VECTORS = set(NETWORKS.members) - NORMALIZED - PIXELS
+MEMORYLESS = {name for name in VECTORS if not NETWORKS.members[name].has_state}
+LEARNS_WITH = {
+    "ppo": VECTORS | PIXELS,
+    "distillation": VECTORS | PIXELS,
+    "a2c": VECTORS | PIXELS,
+    "grpo": VECTORS | PIXELS,
+    "sac": VECTORS,
+    "td3": VECTORS,
+    "bc": MEMORYLESS,
+    "iql": MEMORYLESS,
+    "cql": MEMORYLESS,
+    "td3_bc": MEMORYLESS,
+    "flash_sac": NORMALIZED,
+    "crossq": NORMALIZED,
+}
+"""Networks of each algorithm; it refuses the others."""
+PAIRS = [(name, network) for name in ALGORITHMS.members for network in NETWORKS.members]
+
+
+def config_of(tmp_path, name, network):
+    path = tmp_path / "pair.yaml"
+    path.write_text("{}")
+    own = OF_ALGORITHM.get(name, OFF_POLICY)
+    if name in OFFLINE:
+        own = [f"dataset.path={tmp_path / 'recorded'}", *OFFLINE_BATCHES]
+    windows = WINDOWS if own is OFF_POLICY and NETWORKS.members[network].has_state else []
+    sizes = OF_NETWORK.get(network, ["network.hidden_sizes=[8, 8]"])
+    return load_config(
+        path, [f"algorithm.name={name}", f"network.name={network}", *ENV, *own, *windows, *sizes]
+    )
+
+
+@pytest.mark.parametrize(("name", "network"), PAIRS)
+def test_a_pair_trains_one_iteration_or_is_refused(tmp_path, name, network):
+    if network not in LEARNS_WITH[name]:
+        with pytest.raises(ConfigError, match=r"network\.name = .*: .*; (set|name) ") as caught:
+            config_of(tmp_path, name, network)
+        assert len(str(caught.value).splitlines()) == 1
+        return
+    cfg = config_of(tmp_path, name, network)
+    torch.manual_seed(0)
+    env = make_env(cfg.env.name, num_envs=4, device=torch.device("cpu"), pixels=pixel_options(cfg))
+    if name in OFFLINE:
+        write_dataset(tmp_path / "recorded", [make_episode(20, spec=env.spec)], env.spec)
+    if name == "distillation":
+        algorithm = ToyDistillation(cfg, env, make_teacher("seer", cfg.network, env.spec))
+    else:
+        algorithm = make_algorithm(cfg, env)
+    before = {key: value.clone() for key, value in algorithm.policy.named_parameters()}
+    for _ in range(1 if name in OFFLINE else -(-32 // (cfg.algorithm.horizon * 4)) + 1):
+        algorithm.collect()
+        algorithm.update()
+    env.close()
+    moved = [key for key, value in algorithm.policy.named_parameters() if not torch.equal(value, before[key])]
+    assert moved
+    assert all(value.isfinite().all() for value in algorithm.policy.parameters())
