@@ -9,6 +9,7 @@ import torch
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
+from pi_incubator.layers.encoder import StatelessEncoder
 from pi_incubator.layers.network import Network
 
 
@@ -32,3 +33,17 @@ def make_critics(network: Network, num_features: int, key: str, number: int) -> 
         )
         for _ in range(number)
     ]
+
+
+class StateValue(nn.Module):
+    """Normalized observations `[..., D]` of the critic's group -> value `[...]`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        encoder = network.encoder(network.critic_group)
+        assert isinstance(encoder, StatelessEncoder)
+        self.encoder, self.head = encoder, network.head(encoder.num_features, 1, output_gain=1.0)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        value: Tensor = self.head(self.encoder.encode(observation)).squeeze(-1)
+        return value
