@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import mujoco
@@ -22,15 +21,16 @@ from torch import Tensor
 from envs_gpu.errors import EnvError
 from envs_gpu.motion import Motion
 from envs_gpu.physics.base import PhysicsState
-from envs_gpu.random import draws
+from envs_gpu.random import Draws
 from envs_gpu.tasks.base import Episode, Task
 
 PHYSICS = "physics"
 """The observation group that holds the rows."""
+_ODD = 0xD6E8FEB86659FD93 - (1 << 64)
 
 
 class Imagined(NamedTuple):
-    """A state of every world, and of its episode; float32."""
+    """A state of every world, and of its episode, in one floating dtype."""
 
     qpos: Tensor
     """`[N, nq]`, m and rad."""
@@ -54,13 +54,19 @@ class Judged(NamedTuple):
     """`[N]` bool."""
 
 
-@dataclass(frozen=True)
-class _Entry:
+class _Entry(NamedTuple):
     """Where something is in a row."""
 
     where: slice
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    dtype: torch.dtype | None
+    """What it is beside a row; None is the dtype of the row."""
+
+    def read(self, rows: Tensor) -> Tensor:
+        """This part of the rows `[N, W]`, in its shape and dtype."""
+        value = rows[:, self.where]
+        value = value.unflatten(-1, self.shape) if self.shape else value.squeeze(-1)
+        return value if self.dtype is None else value.to(self.dtype)
 
 
 class Imagination:
@@ -90,37 +96,33 @@ class Imagination:
         if model.na:
             raise EnvError(f"{name} has actuators with activations, which a learned model does not predict")
         self.task, self.motion = task, Motion(model, task.uniform_positions, task.control_dt, device)
-        shapes = {"qpos": (int(model.nq),), "qvel": (int(model.nv),)}
-        self._state = _entries(0, {key: (shape, torch.float32) for key, shape in shapes.items()})
-        of_memory = {key: (tuple(value.shape[1:]), _imagined_dtype(value)) for key, value in memory.items()}
-        self._memory = _entries(model.nq + model.nv, of_memory)
-        start = model.nq + model.nv + sum(math.prod(shape) for shape, _ in of_memory.values())
-        self._step = start
-        self._parameters = {known.name: start + 1 + i for i, known in enumerate(task.parameters)}
-        self.width = start + 1 + len(self._parameters)
+        num_positions, num_velocities = self.motion.num_positions, self.motion.num_velocities
+        self.state = slice(0, num_positions), slice(num_positions, num_positions + num_velocities)
+        """Where positions and velocities are in a row."""
+        self._memory, self._step = _entries_of(memory, num_positions + num_velocities)
+        self._parameters = {known.name: self._step + 1 + i for i, known in enumerate(task.parameters)}
+        self.width = self._step + 1 + len(self._parameters)
         """W."""
 
     def pack(self, state: PhysicsState, episode: Episode) -> Tensor:
         """Rows `[N, W]` of what the simulator and the env know of their worlds."""
-        memory = [episode.memory[name].flatten(1) for name in self._memory]
+        memory = [episode.memory[name].reshape(len(state.qpos), -1) for name in self._memory]
         parameters = [episode.parameters[name].unsqueeze(-1) for name in self._parameters]
         pieces = (state.qpos, state.qvel, *memory, episode.step.unsqueeze(-1), *parameters)
         return torch.cat([piece.float() for piece in pieces], -1)
 
     def unpack(self, rows: Tensor) -> Imagined:
         """The states in `rows` `[N, W]`."""
-        return Imagined(
-            **{name: entry_of(rows, entry) for name, entry in self._state.items()},
-            memory={name: entry_of(rows, entry) for name, entry in self._memory.items()},
-            step=rows[:, self._step].long(),
-            parameters={name: rows[:, column] for name, column in self._parameters.items()},
-        )
+        qpos, qvel = (rows[:, where] for where in self.state)
+        memory = {name: entry.read(rows) for name, entry in self._memory.items()}
+        parameters = {name: rows[:, column] for name, column in self._parameters.items()}
+        return Imagined(qpos, qvel, memory, rows[:, self._step].long(), parameters)
 
     def observe(self, now: Imagined, random: Tensor) -> dict[str, Tensor]:
         """The task's observation groups without noise, name -> `[N, D]`; `random` as of `judge`."""
         ctrl = now.qpos.new_zeros(len(now.qpos), 0)
         observed = self.task.observe(self._physics(now, ctrl), self._episode(now, random))
-        return {name: value.float() for name, value in observed.items()}
+        return {name: value.to(now.qpos.dtype) for name, value in observed.items()}
 
     def judge(self, before: Imagined, action: Tensor, qpos: Tensor, qvel: Tensor, random: Tensor) -> Judged:
         """What an env does between the physics step and the reset.
@@ -136,8 +138,8 @@ class Imagination:
         state, episode = self._physics(after, self.task.control(action)), self._episode(after, random)
         outcome = self.task.outcome(state, episode, action)
         memory = self.task.remember(state, episode, action)
-        memory = {name: memory[name].to(entry.dtype) for name, entry in self._memory.items()}
-        reward = functools.reduce(torch.add, outcome.reward.values()).float()
+        memory = {name: memory[name].to(before.memory[name].dtype) for name in self._memory}
+        reward = functools.reduce(torch.add, outcome.reward.values()).to(qpos.dtype)
         return Judged(after._replace(memory=memory), reward, outcome.terminated)
 
     def check(self, rows: Tensor) -> None:
@@ -147,7 +149,7 @@ class Imagination:
             rows: `[N, W]` of any worlds.
 
         Raises:
-            EnvError: reward or observation depend on positions, velocities and action in no differentiable way.
+            EnvError: reward or observation have no gradient, or one that is not finite.
         """
         before = self.unpack(rows)
         inputs = [before.qpos.clone(), before.qvel.clone()]
@@ -170,28 +172,15 @@ class Imagination:
         return PhysicsState(now.qpos, now.qvel, nothing, ctrl, nothing, time_s)
 
     def _episode(self, now: Imagined, random: Tensor) -> Episode:
-        numbers = draws(random, torch.zeros_like(random), now.step)
-        return Episode(now.step, now.memory, numbers, now.parameters)
+        # `Draws` mixes the bits; an odd factor gives each step another block.
+        return Episode(now.step, now.memory, Draws(random ^ (now.step * _ODD)), now.parameters)
 
 
-def _entries(start: int, parts: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, _Entry]:
-    """Where parts of these shapes are in a row, one after the other from `start` on."""
+def _entries_of(memory: Mapping[str, Tensor], start: int) -> tuple[dict[str, _Entry], int]:
+    """Where a task's memory is in a row, from `start` on; and where it ends."""
     entries = {}
-    for name, (shape, dtype) in parts.items():
-        stop = start + math.prod(shape)
-        entries[name] = _Entry(slice(start, stop), shape, dtype)
+    for name, value in memory.items():
+        stop, dtype = start + math.prod(value.shape[1:]), None if value.is_floating_point() else value.dtype
+        entries[name] = _Entry(slice(start, stop), tuple(value.shape[1:]), dtype)
         start = stop
-    return entries
-
-
-def entry_of(rows: Tensor, entry: _Entry) -> Tensor:
-    """A part of the rows `[N, W]`, in its shape and dtype."""
-    return (
-        rows[:, entry.where].unflatten(-1, entry.shape).to(entry.dtype)
-        if entry.shape
-        else (rows[:, entry.where.start].to(entry.dtype))
-    )
-
-
-def _imagined_dtype(value: Tensor) -> torch.dtype:
-    return torch.float32 if value.is_floating_point() else value.dtype
+    return entries, start

@@ -1,8 +1,8 @@
 """How positions and velocities of any model change: what a learned model of its dynamics reads and predicts.
 
-Nothing that is predicted depends on where the robot is on flat ground, or on the direction that it faces. Of a
-free joint the height and the direction of gravity in the body's frame are read, and its velocity is that in the
-body's frame.
+Nothing that is predicted depends on where the robot is on flat ground, or on the direction that it faces. Of
+a free joint the height and the direction of gravity in the body's frame are read, and its velocity is that
+in the body's frame.
 
 Letters: N worlds, nq positions, nv velocities, F features.
 """

@@ -464,7 +464,8 @@ class SimEnv(VecEnv):
 
     def _rows(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
         """The group `physics`, once somebody has asked for `imagination`."""
-        return {PHYSICS: self._imagination.pack(state, episode)} if self._imagination else {}
+        imagination = self._imagination
+        return {} if imagination is None else {PHYSICS: imagination.pack(state, episode)}
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         observation = observation | self._pixels.observation()

@@ -1,19 +1,20 @@
 """Policy gradients through a learned model: the imagined return is differentiated by the policy's weights.
 
-A model of the dynamics is fitted to windows of real steps. From states of these windows the policy acts for some
-steps in the model, where reward, termination and observation are the task's own functions. The return of these
-steps, with a critic's value behind them, is a differentiable function of the policy's weights: stochastic value
-gradients (Heess et al. 2015, arXiv 1510.09142), over a short horizon with a critic (Clavera et al. 2020, arXiv
-2005.08068; Xu et al. 2022, arXiv 2204.07137), with lambda returns (Hafner et al. 2020, arXiv 1912.01603, eq. 6
-to 8). Unlike there, nothing of the task is learned.
+A model of the dynamics is fitted to windows of real steps. From states of these windows the policy acts for
+some steps in the model, where reward, termination and observation are the task's own functions. The return
+of these steps, with a critic's value behind them, is a differentiable function of the policy's weights:
+stochastic value gradients (Heess et al. 2015, arXiv 1510.09142), over a short horizon with a critic (Clavera
+et al. 2020, arXiv 2005.08068; Xu et al. 2022, arXiv 2204.07137), with lambda returns (Hafner et al. 2020,
+arXiv 1912.01603, eq. 6 to 8). Unlike there, nothing of the task is learned.
 
-Letters: n windows of T steps, k rollouts that start in a window, B = n k, H imagined steps, A actions, W width of
-a row, D observation width, K shards, M models.
+Letters: n windows of T steps, k rollouts that start in a window, B = n k, H imagined steps, A actions, W
+width of a row, D observation width, K shards, M models.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import torch
 from tensordict import TensorDict
@@ -36,10 +37,11 @@ from pi_incubator.policies.squashed_gaussian import SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam, clip_by_norm
 from pi_incubator.training.buffered import Buffered, Choice
+from pi_incubator.training.compiled import compiled_piece
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
-from pi_incubator.world_models.dynamics import Dynamics
-from pi_incubator.world_models.imagine import Noise, Rollout, imagine
+from pi_incubator.world_models.dynamics import Dynamics, Window
+from pi_incubator.world_models.imagine import Noise, Rollout, at_states, imagine, make_imagined_step
 
 NUM_CRITICS = 2
 
@@ -82,7 +84,12 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         self.temperature_optimizer = Adam([self.log_temperature], lr_temperature)
         model = Phase(self._model_gradients, self._apply_to_model)
         policy = Phase(self._policy_gradients, self._apply_to_policy)
-        self._step = make_step([model, policy], distributed, compute, self.skipped)
+        compile_piece = compiled_piece if compute.compiled else lambda function: function
+        self.window_step = compile_piece(self.dynamics.window_step)
+        self.imagined_step = compile_piece(make_imagined_step(self.imagination, self.dynamics, self.policy))
+        # What repeats is compiled, not the whole step, which would hold it once for each repetition.
+        uncompiled = replace(compute, compiled=False)
+        self._step = make_step([model, policy], distributed, uncompiled, self.skipped)
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> SquashedGaussianPolicy:
@@ -118,7 +125,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         }
 
     def minibatch(self, size: int) -> TensorDict:
-        """Windows `[n]`, in the order of the models that learn from them, with the noise of their rollouts."""
+        """Windows `[n]` in the order of the models that learn from them, with noise for their rollouts."""
         settings, windows = self.settings, self.replay.sample(size)
         num_windows, starts = len(windows), settings.starts_per_window
         widths = (self.env.spec.action_dim, self.env.spec.obs_dims[self.policy.group])
@@ -135,10 +142,12 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         return windows[order].contiguous()
 
     def _model_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
-        before, after = self._states(minibatch[OBS + PHYSICS]), self._states(minibatch[NEXT + PHYSICS])
-        action = self.policy.to_unit(minibatch["action"])
+        names = (OBS + PHYSICS, NEXT + PHYSICS, "action", STARTS, "valid")
+        before, after, action, start, valid = (minibatch[name].transpose(0, 1) for name in names)  # [T, n]
+        unit = self.policy.to_unit(action)
+        steps = Window(self._states(before), self._states(after), unit, start, valid)
         with self.autocast():
-            loss = self.dynamics.window_loss(before, after, action, minibatch[STARTS], minibatch["valid"])
+            loss = self.dynamics.window_loss(steps, self.window_step)
         gradients = torch.autograd.grad(loss, self.model_weights)
         return list(gradients), loss.detach().view(1)
 
@@ -194,21 +203,13 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
             observation=settings.observation_noise * noise.flatten(0, 1).transpose(0, 1),
             task=minibatch["task_random"].flatten(),
         )
-        group = self.network.critic_group
-        return imagine(self.imagination, self.dynamics, self.policy, group, start, random)
+        moment = at_states(self.imagination, self.policy, start, random.task)
+        return imagine(moment, self.network.critic_group, random, self.imagined_step)
 
     def _states(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `[..., nq]` and velocities `[..., nv]` in rows `[..., W]`."""
-        motion = self.imagination.motion
-        qpos, qvel, _ = rows.split(
-            (
-                motion.num_positions,
-                motion.num_velocities,
-                rows.shape[-1] - motion.num_positions - motion.num_velocities,
-            ),
-            -1,
-        )
-        return qpos, qvel
+        positions, velocities = self.imagination.state
+        return rows[..., positions], rows[..., velocities]
 
 
 def _imagination_of(env: VecEnv) -> Imagination:

@@ -1,9 +1,9 @@
 """A learned model of a robot's dynamics: how positions and velocities change in one control step.
 
-Several networks (an ensemble) learn from different windows of steps; each imagined rollout follows one of them.
-The inputs and the integration of positions are those of `envs_gpu.motion`. Model-based reinforcement learning
-with such ensembles: Chua et al. 2018 (PETS, arXiv 1805.12114); a loss over several predicted steps: Venkatraman
-et al. 2015, "Improving Multi-step Prediction of Learned Time Series Models".
+Several networks (an ensemble) learn from different windows of steps; each imagined rollout follows one of
+them. The inputs and the integration of positions are those of `envs_gpu.motion`. Model-based reinforcement
+learning with such ensembles: Chua et al. 2018 (PETS, arXiv 1805.12114); a loss over several predicted steps:
+Venkatraman et al. 2015, "Improving Multi-step Prediction of Learned Time Series Models".
 
 Letters: M models, B samples (a multiple of M, the first B / M are the first model's), F features, A actions,
 nq positions, nv velocities, n windows of T steps.
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,34 @@ from pi_incubator.layers.stacked import StackedLinear, StackedOutput
 
 LIMIT = 10.0
 """Standard deviations: inputs are clipped to them, and no predicted change is larger."""
+
+
+State = tuple[Tensor, Tensor]
+"""`qpos` `[B, nq]` and `qvel` `[B, nv]`."""
+
+
+class Window(NamedTuple):
+    """Real steps of some windows `[T, n, ...]`, or one of them `[n, ...]`."""
+
+    before: State
+    """The state before each step."""
+    after: State
+    """The state after it."""
+    action: Tensor
+    """`[..., A]` in (-1, 1)."""
+    start: Tensor
+    """Bool, where an episode starts within a window: the prediction starts again there."""
+    valid: Tensor
+    """Bool; from a step where it is false, nothing counts until an episode starts."""
+
+    def at(self, t: int) -> Window:
+        """The step `t` of windows."""
+        before, after = ((qpos[t], qvel[t]) for qpos, qvel in (self.before, self.after))
+        return Window(before, after, self.action[t], self.start[t], self.valid[t])
+
+
+WindowStep = Callable[[State, Window], tuple[State, Tensor]]
+"""See `Dynamics.window_step`."""
 
 
 class Dynamics(nn.Module):
@@ -45,7 +74,7 @@ class Dynamics(nn.Module):
         self.hidden = nn.ModuleList(StackedLinear(*pair, num_models) for pair in pairwise(widths))
         self.output = StackedOutput(widths[-1], 2 * motion.num_velocities, num_models)
 
-    def forward(self, qpos: Tensor, qvel: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, qpos: Tensor, qvel: Tensor, action: Tensor) -> State:
         """The state after a step.
 
         Args:
@@ -64,7 +93,7 @@ class Dynamics(nn.Module):
         return self.motion.advance(qpos, qvel, self.changes.inverse(change.flatten(0, 1)))
 
     @torch.no_grad()
-    def observe(self, before: tuple[Tensor, Tensor], after: tuple[Tensor, Tensor], valid: Tensor) -> None:
+    def observe(self, before: State, after: State, valid: Tensor) -> None:
         """Count the steps of N worlds for the scales of inputs and outputs; see `commit`.
 
         Args:
@@ -80,7 +109,7 @@ class Dynamics(nn.Module):
         self.inputs.commit(all_reduce)
         self.changes.commit(all_reduce)
 
-    def error(self, predicted: tuple[Tensor, Tensor], actual: tuple[Tensor, Tensor]) -> Tensor:
+    def error(self, predicted: State, actual: State) -> Tensor:
         """How far predicted states are off `[B]`: a smooth absolute value, mean over the degrees of freedom.
 
         The unit of velocities is the standard deviation of their change in a step; that of positions is the
@@ -91,32 +120,35 @@ class Dynamics(nn.Module):
         both = torch.cat((off, (predicted[1] - actual[1]) / unit), -1)
         return smooth_l1_loss(both, torch.zeros_like(both), reduction="none").mean(-1)
 
-    def window_loss(
-        self,
-        before: tuple[Tensor, Tensor],
-        after: tuple[Tensor, Tensor],
-        action: Tensor,
-        starts: Tensor,
-        valid: Tensor,
-    ) -> Tensor:
+    def window_step(self, now: State, actual: Window) -> tuple[State, Tensor]:
+        """One step of each window: the predicted state, and its error `[n]`.
+
+        Args:
+            now: predicted state before the step.
+            actual: of the step.
+        """
+        start = actual.start.unsqueeze(-1)
+        qpos = torch.where(start, actual.before[0], now[0])
+        qvel = torch.where(start, actual.before[1], now[1])
+        predicted = self(qpos, qvel, actual.action)
+        return predicted, self.error(predicted, actual.after)
+
+    def window_loss(self, windows: Window, window_step: WindowStep) -> Tensor:
         """Mean error `[]` of predictions that continue from predictions.
 
         Args:
-            before: `qpos` `[n, T, nq]` and `qvel` `[n, T, nv]` before each step; n is a multiple of M.
-            after: the same after it.
-            action: `[n, T, A]` in (-1, 1).
-            starts: `[n, T]` bool, where an episode starts: the prediction starts again there.
-            valid: `[n, T]` bool; from a step where it is false, nothing counts until an episode starts.
+            windows: `[T, n, ...]`; n is a multiple of M.
+            window_step: `self.window_step`, perhaps compiled.
         """
-        qpos, qvel, counts = before[0][:, 0], before[1][:, 0], torch.ones_like(valid[:, 0])
+        steps = [windows.at(t) for t in range(len(windows.action))]
+        # Laid out in memory as after a step, which compiled code relies on.
+        now = steps[0].before[0].contiguous(), steps[0].before[1].contiguous()
+        counts = torch.ones_like(steps[0].valid)
         errors, counted = [], []
-        for t in range(action.shape[1]):
-            start = starts[:, t]
-            qpos = torch.where(start[:, None], before[0][:, t], qpos)
-            qvel = torch.where(start[:, None], before[1][:, t], qvel)
-            counts = (counts | start) & valid[:, t]
-            qpos, qvel = self(qpos, qvel, action[:, t])
-            error = self.error((qpos, qvel), (after[0][:, t], after[1][:, t]))
-            errors.append(torch.where(counts, error, 0.0))
+        for actual in steps:
+            now, error = window_step(now, actual)
+            counts = (counts | actual.start) & actual.valid
+            errors.append(error)
             counted.append(counts)
-        return torch.stack(errors).sum() / torch.stack(counted).sum().clamp_min(1)
+        mask = torch.stack(counted)
+        return torch.where(mask, torch.stack(errors), 0.0).sum() / mask.sum().clamp_min(1)

@@ -144,6 +144,8 @@ ALWAYS = {
     "algorithm.lr_end algorithm.actor_every algorithm.target_std algorithm.num_bins algorithm.largest_value",
     "algorithm.noise_repeat algorithm.exploration_std algorithm.exploration_std_min",
     "algorithm.smoothing_std algorithm.smoothing_clip",
+    "algorithm.num_models algorithm.model_sizes algorithm.imagined_steps algorithm.starts_per_window",
+    "algorithm.return_lambda algorithm.observation_noise algorithm.lr_model",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""
