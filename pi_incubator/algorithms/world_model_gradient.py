@@ -181,7 +181,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         """Half the squared distance of the critics from the imagined returns `[H, B]`."""
         observation = rollout.observation[:-1].detach()
         errors = [(critic(observation) - returns).square() for critic in self.critics]
-        return 0.5 * (weight * torch.stack(errors)).mean(1).sum() / len(weight)
+        return 0.5 * (weight * torch.stack(errors)).mean((1, 2)).sum()
 
     def _apply_to_policy(self, gradients: list[Tensor], sound: Tensor) -> None:
         num_actor, limit = len(self.actor_weights), self.settings.max_grad_norm
@@ -198,6 +198,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         settings, noise = self.settings, minibatch["observation_noise"]
         every = settings.sequence_length // settings.starts_per_window
         start = minibatch[OBS + PHYSICS][:, ::every].flatten(0, 1)  # [B, W]
+        start = start.to(self.dynamics.inputs.mean.dtype)
         random = Noise(
             action=minibatch["action_noise"].flatten(0, 1).transpose(0, 1),
             observation=settings.observation_noise * noise.flatten(0, 1).transpose(0, 1),
@@ -209,6 +210,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
     def _states(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `[..., nq]` and velocities `[..., nv]` in rows `[..., W]`."""
         positions, velocities = self.imagination.state
+        rows = rows.to(self.dynamics.inputs.mean.dtype)
         return rows[..., positions], rows[..., velocities]
 
 

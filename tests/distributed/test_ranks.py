@@ -40,6 +40,12 @@ CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
 SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
     "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
 )
+WORLD_MODEL = SAC.replace(
+    "name: sac,", "name: world_model_gradient, imagined_steps: 4, sequence_length: 4,"
+).replace(
+    "learning_starts",
+    "starts_per_window: 1, num_models: 2, model_sizes: [16], updates_per_step: 0.5, learning_starts",
+)
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
@@ -77,10 +83,10 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
         ),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
-            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, WORLD_MODEL, OVERLAPPED)
         ),
     ],
-    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"],
+    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "world_model_gradient", "sac_overlapped"],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""

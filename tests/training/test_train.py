@@ -133,6 +133,8 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
         own = [f"network.name={network}", "network.normalize_observations=true"]
         replay = ["algorithm.replay=prioritized", f"algorithm.name={algorithm}"]
         run(tmp_path, algorithm, *replay, *own, sizes=OFF_POLICY)
+    small = ["algorithm.sequence_length=4", "algorithm.imagined_steps=2", "algorithm.updates_per_step=0.1"]
+    run(tmp_path, "imagines", "algorithm.name=world_model_gradient", *small, sizes=OFF_POLICY)
     windows = ["network.name=gru", "algorithm.replay=sequences", "algorithm.sequence_length=4"]
     for algorithm in ("sac", "td3"):
         own = ["algorithm.burn_in=2", f"algorithm.name={algorithm}"]
