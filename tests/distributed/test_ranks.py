@@ -40,12 +40,8 @@ CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
 SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
     "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
 )
-WORLD_MODEL = SAC.replace(
-    "name: sac,", "name: world_model_gradient, imagined_steps: 4, sequence_length: 4,"
-).replace(
-    "learning_starts",
-    "starts_per_window: 1, num_models: 2, model_sizes: [16], updates_per_step: 0.5, learning_starts",
-)
+WORLD_MODEL = SAC.replace("name: sac,", "name: world_model_gradient, imagined_steps: 4, num_models: 2,")
+WORLD_MODEL = WORLD_MODEL.replace("horizon: 4,", "horizon: 4, model_sizes: [16], updates_per_step: 0.5,")
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
