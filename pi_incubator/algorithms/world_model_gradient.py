@@ -159,8 +159,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         with self.autocast():
             rollout = self._imagine(minibatch)
             value = torch.stack([critic(rollout.observation[1:]) for critic in self.targets]).mean(0)
-            goes_on = (~rollout.terminated).float()
-            discount = self.settings.gamma * goes_on
+            discount = self.settings.gamma * (~rollout.terminated).to(value.dtype)
             reward = self.settings.reward_scale * rollout.reward
             returns = lambda_return(reward, value, discount, self.settings.return_lambda)  # [H, B]
             # A step counts as much as the rollout still goes on before it.
