@@ -38,6 +38,7 @@ from pi_incubator.registry import algorithm
 from pi_incubator.training.adam import Adam, clip_by_norm
 from pi_incubator.training.buffered import Buffered, Choice
 from pi_incubator.training.compiled import compiled_piece
+from pi_incubator.training.repeated_noise import RepeatedNoise
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
 from pi_incubator.world_models.dynamics import Dynamics, Window
@@ -68,6 +69,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         settings, device = self.settings, env.device
         motion = self.imagination.motion
         num_actions = env.spec.action_dim
+        self.repeated = RepeatedNoise(env.num_envs, num_actions, settings.noise_repeat, device)
         dynamics = Dynamics(motion, num_actions, settings.model_sizes, settings.num_models)
         self.dynamics = dynamics.to(device)
         critics = [StateValue(self.network) for _ in range(NUM_CRITICS)]
@@ -103,6 +105,11 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
     def step(self, minibatch: TensorDict) -> Tensor:
         return self._step(minibatch)
 
+    def make_noise(self) -> Tensor:
+        length = torch.empty(1, self.env.num_envs, device=self.env.device)
+        self.noise.normal_(length)
+        return self.repeated.next(super().make_noise(), length[0])
+
     def commit(self) -> None:
         super().commit()
         self.dynamics.commit(self.distributed.merge_moments)
@@ -118,6 +125,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
             "critics": Part(self.critics, is_learned=True),
             "targets": Part(self.targets, is_learned=True),
             "temperature": Part(NamedTensors(log_temperature=self.log_temperature), is_learned=True),
+            "repeated_noise": Part(self.repeated, per_rank=True),
             "model_optimizer": Part(self.model_optimizer),
             "actor_optimizer": Part(self.actor_optimizer),
             "critic_optimizer": Part(self.critic_optimizer),

@@ -43,6 +43,8 @@ class WorldModelGradientSettings(BufferSettings):
     """Weight of longer imagined returns: 0 is one step and the critic, 1 is all steps and then the critic."""
     observation_noise: NonNegative = 0.05
     """Noise on what the policy sees in the model, in standard deviations of the observation."""
+    noise_repeat: Annotated[int, Field(ge=1, le=2**16)] = 16
+    """Most steps in a row with the same exploration noise; 1 makes it new at every step."""
     lr_model: Positive = 1e-3
     """Learning rate of the model."""
     lr_actor: Positive = 5e-4
