@@ -19,6 +19,7 @@ from envs_gpu.dump import Scene, below
 from envs_gpu.errors import EnvError
 from envs_gpu.goals import ObservedGoals
 from envs_gpu.guards import GuardOptions, Guards, OverflowWatch, causes
+from envs_gpu.imagination import PHYSICS, Imagination
 from envs_gpu.interface import PolicyInterface, Term, check_interface
 from envs_gpu.limits import reachable
 from envs_gpu.mirror import EnvMirror, joined
@@ -137,6 +138,7 @@ class SimEnv(VecEnv):
         scale = noise_scale(terms, device) if terms else None
         self._perception = Perception(randomization.observation_noise, scale, observation_history)
         self._judge, self._begin = self._judge_outcome, self._begin_episodes
+        self._imagination: Imagination | None = None
         self._foresees = compiled or device.type != "cpu"
         self.spec = _make_spec(name, task, model, num_envs, device)  # widths are known after the reset
         self._check_observation()
@@ -331,6 +333,17 @@ class SimEnv(VecEnv):
             return None
         return ObservedGoals(declared, {group: terms[group] for group in groups})
 
+    def imagination(self) -> Imagination:
+        if self._imagination is None:
+            task, episode = self.task, self._episode()
+            name, model = self.spec.name, self.compiled_model
+            imagination = Imagination(name, task, model, episode.memory, self.device)
+            rows = imagination.pack(self.physics.state, episode)
+            imagination.check(rows)
+            self._imagination, self.obs[PHYSICS] = imagination, rows
+            self.spec = replace(self.spec, obs_dims=self.spec.obs_dims | {PHYSICS: imagination.width})
+        return self._imagination
+
     def positions(self) -> Tensor:
         return self.physics.state.qpos
 
@@ -369,6 +382,7 @@ class SimEnv(VecEnv):
         memory = self.task.remember(state, episode, action)
         observation = self.task.observe(state, episode._replace(memory=memory))
         observation = {name: value.float() for name, value in observation.items()}
+        observation |= self._rows(state, episode._replace(memory=memory))
         # Added one by one: the order in torch.sum depends on the shape, so on the number of worlds.
         reward = functools.reduce(torch.add, outcome.reward.values()).float()
         # The episode of a broken world ends here without reward; the other worlds are not affected.
@@ -449,12 +463,18 @@ class SimEnv(VecEnv):
         begun = self.task.begin(state, episode)
         memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
         fresh = self.task.observe(state, episode._replace(memory=memory))
+        fresh |= self._rows(state, episode._replace(memory=memory))
         # Finite even where a world starts broken; its first step reports that.
         fresh = {name: value.float().nan_to_num(0.0, 0.0, 0.0) for name, value in fresh.items()}
         fresh = self._perception.first(fresh, episode.random)
         # Worlds that were not reset keep exactly what they had, so it does not depend on who was reset.
         fresh = {name: _choose(done, new, last.get(name)) for name, new in fresh.items()}
         return memory, fresh
+
+    def _rows(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        """The group `physics`, once somebody has asked for `imagination`."""
+        imagination = self._imagination
+        return {} if imagination is None else {PHYSICS: imagination.pack(state, episode)}
 
     def _pack(self, observation: dict[str, Tensor]) -> TensorDict:
         observation = observation | self._pixels.observation()

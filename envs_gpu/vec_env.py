@@ -34,7 +34,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -47,6 +47,9 @@ from envs_gpu.goals import ObservedGoals
 from envs_gpu.interface import PolicyInterface, Servo, Term, identity_targets
 from envs_gpu.mirror import EnvMirror
 from envs_gpu.parameters import unknown_parameter
+
+if TYPE_CHECKING:
+    from envs_gpu.imagination import Imagination
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,16 @@ class VecEnv(ABC):
             EnvError: the groups do not hold what the task declares as its goal.
         """
         return None
+
+    def imagination(self) -> Imagination:
+        """The task's functions on predicted states; observations have the group `physics` from now on.
+
+        Call it before the first step.
+
+        Raises:
+            EnvError: the env has no physics state, reads what nobody predicts, or is not differentiable.
+        """
+        raise EnvError(f"{self.spec.name} has no physics state that a learned model could predict")
 
     def positions(self) -> Tensor:
         """Where every world is now, `[N, nq]` of `drawn_model`; the env's own memory.

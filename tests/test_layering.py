@@ -25,6 +25,7 @@ LAYERS = [
     ["pi_incubator.distillation"],
     ["pi_incubator.algorithms"],
     ["pi_incubator.training"],
+    ["pi_incubator.world_models"],
     ["pi_incubator.data"],
     ["pi_incubator.policies"],
     ["pi_incubator.networks"],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import mujoco
 import torch
 from torch import Tensor
 
@@ -27,6 +28,10 @@ class PlanarRunner(GymnasiumTask):
     """How many of the root's positions are left out, from the first: the reward does not depend on them."""
     max_observed_velocity = float("inf")
     """Observed velocities are clipped to ± this, m/s and rad/s."""
+
+    def bind(self, model: mujoco.MjModel, device: torch.device) -> None:
+        super().bind(model, device)
+        self.uniform_positions = tuple(range(self.unobserved_positions))
 
     def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
         skipped, limit = self.unobserved_positions, self.max_observed_velocity

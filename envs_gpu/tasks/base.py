@@ -89,6 +89,9 @@ class Task(ABC):
     """Of a symmetric task, set by `bind`; None of another."""
     start_act: tuple[float, ...] = ()
     """`[na]` activations with which every episode starts; empty is zeros. Set by `bind`."""
+    uniform_positions: tuple[int, ...] = ()
+    """Addresses in `qpos` of slides along which the world is the same everywhere, so that the dynamics do not
+    depend on them: for learned models. A free joint needs no declaration. Set by `bind`."""
     takes_model: ClassVar[bool] = False
     """Whether the task is for any robot: its class is called with `model`, a `UserModel` or its name, and
     `keyframe`, the name or number of its pose or None."""

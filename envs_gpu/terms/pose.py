@@ -40,6 +40,8 @@ class Pose:
         change = torch.zeros(len(to), self.num_velocities, dtype=to.dtype, device=to.device)
         qpos, dof = self._number
         change = change.index_copy(1, dof, to[:, qpos] - origin[:, qpos])
+        if not self._quaternion.numel():
+            return change
         where = self._quaternions()  # [R, 4]
         turn = quaternion_product(_conjugate(origin[:, where]), to[:, where])  # [N, R, 4]
         return change.index_copy(1, self._rotations().flatten(), rotation_vector(turn).flatten(1))
@@ -48,6 +50,8 @@ class Pose:
         """Positions `[N, nq]` after one second at the velocity `change` `[N, nv]`; as `mj_integratePos`."""
         qpos, dof = self._number
         moved = origin.index_copy(1, qpos, origin[:, qpos] + change[:, dof])
+        if not self._quaternion.numel():
+            return moved
         where = self._quaternions()
         turned = quaternion_product(origin[:, where], quaternion(change[:, self._rotations()]))
         return moved.index_copy(1, where.flatten(), torch.nn.functional.normalize(turned, dim=-1).flatten(1))

@@ -134,8 +134,8 @@ OF_REPLAY = {
 """Kind of replay buffer -> the settings that it alone has."""
 
 
-class ReplaySettings(RolloutSettings):
-    """Settings of an algorithm that learns from a replay buffer while it collects."""
+class BufferSettings(RolloutSettings):
+    """Settings of an algorithm that learns from a buffer of its newest steps while it collects."""
 
     storage_field: ClassVar[str] = "algorithm.buffer_size"
 
@@ -149,6 +149,64 @@ class ReplaySettings(RolloutSettings):
     """Newest environment steps that are learned from, over all worlds."""
     gamma: Fraction = 0.99
     """Discount of the reward, per step."""
+    learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
+    """Environment steps with random actions, over all worlds, before anything is learned."""
+    save_buffer: Literal["always", "last", "never"] = "last"
+    """Checkpoints with the replay buffer; without it a continued run first collects learning_starts steps."""
+
+    def stored_steps(self, cfg: ExperimentConfig) -> int:
+        return self.buffer_size
+
+    @property
+    def saves_steps(self) -> bool:
+        return self.save_buffer != "never"
+
+    def samples_per_update(self, num_envs: int) -> int:
+        return self.batch_size
+
+    def check(self, cfg: ExperimentConfig) -> None:
+        if cfg.training.overlap and self.horizon > 1:
+            raise cross_field_error(
+                field="algorithm.horizon",
+                value=self.horizon,
+                problem="the policy would change between the steps of an iteration with training.overlap",
+                fix="set it to 1, or training.overlap to false",
+            )
+        self._check_learns(cfg)
+
+    def _check_learns(self, cfg: ExperimentConfig) -> None:
+        """Refuse a run that is too short to learn anything."""
+        if self.learning_starts >= cfg.training.total_steps:
+            raise cross_field_error(
+                field="algorithm.learning_starts",
+                value=self.learning_starts,
+                problem=f"nothing is learned in training.total_steps = {cfg.training.total_steps}",
+                fix="set it below, or train for longer",
+            )
+        learning_steps = cfg.training.total_steps - self.learning_starts
+        if learning_steps * self.updates_per_step < 1:
+            raise cross_field_error(
+                field="algorithm.updates_per_step",
+                value=self.updates_per_step,
+                problem=f"makes no update in the {learning_steps} steps after algorithm.learning_starts",
+                fix="raise it, or train for longer",
+            )
+
+    def check_num_envs(self, cfg: ExperimentConfig) -> None:
+        if self.buffer_size < max(self.batch_size, cfg.env.num_envs):
+            least = max(self.batch_size, cfg.env.num_envs)
+            raise cross_field_error(
+                field="algorithm.buffer_size",
+                value=self.buffer_size,
+                problem="must hold at least one minibatch and one step of every world",
+                fix=f"set it to {least} or more",
+            )
+        super().check_num_envs(cfg)
+
+
+class ReplaySettings(BufferSettings):
+    """Settings of an algorithm that learns from single steps, or windows of them, of a replay buffer."""
+
     n_step: Annotated[int, Field(ge=1, le=1000)] = 1
     """Most steps whose rewards are summed before the critic's estimate takes over; sums end with episodes."""
     storage: Literal["float32", "bfloat16"] = "float32"
@@ -167,13 +225,6 @@ class ReplaySettings(RolloutSettings):
     """Steps in a row of one world that are learned from together, by networks with a state."""
     burn_in: Annotated[int, Field(ge=0, le=2**16)] = 16
     """Steps before them that are only run through, so that states fit the weights of now."""
-    learning_starts: Annotated[int, Field(ge=0, le=2**31 - 1)] = 5_000
-    """Environment steps with random actions, over all worlds, before anything is learned."""
-    save_buffer: Literal["always", "last", "never"] = "last"
-    """Checkpoints with the replay buffer; without it a continued run first collects learning_starts steps."""
-
-    def stored_steps(self, cfg: ExperimentConfig) -> int:
-        return self.buffer_size
 
     def bytes_per_step(self, observations: int, pixels: int, num_actions: int) -> int:
         of_numbers = observations // 2 if self.storage == "bfloat16" else observations
@@ -181,13 +232,6 @@ class ReplaySettings(RolloutSettings):
         beside = {"prioritized": 8, "her": 4}.get(self.replay, 0)
         # Observations before and after the step, action and reward, three flags.
         return 2 * (of_numbers + pixels) + 4 * (num_actions + 1) + 3 + beside
-
-    @property
-    def saves_steps(self) -> bool:
-        return self.save_buffer != "never"
-
-    def samples_per_update(self, num_envs: int) -> int:
-        return self.batch_size
 
     @property
     def num_stored_states(self) -> int:
@@ -226,13 +270,6 @@ class ReplaySettings(RolloutSettings):
                 problem=f"relabels none of algorithm.batch_size = {self.batch_size} samples",
                 fix="raise it, or set algorithm.replay to uniform",
             )
-        if cfg.training.overlap and self.horizon > 1:
-            raise cross_field_error(
-                field="algorithm.horizon",
-                value=self.horizon,
-                problem="the policy would change between the steps of an iteration with training.overlap",
-                fix="set it to 1, or training.overlap to false",
-            )
         if self.symmetry and (self.batch_size == 1 or cfg.network.has_state):
             problem, fix = (
                 "has no effect with algorithm.batch_size = 1",
@@ -241,25 +278,7 @@ class ReplaySettings(RolloutSettings):
             if cfg.network.has_state:
                 problem, fix = "the mirror image of a network's state is not known", "set it to false"
             raise cross_field_error(field="algorithm.symmetry", value=True, problem=problem, fix=fix)
-        self._check_learns(cfg)
-
-    def _check_learns(self, cfg: ExperimentConfig) -> None:
-        """Refuse a run that is too short to learn anything."""
-        if self.learning_starts >= cfg.training.total_steps:
-            raise cross_field_error(
-                field="algorithm.learning_starts",
-                value=self.learning_starts,
-                problem=f"nothing is learned in training.total_steps = {cfg.training.total_steps}",
-                fix="set it below, or train for longer",
-            )
-        learning_steps = cfg.training.total_steps - self.learning_starts
-        if learning_steps * self.updates_per_step < 1:
-            raise cross_field_error(
-                field="algorithm.updates_per_step",
-                value=self.updates_per_step,
-                problem=f"makes no update in the {learning_steps} steps after algorithm.learning_starts",
-                fix="raise it, or train for longer",
-            )
+        super().check(cfg)
 
     def _check_network(self, cfg: ExperimentConfig) -> None:
         """Refuse a network that does not learn from what the buffer samples."""
@@ -293,14 +312,7 @@ class ReplaySettings(RolloutSettings):
                     )
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:
-        if self.buffer_size < max(self.batch_size, cfg.env.num_envs):
-            least = max(self.batch_size, cfg.env.num_envs)
-            raise cross_field_error(
-                field="algorithm.buffer_size",
-                value=self.buffer_size,
-                problem="must hold at least one minibatch and one step of every world",
-                fix=f"set it to {least} or more",
-            )
+        super().check_num_envs(cfg)
         length = self.buffer_size // cfg.env.num_envs
         if self.replay == "sequences" and self.window_length > length:
             raise cross_field_error(
@@ -317,4 +329,3 @@ class ReplaySettings(RolloutSettings):
                 problem=f"the replay buffer holds {length} steps of each world",
                 fix=f"set it to {length} or less, or raise algorithm.buffer_size",
             )
-        super().check_num_envs(cfg)

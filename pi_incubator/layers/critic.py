@@ -10,6 +10,7 @@ from tensordict import TensorDict, TensorDictBase
 from tensordict.nn import TensorDictModule
 from torch import Tensor, nn
 
+from pi_incubator.layers.encoder import StatelessEncoder
 from pi_incubator.layers.network import Network
 
 
@@ -53,3 +54,15 @@ def values_of(
             steps = TensorDict({key: features, "action": action}, batch_size=[len(action)])
             values.append(critic(steps)["state_action_value"].squeeze(-1))
     return torch.stack(values)
+class StateValue(nn.Module):
+    """Normalized observations `[..., D]` of the critic's group -> value `[...]`."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        encoder = network.encoder(network.critic_group)
+        assert isinstance(encoder, StatelessEncoder)
+        self.encoder, self.head = encoder, network.head(encoder.num_features, 1, output_gain=1.0)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        value: Tensor = self.head(self.encoder.encode(observation)).squeeze(-1)
+        return value

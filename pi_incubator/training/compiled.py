@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from envs_gpu.compiled import compiled
+from envs_gpu.compiled import compiled, without_guards
 from pi_incubator import faults
 
 _T = TypeVar("_T")
@@ -30,3 +30,12 @@ def compiled_step(method: Callable[..., _T]) -> Callable[..., _T]:
         return result
 
     return step
+
+
+def compiled_piece(function: Callable[..., _T]) -> Callable[..., _T]:
+    """A differentiable function that is called many times in one optimizer step, compiled alone.
+
+    It takes less time to compile than the whole step, which would hold as many copies of it as calls. Guards
+    are disabled as in `envs_gpu.compiled`: all calls have the same shapes.
+    """
+    return without_guards(function)

@@ -1,13 +1,12 @@
-"""What off-policy algorithms share: steps go into a replay buffer, and minibatches of it are learned from.
+"""What off-policy algorithms share: minibatches of single steps, or of windows of them, for their critics.
 
-Letters: N worlds, A actions, S state width, B samples of a minibatch, in windows n of T steps each.
+Letters: A actions, B samples of a minibatch, in windows n of T steps each.
 """
 
 from __future__ import annotations
 
-import logging
 from abc import abstractmethod
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import torch
 from tensordict import TensorDict
@@ -15,176 +14,47 @@ from torch import Tensor
 
 from envs_gpu.errors import SettingError
 from envs_gpu.mirror import EnvMirror
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
-from pi_incubator.checkpoint import Part
+from envs_gpu.vec_env import VecEnv
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithm import ReplaySettings
-from pi_incubator.data.replay.replay import Replay, steps_of
-from pi_incubator.data.sharded import ShardedRandom
+from pi_incubator.data.replay.replay import Replay
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.encoder import restarted
-from pi_incubator.networks import make_network
-from pi_incubator.policies.bounded import BoundedPolicy
-from pi_incubator.policies.categorical import CategoricalPolicy
-from pi_incubator.training.algorithm import Algorithm
-from pi_incubator.training.background import make_background
+from pi_incubator.training.buffered import Buffered
 from pi_incubator.training.features import Features
 from pi_incubator.training.make_replay import make_replay
-from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.symmetry import mirror_half, mirror_of
 
 Settings = TypeVar("Settings", bound=ReplaySettings)
 
-log = logging.getLogger(__name__)
 
-
-class Choice(NamedTuple):
-    """A step that the worlds will take."""
-
-    obs: dict[str, Tensor]
-    """Group -> `[N, D]` before it."""
-    state: Tensor
-    """`[N, S]` of the policy before it."""
-    action: Tensor
-    """`[N, A]`."""
-    next_state: Tensor
-    """`[N, S]` after it, where the episode goes on."""
-
-
-class OffPolicy(Algorithm[Settings]):
-    """Collects some steps of every world, then takes `updates_per_step` optimizer steps for each of them.
-
-    With `training.overlap` the worlds take their step while the optimizer steps go on, which learn from the
-    steps before it.
+class OffPolicy(Buffered[Settings]):
+    """Learns from minibatches of the buffer.
 
     A concrete algorithm sets `policy` and `step`.
     """
-
-    policy: BoundedPolicy | CategoricalPolicy
-    report_names: tuple[str, ...]
-    """Names of the numbers that `step` reports."""
 
     def __init__(
         self, cfg: ExperimentConfig, env: VecEnv, distributed: Distributed, compute: ComputePlan
     ) -> None:
         super().__init__(cfg, env, distributed, compute)
-        seed, device = cfg.experiment.seed, env.device
-        self.network = make_network(cfg.network, env.spec)
-        self.policy = self.make_policy(cfg, env.spec)
-        self.noise = ShardedRandom(seed, "action noise", self.shards, device)
-        self.sampling = ShardedRandom(seed, "replay", self.shards, device)
-        self.learning_noise = ShardedRandom(seed, "learning noise", self.shards, device)
-        self.state = self.policy.initial_state(env.num_envs)
-        """`[N, S]` of the policy before the next step."""
-        groups, width = self.network.groups, self.policy.state_width
-        capacity = self.settings.stored_steps(cfg)
-        self.replay: Replay = make_replay(self.settings, capacity, env, groups, self.sampling, width)
-        self.background = make_background(device) if cfg.training.overlap else None
-        self.begun: Choice | None = None
-        """The step that the worlds are taking beside an update."""
         self.mirror = self._make_mirror() if self.settings.symmetry else None
-        self.surprise = torch.zeros(self.settings.batch_size, device=device)
+        self.surprise = torch.zeros(self.settings.batch_size, device=env.device)
         """How far the critics were off at each sample `[B]` of the last minibatch; `step` writes it."""
 
-    @staticmethod
-    @abstractmethod
-    def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> BoundedPolicy | CategoricalPolicy: ...
+    def make_buffer(self) -> tuple[tuple[str, ...], Replay]:
+        groups, width = self.network.groups, self.policy.state_width
+        capacity = self.settings.stored_steps(self.cfg)
+        return groups, make_replay(self.settings, capacity, self.env, groups, self.sampling, width)
 
     @abstractmethod
     def step(self, minibatch: TensorDict) -> Tensor:
         """One optimizer step on a minibatch of the buffer, with `noise` `[B, 2, A]` or, in windows,
         `[n, T, 2, A]`; gives a report."""
 
-    def make_noise(self) -> Tensor:
-        """The exploration noise `[N, A]` of the next step, standard normal."""
-        noise = torch.empty(1, self.env.num_envs, self.env.spec.action_dim, device=self.env.device)
-        self.noise.normal_(noise)
-        return noise[0]
-
-    def scale_noise(self, noise: Tensor) -> Tensor:
-        """The exploration noise `[N, A]` that the policy acts with, from a standard normal one."""
-        return noise
-
-    def observe(self, result: StepResult) -> None:
-        """Look at what a step of the worlds gave, beside storing it."""
-
-    def commit(self) -> None:
-        """Let the ranks' moments of what was observed count from now on."""
-        self.policy.normalizer.commit(self.distributed.merge_moments)
-
-    @torch.no_grad()
-    def collect(self) -> None:
-        if self.background:
-            self.begun = self._choose(0)
-            self.background.start(self.env.step, self.begun.action)
-        else:
-            for t in range(self.settings.horizon):
-                choice = self._choose(t)
-                self._store(choice, self.env.step(choice.action))
-            self.commit()
-        self._finish_iteration()
-
-    def update(self) -> dict[str, Tensor]:
-        metrics = self._learn()
-        if self.background:
-            assert self.begun is not None
-            self._store(self.begun, self.background.finish())
-            self.commit()
-        return metrics
-
-    def close(self) -> None:
-        try:
-            if self.background and self.background.runs:
-                self.background.finish()
-        except Exception as error:
-            log.warning("the last step of the worlds failed (%s)", error)
-        finally:
-            super().close()
-
-    def _choose(self, t: int) -> Choice:
-        """What the policy, or chance, does in step `t` of the iteration."""
-        env, policy = self.env, self.policy
-        obs = {group: value.clone() for group, value in env.obs.items()}
-        policy.normalizer.observe(obs)
-        state, noise = self.state.clone(), self.make_noise()
-        decision = policy.act(obs, state, self.scale_noise(noise))
-        action, steps_of_all = decision.action, env.num_envs * self.distributed.world_size
-        if self.env_steps + t * steps_of_all < self.settings.learning_starts:
-            action = policy.random_action(noise)
-        return Choice(obs, state, action, decision.state)
-
-    @torch.no_grad()
-    def _store(self, choice: Choice, result: StepResult) -> None:
-        self.observe(result)
-        self.replay.add(steps_of(choice.obs, choice.state, choice.action, result, self.network.groups))
-        self.state.copy_(restarted(choice.next_state, result.terminated | result.truncated))
-
-    def _learn(self) -> dict[str, Tensor]:
-        """All optimizer steps of an iteration; gives the means of their reports."""
-        settings = self.settings
-        totals = torch.zeros(len(self.report_names), device=self.env.device)
-        num_updates = self.num_updates()
-        for _ in range(num_updates):
-            minibatch = self.minibatch(settings.batch_size)
-            totals += self.step(minibatch)
-            if settings.replay == "prioritized":
-                self.replay.update_priority(minibatch["index"], self.surprise)
-        metrics = dict(zip(self.report_names, (totals / max(1, num_updates)).unbind(), strict=True))
-        return metrics if num_updates else {}
-
-    def parts(self) -> dict[str, Part]:
-        parts = super().parts() | {
-            "replay": Part(
-                self.replay, self.settings.save_buffer, per_rank=True, any_size=True, is_large=True
-            ),
-            "noise": Part(self.noise, per_rank=True),
-            "sampling": Part(self.sampling, per_rank=True),
-            "learning_noise": Part(self.learning_noise, per_rank=True),
-        }
-        if self.policy.state_width:
-            parts["state"] = Part(NamedTensors(state=self.state), per_rank=True)
-        return parts
+    def note(self, minibatch: TensorDict) -> None:
+        if self.settings.replay == "prioritized":
+            self.replay.update_priority(minibatch["index"], self.surprise)
 
     def make_features(self) -> tuple[Features, Features]:
         """Of the policy's encoder, and of a new one that the critics share.
@@ -212,25 +82,11 @@ class OffPolicy(Algorithm[Settings]):
             )
         return mirror_of(self.env, self.network.groups, "algorithm.symmetry", True)
 
-    def num_updates(self) -> int:
-        """Optimizer steps that the environment steps of the last iteration are worth.
-
-        None for random actions, and none while a buffer that was not saved is filled again.
-        """
-        starts, per_step = self.settings.learning_starts, self.settings.updates_per_step
-        enough = min(starts // self.distributed.world_size, self.replay.capacity)
-        if len(self.replay) < max(enough, self.replay.fewest):
-            return 0
-        now = max(0, self.env_steps - starts)
-        before = max(0, now - self.cfg.steps_per_iteration * self.distributed.world_size)
-        return int(now * per_step) - int(before * per_step)
-
     def sample(self, size: int) -> TensorDict:
         """Steps of batch `[size]` to learn from."""
         return self.replay.sample(size)
 
     def minibatch(self, size: int) -> TensorDict:
-        """A minibatch as `step` takes it."""
         minibatch = self.sample(size)
         if self.mirror:
             mirror_half(minibatch, self.mirror, len(self.shards))

@@ -46,8 +46,8 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
     [
         (
             "algorithm:\n  tau: 0.1",
-            ":2: algorithm.tau = 0.1: only algorithm.name = "
-            "cql or flash_sac or iql or sac or td3 or td3_bc has it; remove it",
+            ":2: algorithm.tau = 0.1: only algorithm.name = cql or flash_sac or iql or sac or td3 or "
+            "td3_bc or world_model_gradient has it; remove it",
         ),
         (
             "algorithm:\n  name: sac\n  clip_value_loss: true",

@@ -165,6 +165,8 @@ ALWAYS = {
     "algorithm.smoothing_std algorithm.smoothing_clip",
     "algorithm.offline_updates algorithm.updates_per_iteration algorithm.expectile algorithm.num_actions",
     "algorithm.inverse_temperature algorithm.value_weight algorithm.conservative_weight",
+    "algorithm.num_models algorithm.model_sizes algorithm.imagined_steps algorithm.starts_per_window",
+    "algorithm.return_lambda algorithm.observation_noise algorithm.lr_model",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""

@@ -49,6 +49,8 @@ CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
 SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
     "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
 )
+WORLD_MODEL = SAC.replace("name: sac,", "name: world_model_gradient, imagined_steps: 4, num_models: 2,")
+WORLD_MODEL = WORLD_MODEL.replace("horizon: 4,", "horizon: 4, model_sizes: [16], updates_per_step: 0.5,")
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
 IQL = SAC.replace("name: sac, horizon: 4, learning_starts: 64,", "name: iql, horizon: 4, offline_updates: 4,")
@@ -99,12 +101,12 @@ def record(folder):
         *(pytest.param(text, *ON_POLICY, marks=pytest.mark.slow) for text in (GRPO, A2C)),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
-            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, IQL, CQL)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, WORLD_MODEL, IQL, CQL)
         ),
     ],
     ids=[
         *("ppo", "grpo", "a2c", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"),
-        *("iql", "cql"),
+        *("world_model_gradient", "iql", "cql"),
     ],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):

@@ -24,6 +24,7 @@ OF_ALGORITHM = {
     "ppo": ON_POLICY,
     "a2c": ON_POLICY,
     "grpo": [*ON_POLICY, "algorithm.group_size=2"],
+    "world_model_gradient": [*OFF_POLICY, "algorithm.sequence_length=4", "algorithm.imagined_steps=2"],
     "distillation": [
         "algorithm.horizon=4",
         "algorithm.num_updates=2",
@@ -55,6 +56,7 @@ LEARNS_WITH = {
     "grpo": VECTORS | PIXELS,
     "sac": VECTORS,
     "td3": VECTORS,
+    "world_model_gradient": MEMORYLESS,
     "bc": MEMORYLESS,
     "iql": MEMORYLESS,
     "cql": MEMORYLESS,

@@ -145,6 +145,8 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     of_grpo = ["algorithm.name=grpo", "algorithm.group_size=2", "algorithm.kl_coef=0.1"]
     run(tmp_path, "grpo", *of_grpo, "algorithm.lr_schedule=adaptive")
     run(tmp_path, "a2c", "algorithm.name=a2c", sizes=[line for line in SIZES if "num_epochs" not in line])
+    small = ["algorithm.sequence_length=4", "algorithm.imagined_steps=2", "algorithm.updates_per_step=0.1"]
+    run(tmp_path, "imagines", "algorithm.name=world_model_gradient", *small, sizes=OFF_POLICY)
     windows = ["network.name=gru", "algorithm.replay=sequences", "algorithm.sequence_length=4"]
     for algorithm in ("sac", "td3"):
         own = ["algorithm.burn_in=2", f"algorithm.name={algorithm}"]

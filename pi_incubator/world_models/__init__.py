@@ -1,0 +1,1 @@
+"""Learned models of dynamics, and rollouts in them."""
