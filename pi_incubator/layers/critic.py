@@ -54,6 +54,8 @@ def values_of(
             steps = TensorDict({key: features, "action": action}, batch_size=[len(action)])
             values.append(critic(steps)["state_action_value"].squeeze(-1))
     return torch.stack(values)
+
+
 class StateValue(nn.Module):
     """Normalized observations `[..., D]` of the critic's group -> value `[...]`."""
 
