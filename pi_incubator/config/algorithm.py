@@ -24,6 +24,8 @@ class AlgorithmSettings(Section):
     """Networks as large as the policy's, itself included: for the estimate of memory."""
     keeps_batch_statistics: ClassVar[bool] = False
     """Whether it maintains the moments of networks with batch normalization."""
+    trains_world_model: ClassVar[bool] = False
+    """Whether it learns with world models, and with no other network."""
     iteration_fields: ClassVar[str] = "env.num_envs"
     """The settings to lower where an iteration is too long."""
     runs_read: ClassVar[tuple[str, ...]] = ()
