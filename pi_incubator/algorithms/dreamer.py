@@ -2,8 +2,8 @@
 
 Hafner et al. 2023, "Mastering Diverse Domains through World Models", arXiv 2301.04104.
 
-Letters: T steps of a window, n windows, H imagined steps, B imagined rollouts, D observation width, A actions,
-C categorical variables, S width of h, F features, Z bins.
+Letters: T steps of a window, n windows, H imagined steps, B imagined rollouts, A actions, C categorical
+variables, S width of h, F features, Z bins.
 """
 
 from __future__ import annotations
@@ -173,7 +173,11 @@ class Dreamer(OffPolicy[DreamerSettings]):
             (~minibatch["terminated"].T).float(),
             reduction="none",
         )
-        prediction_losses = [error.flatten(1).sum(-1).mean(), (valid * reward).mean(), (valid * goes_on).mean()]
+        prediction_losses = [
+            error.flatten(1).sum(-1).mean(),
+            (valid * reward).mean(),
+            (valid * goes_on).mean(),
+        ]
         loss = sum(prediction_losses) + settings.dynamics_coef * dynamics
         loss = loss + settings.representation_coef * representation
         return recorded, loss, [*prediction_losses, dynamics, representation]
@@ -181,8 +185,8 @@ class Dreamer(OffPolicy[DreamerSettings]):
     def _arrive(self, features: Tensor, following: Tensor, starts: Tensor, uniform: Tensor) -> Recorded:
         """The features after each step.
 
-        They are those of the next step, if it belongs to the same episode. After the last one the model has to
-        guess z, which saves a pass of the encoder over last observations.
+        They are those of the next step, if it belongs to the same episode. After the last one the model has
+        to guess z, which saves a pass of the encoder over last observations.
         """
         guessed = self.predictions.prior.features(following, uniform)  # [T, n, F]
         latent = guessed[..., self.policy.state_width :].detach()

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
-from pi_incubator.config.networks.rssm import RSSMSettings
+from pi_incubator.config.rssm import RSSMSettings
 from pi_incubator.layers.encoder import StatelessEncoder
 from pi_incubator.layers.network import Network
 from pi_incubator.layers.norm_mlp import norm_mlp

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from pi_incubator.config.networks.rssm import RSSMSettings
+from pi_incubator.config.networks.rssm import RSSMVectorSettings
 from pi_incubator.layers.rssm import SymlogEncoder
 from pi_incubator.layers.world_model import WorldModelNetwork
 from pi_incubator.registry import network
 
 
 @network("rssm")
-class RSSM(WorldModelNetwork[RSSMSettings]):
+class RSSM(WorldModelNetwork[RSSMVectorSettings]):
     """Reads the group `policy`."""
 
     def embed(self) -> SymlogEncoder:

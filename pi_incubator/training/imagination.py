@@ -27,9 +27,7 @@ class Imagined(NamedTuple):
 
 
 @torch.no_grad()
-def imagine(
-    policy: LatentPolicy, prior: Prior, features: Tensor, noise: Tensor, uniform: Tensor
-) -> Imagined:
+def imagine(policy: LatentPolicy, prior: Prior, features: Tensor, noise: Tensor, uniform: Tensor) -> Imagined:
     """Let the policy act in the model.
 
     Args:

@@ -88,4 +88,15 @@ class DreamerSettings(ReplaySettings):
             )
 
     def _check_network(self, cfg: ExperimentConfig) -> None:
-        """World models fit, whatever they see; others are refused before."""
+        """Refuse pictures that the network cannot halve; networks that are no world model were refused."""
+        if cfg.env.pixels is None:
+            return
+        multiple = 2 ** len(getattr(cfg.network, "channels", ()))
+        for key in ("width", "height"):
+            if (value := getattr(cfg.env.pixels, key)) % multiple:
+                raise cross_field_error(
+                    field=f"env.pixels.{key}",
+                    value=value,
+                    problem=f"network.channels halve it layer by layer; it must be a multiple of {multiple}",
+                    fix=f"set it to {value - value % multiple + multiple}, or remove a layer",
+                )

@@ -5,7 +5,7 @@ begins with U steps of burn-in. The next T are learned from, and n_step - 1 more
 
     obs.GROUP    [n, W, D]  W = U + T + n_step - 1
     starts       [n, W]     bool, where a step is the first of an episode after the window's first step
-    state        [n, S]     of the policy before the window's first step, from when it was collected or renewed
+    state        [n, S]     of the policy before the window's first step, as it was collected or renewed
     index        [n, T]     int64, of the steps that are learned from; for `renew_states`
     next.GROUP   [n, T, D]  and all other names of the contract: of the T steps that are learned from
 
