@@ -156,7 +156,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         action = policy.to_unit(minibatch["action"]).transpose(0, 1)
         starts, uniform = minibatch[STARTS].transpose(0, 1), minibatch["model_uniform"].permute(1, 2, 0, 3)
         features, logits, following = policy.encoder.observe(
-            observation, action, minibatch[STATE], starts, uniform[0]
+            observation, action, minibatch[STATE].to(action.dtype), starts, uniform[0]
         )
         states = features[..., : policy.state_width]
         self.states.copy_(states.detach().transpose(0, 1))
@@ -166,11 +166,11 @@ class Dreamer(OffPolicy[DreamerSettings]):
         target = self.network.decoder_target(observation)
         error = (predictions.observation(features.flatten(0, 1)) - target.flatten(0, 1)).square()
         recorded = self._arrive(features, following, starts, uniform[1])
-        valid = minibatch["valid"].T.float()
+        valid = minibatch["valid"].T
         reward = self.two_hot.loss(predictions.reward(recorded.arrived), minibatch["reward"].T)
         goes_on = binary_cross_entropy_with_logits(
             predictions.goes_on(recorded.arrived).squeeze(-1),
-            (~minibatch["terminated"].T).float(),
+            (~minibatch["terminated"].T).to(action.dtype),
             reduction="none",
         )
         prediction_losses = [
@@ -230,7 +230,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         logits = self.critic(recorded.features)  # [T, n, Z]
         with torch.no_grad():
             value, valid = two_hot.value(self.critic(recorded.arrived)), minibatch["valid"].T
-            reward, terminated = minibatch["reward"].T, minibatch["terminated"].T
+            reward, terminated = minibatch["reward"].T.to(value.dtype), minibatch["terminated"].T
             returns = td_lambda(
                 reward, value, terminated, ~recorded.goes_on, settings.gamma, settings.td_lambda
             )

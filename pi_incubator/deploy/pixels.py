@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs_gpu.interface import identity_targets
 from envs_gpu.vec_env import EnvSpec
@@ -43,7 +44,7 @@ def export_pixels(
     Raises:
         UserError: the file cannot be written, or does not act like the policy.
     """
-    module, width = copy.deepcopy(policy.as_onnx()).cpu().eval(), policy.state_width
+    module, width = _Graph(copy.deepcopy(policy.as_onnx()).cpu().eval()), policy.state_width
     example = [torch.zeros(2, *spec.obs_shape("pixels"), dtype=torch.uint8)]
     inputs, outputs = ["observation"], ["action"]
     if width:
@@ -67,6 +68,17 @@ def export_pixels(
     require_within(difference, cfg.deployment.tolerance, str(path))
     write_file(path, content)
     return difference
+
+
+class _Graph(nn.Module):
+    """A policy's graph, with its state, if it has one, as `to_onnx` takes it."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, observation: Tensor, *states: Tensor) -> Any:
+        return self.graph(observation, *states)
 
 
 def _properties(spec: EnvSpec, origin: Origin) -> dict[str, str]:

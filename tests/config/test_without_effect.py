@@ -145,6 +145,9 @@ ALWAYS = {
     "algorithm.noise_repeat algorithm.exploration_std algorithm.exploration_std_min",
     "algorithm.smoothing_std algorithm.smoothing_clip",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
+    "algorithm.imagined_steps algorithm.start_every algorithm.td_lambda algorithm.max_relative_gradient",
+    "algorithm.dynamics_coef algorithm.representation_coef algorithm.free_nats algorithm.replay_value_coef",
+    "network.recurrent_size network.num_latents network.num_classes",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""
 

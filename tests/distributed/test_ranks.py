@@ -40,6 +40,13 @@ CROSSQ = SAC.replace("name: sac", "name: crossq").replace(
 SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
     "name: sac,", "name: sac, replay: sequences, sequence_length: 4, burn_in: 2, n_step: 2,"
 )
+DREAMER = """
+env: {name: half_cheetah}
+network: {name: rssm, hidden_sizes: [16], recurrent_size: 8, num_latents: 4, normalize_observations: true}
+algorithm: {name: dreamer, horizon: 4, sequence_length: 4, learning_starts: 64, buffer_size: 1024}
+training: {total_steps: 100000}
+compute: {device: cpu, compile: "off", shards: 2}
+"""
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
 OFF_POLICY = ["env.num_envs=4", "algorithm.batch_size=16"], ["env.num_envs=8", "algorithm.batch_size=32"]
@@ -77,10 +84,10 @@ def weights_after(tmp_path, text, num_ranks, *settings, dtype="float64"):
         ),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
-            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, DREAMER)
         ),
     ],
-    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"],
+    ids=["ppo", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped", "dreamer"],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):
     """After five iterations in float64 weights, normalizer and metrics agree to 1e-10."""

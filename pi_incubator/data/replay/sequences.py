@@ -69,4 +69,5 @@ class Windows(Ring):
 
     def renew_states(self, index: Tensor, states: Tensor) -> None:
         """Store newer states `[n, T, S]` of the policy before the steps at `index` `[n, T]` of a sample."""
-        self._flat[STATE].index_copy_(0, index.flatten(), states.flatten(0, 1))
+        stored = self._flat[STATE]
+        stored.index_copy_(0, index.flatten(), states.flatten(0, 1).to(stored.dtype))
