@@ -73,12 +73,12 @@ def export_pixels(
 class _Graph(nn.Module):
     """A policy's graph, with its state, if it has one, as `to_onnx` takes it."""
 
-    def __init__(self, graph: nn.Module) -> None:
+    def __init__(self, policy: nn.Module) -> None:
         super().__init__()
-        self.graph = graph
+        self.policy = policy
 
     def forward(self, observation: Tensor, *states: Tensor) -> Any:
-        return self.graph(observation, *states)
+        return self.policy(observation, *states)
 
 
 def _properties(spec: EnvSpec, origin: Origin) -> dict[str, str]:
