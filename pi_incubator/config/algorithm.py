@@ -28,6 +28,8 @@ class AlgorithmSettings(Section):
     """Whether it learns from the steps in `dataset.path`."""
     takes_choices: ClassVar[bool] = False
     """Whether it learns in envs with discrete actions."""
+    trains_world_model: ClassVar[bool] = False
+    """Whether it learns with world models, and with no other network."""
     iteration_fields: ClassVar[str] = "env.num_envs"
     """The settings to lower where an iteration is too long."""
     runs_read: ClassVar[tuple[str, ...]] = ()

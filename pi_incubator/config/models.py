@@ -296,6 +296,8 @@ class ExperimentConfig(Section):
             raise _pixels_error(self.network.name, self.env.pixels)
         if self.network.needs_batch_statistics and not self.algorithm.keeps_batch_statistics:
             raise _batch_statistics_error(self.network.name, self.algorithm.name)
+        if self.network.is_world_model != self.algorithm.trains_world_model:
+            raise _world_model_error(self.network, self.algorithm)
         for field in self.algorithm.unused:
             self._check_unused(field)
         self.algorithm.check(self)
@@ -344,6 +346,21 @@ def _batch_statistics_error(network: str, algorithm: str) -> Exception:
         problem=f"it is for algorithms that learn with batch normalization, which {algorithm} does not",
         fix=f"set algorithm.name to {' or '.join(algorithms)}, or this to {' or '.join(networks)}",
     )
+
+
+def _world_model_error(network: NetworkSettings, algorithm: AlgorithmSettings) -> Exception:
+    """A world model that nobody trains, or a network that is none for an algorithm that needs one."""
+    networks = [
+        name for name, member in NETWORKS.members.items() if member.is_world_model != network.is_world_model
+    ]
+    if algorithm.trains_world_model:
+        problem = f"algorithm {algorithm.name} learns a world model, and it is none"
+        fix = f"set it to {' or '.join(networks)}"
+    else:
+        algorithms = [name for name, member in ALGORITHMS.members.items() if member.trains_world_model]
+        problem = f"it is a world model, which algorithm {algorithm.name} does not train"
+        fix = f"set algorithm.name to {' or '.join(algorithms)}, or this to {' or '.join(networks)}"
+    return cross_field_error(field="network.name", value=network.name, problem=problem, fix=fix)
 
 
 def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:

@@ -20,6 +20,8 @@ class NetworkSettings(Section):
     """Whether it reads `env.pixels`, and nothing else."""
     needs_batch_statistics: ClassVar[bool] = False
     """Whether it has batch normalizations, whose moments only some algorithms maintain."""
+    is_world_model: ClassVar[bool] = False
+    """Whether it predicts what the worlds do, which only some algorithms train."""
 
     name: str
     """Network: the name of a file in pi_incubator/networks."""

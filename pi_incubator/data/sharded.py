@@ -9,6 +9,7 @@ Letters: T steps, N worlds of this rank, K shards of this rank, n = N / K worlds
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -38,13 +39,21 @@ class ShardedRandom:
 
     def normal_(self, out: Tensor) -> None:
         """Fill `out` `[T, N, ...]` with standard normal numbers."""
+        self._fill(out, Tensor.normal_)
+
+    def uniform_(self, out: Tensor) -> None:
+        """Fill `out` `[T, N, ...]` with numbers in `[0, 1)`."""
+        self._fill(out, Tensor.uniform_)
+
+    def _fill(self, out: Tensor, fill: Callable[..., Tensor]) -> None:
+        """Let each shard's generator fill its part of `out` `[T, N, ...]`."""
         if self.num_shards == 1:
-            out.normal_(generator=self._generators[0])
+            fill(out, generator=self._generators[0])
             return
         for generator, part in zip(self._generators, out.chunk(self.num_shards, 1), strict=True):
             # Drawn into a contiguous tensor, so that the order of the numbers is that of a single shard.
             numbers = torch.empty_like(part, memory_format=torch.contiguous_format)
-            part.copy_(numbers.normal_(generator=generator))
+            part.copy_(fill(numbers, generator=generator))
 
     def permutations(self, length: int) -> list[Tensor]:
         """A permutation `[length]` of each shard, int64."""

@@ -1,16 +1,17 @@
 """Export of a policy that sees pixels: pictures in, actions out, one file and no bundle.
 
-Letters: B batch, A actions.
+Letters: B batch, A actions, S width of the state.
 """
 
 from __future__ import annotations
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from envs_gpu.interface import identity_targets
 from envs_gpu.vec_env import EnvSpec
@@ -19,7 +20,7 @@ from pi_incubator.deploy.bundle import write_file
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import require_within
-from pi_incubator.deploy.session import open_session, run_pixels
+from pi_incubator.deploy.session import ExportedPixels, open_session
 from pi_incubator.policies.policy import Policy
 from pi_incubator.version import __version__
 
@@ -28,6 +29,9 @@ def export_pixels(
     cfg: ExperimentConfig, policy: Policy, spec: EnvSpec, pixels: Tensor, origin: Origin, path: Path
 ) -> float:
     """Write `observation` `[B, C, H, W]` uint8 -> `action` `[B, A]`, any B; returns the difference found.
+
+    A policy with a state also takes `hidden_in` `[B, S]`, zeros at the start, and gives `hidden_out`. Its
+    states are checked at random numbers in (-1, 1).
 
     Args:
         cfg: reads `deployment`.
@@ -40,20 +44,41 @@ def export_pixels(
     Raises:
         UserError: the file cannot be written, or does not act like the policy.
     """
-    module = copy.deepcopy(policy.as_onnx()).cpu().eval()
-    example = torch.zeros(2, *spec.obs_shape("pixels"), dtype=torch.uint8)
-    model = to_onnx(module, (example,), ("observation",), ("action",), cfg.deployment.opset)
+    module, width = _Graph(copy.deepcopy(policy.as_onnx()).cpu().eval()), policy.state_width
+    example = [torch.zeros(2, *spec.obs_shape("pixels"), dtype=torch.uint8)]
+    inputs, outputs = ["observation"], ["action"]
+    if width:
+        example.append(torch.zeros(2, width))
+        inputs, outputs = [*inputs, "hidden_in"], [*outputs, "hidden_out"]
+    model = to_onnx(module, example, inputs, outputs, cfg.deployment.opset)
     content = to_bytes(model, _properties(spec, origin))
     onnx.checker.check_model(content)
-    session = open_session(content, str(path))
-    with torch.no_grad():
-        batches = (pixels.cpu(), pixels[:1].cpu())
-        unit = identity_targets(torch.tensor(spec.action_low), torch.tensor(spec.action_high)).unit
-        differences = [((run_pixels(session, batch) - module(batch)).abs() / unit).max() for batch in batches]
+    exported, pixels = ExportedPixels(open_session(content, str(path))), pixels.cpu()
+    state = torch.rand(len(pixels), width, generator=torch.Generator().manual_seed(0)) * 2.0 - 1.0
+    unit = identity_targets(torch.tensor(spec.action_low), torch.tensor(spec.action_high)).unit
+    differences = []
+    for batch, before in ((pixels, state), (pixels[:1], state[:1])):
+        action, after = exported.mean({"pixels": batch}, before)
+        with torch.no_grad():
+            expected = module(batch, before) if width else (module(batch), before)
+        differences.append(((action - expected[0]).abs() / unit).max())
+        if width:
+            differences.append((after - expected[1]).abs().max())
     difference = torch.stack(differences).max().item()  # a NaN in either stays one
     require_within(difference, cfg.deployment.tolerance, str(path))
     write_file(path, content)
     return difference
+
+
+class _Graph(nn.Module):
+    """A policy's graph, with its state, if it has one, as `to_onnx` takes it."""
+
+    def __init__(self, policy: nn.Module) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, observation: Tensor, *states: Tensor) -> Any:
+        return self.policy(observation, *states)
 
 
 def _properties(spec: EnvSpec, origin: Origin) -> dict[str, str]:

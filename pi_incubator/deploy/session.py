@@ -5,7 +5,7 @@ Letters: B batch, N worlds, D width of the readings, S width of a state, U targe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -119,21 +119,30 @@ def load_exported(path: Path, interface: PolicyInterface) -> ExportedPolicy:
     return ExportedPolicy(session, interface)
 
 
-def load_pixels(path: Path) -> Callable[[TensorDict], Tensor]:
-    """The exported policy of pixels as a function from groups to actions, for `evaluate`."""
-    session = open_session(path.read_bytes(), str(path))
+class ExportedPixels:
+    """An exported policy of pixels, for `evaluate`."""
 
-    def act(obs: TensorDict) -> Tensor:
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session = session
+        self.state_width = sum(node.shape[-1] for node in session.get_inputs()[1:])
+        """S, 0 where the file has no state."""
+
+    def initial_state(self, num_worlds: int) -> Tensor:
+        return torch.zeros(num_worlds, self.state_width)
+
+    def mean(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        """Group `pixels` `[N, C, H, W]` uint8 and state `[N, S]` -> action `[N, A]` and the next state."""
         pixels = obs["pixels"]
-        return run_pixels(session, pixels.cpu()).to(pixels.device)
+        feeds = {"observation": np.ascontiguousarray(pixels.cpu().numpy())}
+        if self.state_width:
+            feeds["hidden_in"] = state.cpu().numpy()
+        action, *hidden = (torch.from_numpy(value) for value in self._session.run(None, feeds))
+        return action.to(pixels.device), hidden[0].to(state.device) if hidden else state
 
-    return act
 
-
-def run_pixels(session: onnxruntime.InferenceSession, pixels: Tensor) -> Tensor:
-    """Pictures `[B, C, H, W]` uint8 on the CPU -> actions `[B, A]`."""
-    (action,) = session.run(["action"], {"observation": np.ascontiguousarray(pixels.numpy())})
-    return torch.from_numpy(action)
+def load_pixels(path: Path) -> ExportedPixels:
+    """The exported policy of pixels at `path`."""
+    return ExportedPixels(open_session(path.read_bytes(), str(path)))
 
 
 def open_session(model: bytes, source: str) -> onnxruntime.InferenceSession:

@@ -99,15 +99,24 @@ class Policy(nn.Module, ABC):
     def moments_of(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[..., F]` -> mean and standard deviation of the action, each `[..., A]`."""
 
+    def state_after(self, features: Tensor, state: Tensor, action: Tensor) -> Tensor:
+        """The next state `[N, S]` where `action` `[N, A]` is taken, in the env's units.
+
+        `features` `[N, F]` and `state` are what the encoder gave. Most encoders do not see actions.
+        """
+        return state
+
     def mean(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         """The deterministic action `[N, A]` for raw observation groups, and the next state `[N, S]`."""
         features, state = self.encoder(self._normalized(obs), state)
-        return self.action_of(features), state
+        action = self.action_of(features)
+        return action, self.state_after(features, state, action)
 
     def moments(self, obs: Mapping[str, Tensor], state: Tensor) -> ActionMoments:
         """The distribution of the action for raw observation groups, and the next state."""
         features, state = self.encoder(self._normalized(obs), state)
-        return ActionMoments(*self.moments_of(features), state)
+        mean, std = self.moments_of(features)
+        return ActionMoments(mean, std, self.state_after(features, state, mean))
 
     def sequence(self, normalized: Mapping[str, Tensor], state: Tensor, starts: Tensor) -> Tensor:
         """Features `[T, N, F]` of normalized groups `[T, N, D]`; see `Encoder.sequence`."""
@@ -144,4 +153,5 @@ class _StatefulGraph(nn.Module):
     def forward(self, observation: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         policy = self.policy
         features, hidden = policy.encoder(policy.normalizer[policy.group](observation), hidden)
-        return policy.action_of(features), hidden
+        action = policy.action_of(features)
+        return action, policy.state_after(features, hidden, action)

@@ -149,10 +149,12 @@ class Buffered(Algorithm[Settings]):
         policy.normalizer.observe(obs)
         state, noise = self.state.clone(), self.make_noise()
         decision = policy.act(obs, state, self.scale_noise(noise))
-        action, steps_of_all = decision.action, env.num_envs * self.distributed.world_size
+        action, following = decision.action, decision.state
+        steps_of_all = env.num_envs * self.distributed.world_size
         if self.env_steps + t * steps_of_all < self.settings.learning_starts:
             action = policy.random_action(noise)
-        return Choice(obs, state, action, decision.state)
+            following = policy.state_after(decision.features, following, action)
+        return Choice(obs, state, action, following)
 
     @torch.no_grad()
     def _store(self, choice: Choice, result: StepResult) -> None:

@@ -46,8 +46,8 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
     [
         (
             "algorithm:\n  tau: 0.1",
-            ":2: algorithm.tau = 0.1: only algorithm.name = cql or flash_sac or iql or sac or td3 or "
-            "td3_bc or world_model_gradient has it; remove it",
+            ":2: algorithm.tau = 0.1: only algorithm.name = cql or dreamer or flash_sac or iql or sac or "
+            "td3 or td3_bc or world_model_gradient has it; remove it",
         ),
         (
             "algorithm:\n  name: sac\n  clip_value_loss: true",
@@ -58,7 +58,10 @@ def test_unknown_names_suggest_the_nearest(path: Path, text: str, expected: str)
             ":3: algorithm.minibatch_size = 64: only algorithm.name = a2c or distillation or grpo or "
             "ppo has it; remove it",
         ),
-        ("network: {channels: [8]}", ":1: network.channels = [8]: only network.name = cnn has it; remove it"),
+        (
+            "network: {channels: [8]}",
+            ":1: network.channels = [8]: only network.name = cnn or rssm_pixels has it; remove it",
+        ),
     ],
 )
 def test_a_key_of_another_member_says_which_has_it(path: Path, text: str, expected: str) -> None:

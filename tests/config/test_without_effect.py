@@ -168,6 +168,9 @@ ALWAYS = {
     "algorithm.num_models algorithm.model_sizes algorithm.imagined_steps algorithm.starts_per_window",
     "algorithm.return_lambda algorithm.observation_noise algorithm.lr_model",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
+    "algorithm.imagined_steps algorithm.start_every algorithm.td_lambda algorithm.max_relative_gradient",
+    "algorithm.dynamics_coef algorithm.representation_coef algorithm.free_nats algorithm.replay_value_coef",
+    "network.recurrent_size network.num_latents network.num_classes",
 }
 """Fields that have an effect wherever they exist, or that another check refuses."""
 

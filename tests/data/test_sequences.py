@@ -102,7 +102,7 @@ def test_two_shards_sample_what_two_buffers_with_one_each_sample():
             own = slice(shard * N // 2, (shard + 1) * N // 2)
             half.add({name: value[own] for name, value in step(t).items()})
     together, apart = whole.sample(24), [half.sample(12) for half in halves]
-    for name in together.keys():  # noqa: SIM118 - of a TensorDict
+    for name in set(together.keys()) - {"index"}:  # where steps are stored differs
         assert torch.equal(together[name], torch.cat([half[name] for half in apart])), name
 
 

@@ -51,6 +51,13 @@ SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
 )
 WORLD_MODEL = SAC.replace("name: sac,", "name: world_model_gradient, imagined_steps: 4, num_models: 2,")
 WORLD_MODEL = WORLD_MODEL.replace("horizon: 4,", "horizon: 4, model_sizes: [16], updates_per_step: 0.5,")
+DREAMER = """
+env: {name: half_cheetah}
+network: {name: rssm, hidden_sizes: [16], recurrent_size: 8, num_latents: 4, normalize_observations: true}
+algorithm: {name: dreamer, horizon: 4, sequence_length: 4, learning_starts: 64, buffer_size: 1024}
+training: {total_steps: 100000}
+compute: {device: cpu, compile: "off", shards: 2}
+"""
 OVERLAPPED = SAC.replace("horizon: 4, learning_starts: 64", "horizon: 1, learning_starts: 8")
 OVERLAPPED = OVERLAPPED.replace("training: {", "training: {overlap: true, ")
 IQL = SAC.replace("name: sac, horizon: 4, learning_starts: 64,", "name: iql, horizon: 4, offline_updates: 4,")
@@ -101,12 +108,12 @@ def record(folder):
         *(pytest.param(text, *ON_POLICY, marks=pytest.mark.slow) for text in (GRPO, A2C)),
         *(
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
-            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, WORLD_MODEL, IQL, CQL)
+            for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, WORLD_MODEL, DREAMER, IQL, CQL)
         ),
     ],
     ids=[
         *("ppo", "grpo", "a2c", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"),
-        *("world_model_gradient", "iql", "cql"),
+        *("world_model_gradient", "dreamer", "iql", "cql"),
     ],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):

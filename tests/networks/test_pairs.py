@@ -25,6 +25,7 @@ OF_ALGORITHM = {
     "a2c": ON_POLICY,
     "grpo": [*ON_POLICY, "algorithm.group_size=2"],
     "world_model_gradient": [*OFF_POLICY, "algorithm.sequence_length=4", "algorithm.imagined_steps=2"],
+    "dreamer": [*OFF_POLICY, "algorithm.sequence_length=4", "algorithm.imagined_steps=2"],
     "distillation": [
         "algorithm.horizon=4",
         "algorithm.num_updates=2",
@@ -33,7 +34,10 @@ OF_ALGORITHM = {
     ],
 }
 WINDOWS = ["algorithm.replay=sequences", "algorithm.sequence_length=4", "algorithm.burn_in=2"]
+RSSM = ["network.hidden_sizes=[8]", "network.recurrent_size=8", "network.num_latents=2"]
 OF_NETWORK = {
+    "rssm": RSSM,
+    "rssm_pixels": [*RSSM, "network.channels=[4]", "env.pixels={width: 16, height: 16, frames: 1}"],
     "batch_norm": ["network.hidden_sizes=[8]", "network.critic_sizes=[8]"],
     "flash": ["network.actor_width=8", "network.critic_width=8", "network.num_blocks=1"],
     "cnn": ["network.hidden_sizes=[8]", "network.channels=[4]", "env.pixels={width: 16, height: 16}"],
@@ -46,8 +50,9 @@ OFFLINE_BATCHES = [
     "training.total_steps=0",
 ]
 NORMALIZED = {name for name, member in NETWORKS.members.items() if member.needs_batch_statistics}
-PIXELS = {name for name, member in NETWORKS.members.items() if member.sees_pixels}
-VECTORS = set(NETWORKS.members) - NORMALIZED - PIXELS
+WORLD_MODELS = {name for name, member in NETWORKS.members.items() if member.is_world_model}
+PIXELS = {name for name, member in NETWORKS.members.items() if member.sees_pixels} - WORLD_MODELS
+VECTORS = set(NETWORKS.members) - NORMALIZED - PIXELS - WORLD_MODELS
 MEMORYLESS = {name for name in VECTORS if not NETWORKS.members[name].has_state}
 LEARNS_WITH = {
     "ppo": VECTORS | PIXELS,
@@ -61,6 +66,7 @@ LEARNS_WITH = {
     "iql": MEMORYLESS,
     "cql": MEMORYLESS,
     "td3_bc": MEMORYLESS,
+    "dreamer": WORLD_MODELS,
     "flash_sac": NORMALIZED,
     "crossq": NORMALIZED,
 }

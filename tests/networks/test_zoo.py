@@ -1,6 +1,7 @@
 """What holds for every network that PPO learns with: it acts, learns, and leaves as ONNX.
 
-Networks with batch normalization learn with other algorithms, see tests/algorithms/test_registry_promises.py.
+World models and networks with batch normalization learn with other algorithms, see
+tests/algorithms/test_registry_promises.py.
 """
 
 from pathlib import Path
@@ -23,9 +24,13 @@ LEARNING = ["algorithm.minibatch_size=32", "algorithm.num_epochs=2"]
 PIXELS = ["network.channels=[4]", "env.pixels={width: 16, height: 16}"]
 
 
-@pytest.fixture(
-    params=[name for name in networks.names() if not NETWORKS.members[name].needs_batch_statistics]
-)
+def of_ppo(name):
+    """Whether PPO learns with the network `name`."""
+    member = NETWORKS.members[name]
+    return not (member.needs_batch_statistics or member.is_world_model)
+
+
+@pytest.fixture(params=[name for name in networks.names() if of_ppo(name)])
 def setting(request):
     pixels = PIXELS if request.param == "cnn" else []
     cfg = load_config(CONFIG, [*SETTINGS, *LEARNING, f"network.name={request.param}", *pixels])

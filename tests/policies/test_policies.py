@@ -226,7 +226,7 @@ def test_the_onnx_form_acts_like_the_policy(kind, network, tmp_path):
 @pytest.mark.parametrize("network", networks.names())
 def test_a_sequence_is_what_its_steps_are(network):
     """With the resets of episodes, from a state that is not zero where the network has one."""
-    pixels = SHAPE if network == "cnn" else None
+    pixels = SHAPE if NETWORKS.members[network].sees_pixels else None
     spec = EnvSpec("toy", N, SPEC.obs_dims, 2, LOW, HIGH, ("a", "b"), 50.0, 100, CPU, pixels)
     policy = make_policy(GaussianPolicy, network, spec)
     obs = observations(T, N, policy, seed=3)

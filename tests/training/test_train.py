@@ -151,13 +151,18 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     for algorithm in ("sac", "td3"):
         own = ["algorithm.burn_in=2", f"algorithm.name={algorithm}"]
         run(tmp_path, f"{algorithm}_gru", *windows, *own, sizes=OFF_POLICY)
+    sizes = ["algorithm.name=dreamer", "algorithm.sequence_length=4"]
+    pictures = ["env.pixels={width: 16, height: 16, frames: 1}", "network.channels=[4]"]
+    run(tmp_path, "dreamer", "network.name=rssm", *sizes, sizes=OFF_POLICY)
+    run(tmp_path, "dreamer_pixels", "network.name=rssm_pixels", *sizes, *pictures, sizes=OFF_POLICY)
     student = ["experiment.name=student", "training.total_steps=128", "algorithm.fake_quantize=int8"]
     distill(["--teacher", str(tmp_path / "reads"), "--student", "mlp", *student, "evaluation.video=false"])
     plain_sections = (f.annotation for name, f in ExperimentConfig.model_fields.items() if name not in UNIONS)
     sections = {*plain_sections, *(member for union in UNIONS.values() for member in union.members.values())}
     declared = {(section.__name__, name) for section in sections for name in section.model_fields}
     # By every algorithm that learns with these networks.
-    refused = {(network, "init_log_std") for network in ("FlashSettings", "BatchNormSettings")}
+    unread = ("FlashSettings", "BatchNormSettings", "RSSMVectorSettings", "RSSMPixelsSettings")
+    refused = {(network, "init_log_std") for network in unread}
     refused |= {("BCSettings", key) for key in ("updates_per_step", "learning_starts")}
     assert declared - read == refused
 

@@ -5,7 +5,8 @@ begins with U steps of burn-in. The next T are learned from, and n_step - 1 more
 
     obs.GROUP    [n, W, D]  W = U + T + n_step - 1
     starts       [n, W]     bool, where a step is the first of an episode after the window's first step
-    state        [n, S]     of the policy before the window's first step, from when it was collected
+    state        [n, S]     of the policy before the window's first step, as it was collected or renewed
+    index        [n, T]     int64, of the steps that are learned from; for `renew_states`
     next.GROUP   [n, T, D]  and all other names of the contract: of the T steps that are learned from
 
 Letters: L steps of each world, N worlds, K shards, n windows, A actions, D observation width, S state width.
@@ -22,7 +23,7 @@ from torch import Tensor
 from pi_incubator.data.replay.replay import OBS
 from pi_incubator.data.replay.ring import Ring
 
-STATE, STARTS = "state", "starts"
+STATE, STARTS, INDEX = "state", "starts", "index"
 
 
 class Windows(Ring):
@@ -63,5 +64,10 @@ class Windows(Ring):
         before = index[:, :-1]
         ended = self._flat["terminated"][before] | self._flat["truncated"][before]
         windows[STARTS] = torch.cat((ended.new_zeros(len(first), 1), ended), 1)
-        windows[STATE] = self._flat[STATE][first]
+        windows[STATE], windows[INDEX] = self._flat[STATE][first], learned
         return TensorDict(windows, batch_size=[len(first)])
+
+    def renew_states(self, index: Tensor, states: Tensor) -> None:
+        """Store newer states `[n, T, S]` of the policy before the steps at `index` `[n, T]` of a sample."""
+        stored = self._flat[STATE]
+        stored.index_copy_(0, index.flatten(), states.flatten(0, 1).to(stored.dtype))

@@ -1,0 +1,92 @@
+"""Rollouts in a world model, and what a policy learns from them (Hafner et al. 2023, arXiv 2301.04104).
+
+Letters: H imagined steps, B rollouts, A actions, C categorical variables, S width of h, F features.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pi_incubator.layers.rssm import Prior
+from pi_incubator.policies.latent import LatentPolicy
+
+PERCENTILES = (0.05, 0.95)
+RATE = 0.01
+
+
+class Imagined(NamedTuple):
+    """Rollouts that no world has taken."""
+
+    features: Tensor
+    """`[H + 1, B, F]`, the first of which were given."""
+    action: Tensor
+    """`[H, B, A]` in halves of the range, as sampled; the model sees them clipped to [-1, 1]."""
+
+
+@torch.no_grad()
+def imagine(policy: LatentPolicy, prior: Prior, features: Tensor, noise: Tensor, uniform: Tensor) -> Imagined:
+    """Let the policy act in the model.
+
+    Args:
+        policy: with the model's recurrence in its encoder.
+        prior: of the model.
+        features: `[B, F]` to begin with.
+        noise: `[H, B, A]` standard normal.
+        uniform: `[H, B, C]` random numbers in [0, 1).
+    """
+    rows, actions = [features], []
+    for t in range(len(noise)):
+        mean, std = policy.unit_moments(rows[-1])
+        actions.append(mean + std * noise[t])
+        state = policy.encoder.advance(rows[-1], actions[-1].clamp(-1.0, 1.0))
+        rows.append(prior.features(state, uniform[t]))
+    return Imagined(torch.stack(rows), torch.stack(actions))
+
+
+class ReturnScale:
+    """What advantages are divided by: the range of returns without their extremes, but at least 1 (eq. 12).
+
+    So one weight of the entropy fits rewards of any size, and small returns, which may be noise, stay small.
+
+    Args:
+        device: of the training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.limits = torch.zeros(2, device=device)
+        """Moving averages of the 5 % and the 95 % percentile."""
+
+    def scale(self) -> Tensor:
+        """0-dim."""
+        return (self.limits[1] - self.limits[0]).clamp_min(1.0)
+
+    def follow(self, limits: Tensor, sound: Tensor) -> None:
+        """Move towards the percentiles `[2]` of an update, unless `sound` (0-dim bool) is false."""
+        moved = torch.lerp(self.limits, limits, RATE)
+        self.limits.copy_(torch.where(sound, moved, self.limits))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"limits": self.limits}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self.limits.copy_(state["limits"])
+
+
+def percentiles(returns: Tensor, num_shards: int) -> Tensor:
+    """The 5 % and the 95 % percentile `[2]` of returns `[H, B]`.
+
+    Each is the mean of those of the shards, which hold successive parts of B: so the mean over two ranks with
+    one shard each is that of one rank with both.
+    """
+    of_shards = returns.unflatten(1, (num_shards, -1)).transpose(0, 1).flatten(1)  # [K, H B / K]
+    ordered = of_shards.sort(-1).values
+    limits = []
+    for share in PERCENTILES:
+        place = share * (ordered.shape[-1] - 1)
+        low = int(place)
+        high = min(low + 1, ordered.shape[-1] - 1)
+        limits.append(torch.lerp(ordered[:, low], ordered[:, high], place - low).mean())
+    return torch.stack(limits)
