@@ -87,7 +87,9 @@ class Dreamer(OffPolicy[DreamerSettings]):
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> LatentPolicy:
-        return LatentPolicy(cfg.network, make_network(cfg.network, spec), spec).to(spec.device)
+        network = make_network(cfg.network, spec)
+        assert isinstance(network, WorldModelNetwork)
+        return LatentPolicy(cfg.network, network, spec).to(spec.device)
 
     def step(self, minibatch: TensorDict) -> Tensor:
         report = self._step(minibatch)
@@ -130,12 +132,12 @@ class Dreamer(OffPolicy[DreamerSettings]):
     def _gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
         """Gradients of all weights, then the percentiles of the imagined returns."""
         settings = self.settings
-        recorded, model_loss, report = self._learn_model(minibatch)
+        recorded, model_loss, of_model = self._learn_model(minibatch)
         starts = recorded.features.detach()[:: settings.start_every].transpose(0, 1).flatten(0, 1)  # [B, F]
         behaviour_loss, limits, of_behaviour = self._learn_behaviour(minibatch, starts)
         replay_loss = self._replay_critic_loss(minibatch, recorded)
         loss = model_loss + behaviour_loss + settings.replay_value_coef * replay_loss
-        report = torch.stack((*report, *of_behaviour[:2], replay_loss, *of_behaviour[2:]))
+        report = torch.stack((*of_model, *of_behaviour[:2], replay_loss, *of_behaviour[2:]))
         return (*torch.autograd.grad(loss, self.weights), limits), report.detach()
 
     def _apply(self, gradients: list[Tensor], sound: Tensor) -> None:

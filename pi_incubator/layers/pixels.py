@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pi_incubator.layers.encoder import StatelessEncoder
 from pi_incubator.layers.norm_mlp import NORM_EPS, dense, normalized
 
-STRIDED = {"kernel_size": 4, "stride": 2, "padding": 1}
+KERNEL, STRIDE, PADDING = 4, 2, 1
 """Of every layer: it halves or doubles height and width."""
 
 
@@ -32,7 +32,7 @@ class StridedEncoder(StatelessEncoder):
         super().__init__()
         layers: list[nn.Module] = []
         for fan_in, fan_out in pairwise((shape[0], *channels)):
-            layers += [nn.Conv2d(fan_in, fan_out, **STRIDED), _norm(fan_out), nn.SiLU()]
+            layers += [nn.Conv2d(fan_in, fan_out, KERNEL, STRIDE, PADDING), _norm(fan_out), nn.SiLU()]
         self.layers = nn.Sequential(*layers, nn.Flatten())
         self.num_features = math.prod(smallest(shape, channels))
 
@@ -57,8 +57,12 @@ class StridedDecoder(nn.Module):
         width = math.prod(first)
         layers: list[nn.Module] = [*normalized(dense(num_features, width), width), nn.Unflatten(-1, first)]
         for fan_in, fan_out in pairwise(reversed(channels)):
-            layers += [nn.ConvTranspose2d(fan_in, fan_out, **STRIDED), _norm(fan_out), nn.SiLU()]
-        layers += [nn.ConvTranspose2d(channels[0], shape[0], **STRIDED), nn.Sigmoid()]
+            layers += [
+                nn.ConvTranspose2d(fan_in, fan_out, KERNEL, STRIDE, PADDING),
+                _norm(fan_out),
+                nn.SiLU(),
+            ]
+        layers += [nn.ConvTranspose2d(channels[0], shape[0], KERNEL, STRIDE, PADDING), nn.Sigmoid()]
         self.layers = nn.Sequential(*layers)
 
     def forward(self, features: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ Letters: B samples, D observation width, S width of h, F features, Z bins.
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -64,9 +64,9 @@ class Predictions(nn.Module):
         num_bins: Z, of the reward's distribution.
     """
 
-    def __init__(self, network: WorldModelNetwork[RSSMSettings], num_bins: int) -> None:
+    def __init__(self, network: WorldModelNetwork[Any], num_bins: int) -> None:
         super().__init__()
-        settings = network.settings
+        settings: RSSMSettings = network.settings
         latents = (settings.num_latents, settings.num_classes)
         num_features = settings.recurrent_size + latents[0] * latents[1]
         self.prior = Prior(settings.recurrent_size, latents, settings.hidden_sizes[-1])
