@@ -1,4 +1,7 @@
-"""Every pair of an algorithm and a network trains, or is refused with a reason before anything starts."""
+"""Every pair of an algorithm and a network trains, or is refused with a reason, as docs/zoo.md says."""
+
+from itertools import dropwhile, takewhile
+from pathlib import Path
 
 import pytest
 import torch
@@ -49,28 +52,27 @@ OFFLINE_BATCHES = [
     "algorithm.updates_per_iteration=1",
     "training.total_steps=0",
 ]
-NORMALIZED = {name for name, member in NETWORKS.members.items() if member.needs_batch_statistics}
-WORLD_MODELS = {name for name, member in NETWORKS.members.items() if member.is_world_model}
-PIXELS = {name for name, member in NETWORKS.members.items() if member.sees_pixels} - WORLD_MODELS
-VECTORS = set(NETWORKS.members) - NORMALIZED - PIXELS - WORLD_MODELS
-MEMORYLESS = {name for name in VECTORS if not NETWORKS.members[name].has_state}
-LEARNS_WITH = {
-    "ppo": VECTORS | PIXELS,
-    "distillation": VECTORS | PIXELS,
-    "a2c": VECTORS | PIXELS,
-    "grpo": VECTORS | PIXELS,
-    "sac": VECTORS,
-    "td3": VECTORS,
-    "world_model_gradient": MEMORYLESS,
-    "bc": MEMORYLESS,
-    "iql": MEMORYLESS,
-    "cql": MEMORYLESS,
-    "td3_bc": MEMORYLESS,
-    "dreamer": WORLD_MODELS,
-    "flash_sac": NORMALIZED,
-    "crossq": NORMALIZED,
-}
-"""Networks of each algorithm; it refuses the others."""
+ZOO = (Path(__file__).parents[2] / "docs" / "zoo.md").read_text()
+
+
+def rows_of(heading):
+    """The cells of the first table behind a line that begins with `heading`."""
+    lines = ZOO[ZOO.index(heading) :].splitlines()
+    rows = list(takewhile(lambda line: line.startswith("|"), dropwhile(lambda line: line[:1] != "|", lines)))
+    return [[cell.strip(" `") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def table():
+    """(algorithm, network) -> "yes" or the letter of a reason."""
+    (_, *networks), _, *rows = rows_of("## Algorithms and networks")
+    return {
+        (name, network): cell for name, *cells in rows for network, cell in zip(networks, cells, strict=True)
+    }
+
+
+TABLE = table()
+REASONS = {letter: phrase for letter, _, phrase in rows_of("| letter |")[2:]}
+"""Letter -> what the message says."""
 PAIRS = [(name, network) for name in ALGORITHMS.members for network in NETWORKS.members]
 
 
@@ -87,12 +89,17 @@ def config_of(tmp_path, name, network):
     )
 
 
+def test_the_table_of_the_docs_is_complete():
+    assert set(TABLE) == set(PAIRS)
+
+
 @pytest.mark.parametrize(("name", "network"), PAIRS)
 def test_a_pair_trains_one_iteration_or_is_refused(tmp_path, name, network):
-    if network not in LEARNS_WITH[name]:
+    if TABLE[name, network] != "yes":
         with pytest.raises(ConfigError, match=r"network\.name = .*: .*; (set|name) ") as caught:
             config_of(tmp_path, name, network)
         assert len(str(caught.value).splitlines()) == 1
+        assert REASONS[TABLE[name, network]] in str(caught.value)
         return
     cfg = config_of(tmp_path, name, network)
     torch.manual_seed(0)
