@@ -3,8 +3,10 @@
 import torch
 from safetensors.torch import load_file
 
+from pi_incubator import networks
 from pi_incubator.algorithms import algorithm_class
 from pi_incubator.compute import ComputePlan
+from pi_incubator.config.models import NETWORKS
 from pi_incubator.distributed import Distributed
 
 
@@ -32,3 +34,9 @@ def assert_same_tensors(ours, theirs):
     assert ours.keys() == theirs.keys()
     for name, value in ours.items():
         assert torch.equal(value, theirs[name]), name
+
+
+def networks_with_a_state():
+    """The names of the networks with a state that all algorithms for sequences train: no world models."""
+    members = NETWORKS.members
+    return [name for name in networks.names() if members[name].has_state and not members[name].is_world_model]

@@ -36,7 +36,9 @@ def is_off_policy(cfg: ExperimentConfig) -> bool:
     """Whether an algorithm learns from a replay buffer while it collects."""
     from pi_incubator.config.algorithm import ReplaySettings
 
-    return isinstance(cfg.algorithm, ReplaySettings)
+    algorithm = cfg.algorithm
+    of_its_kind = not algorithm.reads_dataset and not algorithm.trains_world_model
+    return isinstance(algorithm, ReplaySettings) and of_its_kind
 
 
 def updates_of_iteration(cfg: ExperimentConfig) -> float:

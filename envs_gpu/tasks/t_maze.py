@@ -1,4 +1,4 @@
-"""Choose the arm of a T-maze whose cue was shown 50 steps ago."""
+"""Choose the arm of a T-maze whose cue was shown about 55 steps ago."""
 
 from __future__ import annotations
 

@@ -232,7 +232,9 @@ class Dreamer(OffPolicy[DreamerSettings]):
         logits = self.critic(recorded.features)  # [T, n, Z]
         with torch.no_grad():
             value, valid = two_hot.value(self.critic(recorded.arrived)), minibatch["valid"].T
-            reward, terminated = minibatch["reward"].T.to(value.dtype), minibatch["terminated"].T
+            # The return of a broken step is the value of its state: the steps before it are bootstrapped so.
+            reward = torch.where(valid, minibatch["reward"].T.to(value.dtype), two_hot.value(logits))
+            terminated = minibatch["terminated"].T
             returns = td_lambda(
                 reward, value, terminated, ~recorded.goes_on, settings.gamma, settings.td_lambda
             )

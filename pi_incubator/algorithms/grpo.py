@@ -62,9 +62,20 @@ class GRPO(PolicyGradient[GRPOSettings]):
             self.report_names = (*GRPO.report_names, "policy/reference_kl")
             self.stored_keys = (*GRPO.stored_keys, REFERENCE)
         super().__init__(cfg, env, distributed, compute)
+        self._check_shards()
         self.reference = copy.deepcopy(self.policy).requires_grad_(False) if self.settings.kl_coef else None
         self.choice = ShardedRandom(cfg.experiment.seed, "sources of groups", self.shards, env.device)
         self._first_of_group = torch.arange(0, env.num_envs, self.settings.group_size, device=env.device)
+
+    def _check_shards(self) -> None:
+        """Refuse shards that would cut a group."""
+        num_groups, shards = self.env.num_envs // self.settings.group_size, len(self.shards)
+        if num_groups % shards:
+            problem = (
+                f"makes {num_groups} groups, which cannot be divided among the {shards} shards of a process"
+            )
+            fix = "change it, env.num_envs or compute.shards"
+            raise SettingError("algorithm.group_size", self.settings.group_size, problem, fix)
 
     def make_critic(self, spec: EnvSpec) -> NoCritic:
         return NoCritic(self.policy)

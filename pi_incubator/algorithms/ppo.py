@@ -145,7 +145,7 @@ class PPO(PolicyGradient[PPOSettings]):
 
 
 def _make_novelty(cfg: ExperimentConfig, env: VecEnv) -> Novelty | None:
-    """The intrinsic reward that `algorithm.rnd_coef` asks for."""
+    """The intrinsic reward, weighted by `algorithm.rnd_coef`."""
     settings = cast(PPOSettings, cfg.algorithm)
     if not settings.rnd_coef:
         return None

@@ -10,10 +10,11 @@ from typing import Any
 from pi_incubator.cli._main import run as run_command
 from pi_incubator.cli._parser import Parser, output_file
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
-from pi_incubator.config.algorithms.distillation import DistillationSettings, training_worlds_only
+from pi_incubator.config.algorithms.distillation import DistillationSettings
 from pi_incubator.config.errors import DEFAULTS
 from pi_incubator.config.loader import override
 from pi_incubator.config.packaged import SUFFIXES
+from pi_incubator.config.without_effect import training_worlds_only
 from pi_incubator.errors import UserError
 from pi_incubator.run import run
 from pi_incubator.run_folder import RunFolder, open_run

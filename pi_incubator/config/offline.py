@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 from pi_incubator.config.algorithm import ReplaySettings
 from pi_incubator.config.section import Count, Fraction, cross_field_error
-from pi_incubator.config.without_effect import is_default
+from pi_incubator.config.without_effect import is_default, shown, training_worlds_only, value_of
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
+
+
+def is_same_place(one: str, other: str) -> bool:
+    """Whether two names are one folder."""
+    return Path(one).resolve() == Path(other).resolve()
 
 
 ONLINE = ("horizon", "updates_per_step", "buffer_size", "save_buffer", "dataset_share")
@@ -51,6 +57,11 @@ class OfflineSettings(ReplaySettings):
             problem = f"algorithm {self.name} learns from recorded steps"
             fix = "set dataset=FOLDER, of what training.record or pi-data import wrote"
             raise cross_field_error(field="dataset.path", value="null", problem=problem, fix=fix)
+        if cfg.training.record is not None and is_same_place(cfg.training.record, cfg.dataset.path):
+            problem = "is the dataset that is learned from, which must not change while it is read"
+            raise cross_field_error(
+                field="training.record", value=cfg.training.record, problem=problem, fix="name another folder"
+            )
         super().check(cfg)
 
     def check_num_envs(self, cfg: ExperimentConfig) -> None:
@@ -73,13 +84,19 @@ class OfflineSettings(ReplaySettings):
                 f"{self.updates_per_iteration}",
                 fix="raise it, or lower that",
             )
-        for key in () if cfg.training.total_steps else ONLINE:
-            if not is_default(cfg, f"algorithm.{key}"):
+        if cfg.training.total_steps:
+            super()._check_learns(cfg)
+        else:
+            self._check_without_worlds(cfg)
+
+    def _check_without_worlds(self, cfg: ExperimentConfig) -> None:
+        """Refuse what only training worlds read."""
+        of_worlds = (*(f"algorithm.{key}" for key in ONLINE), "training.record", *training_worlds_only())
+        for field in of_worlds:
+            if not is_default(cfg, field):
                 raise cross_field_error(
-                    field=f"algorithm.{key}",
-                    value=getattr(self, key),
+                    field=field,
+                    value=shown(value_of(cfg, field)),
                     problem="has no effect with training.total_steps = 0: no world is stepped",
                     fix="remove it, or set training.total_steps",
                 )
-        if cfg.training.total_steps:
-            super()._check_learns(cfg)

@@ -130,6 +130,11 @@ RULES = (
 """Of all algorithms; `AlgorithmSettings.unused` and `AlgorithmSettings.check` add those of one algorithm."""
 
 
+def training_worlds_only() -> tuple[str, ...]:
+    """Settings that only training worlds read; a policy is judged without them."""
+    return ("env.episode_length_s", *(f"randomization.{name}" for name in RandomizationSection.model_fields))
+
+
 def check_effects(cfg: ExperimentConfig) -> None:
     """Refuse what has no effect.
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.encoder import Encoder, restarted
 from pi_incubator.layers.mlp import embedding
 
 GATE_BIAS = 2.0
@@ -171,7 +171,7 @@ class TransformerEncoder(Encoder):
 
     def sequence(self, observation: Tensor, state: Tensor, starts: Tensor) -> Tensor:
         x = self.embed(observation.transpose(0, 1).contiguous())  # [N, T, H]
-        filled, caches = self._unpacked(state)
+        filled, caches = self._unpacked(restarted(state, starts[0]))
         is_hidden = self._hidden(filled, starts.t())
         for layer, cache in zip(self.layers, caches, strict=True):
             assert isinstance(layer, TransformerLayer)

@@ -7,7 +7,6 @@ import onnx
 import pytest
 import torch
 
-from pi_incubator.config.models import NETWORKS
 from pi_incubator.deploy.artifact import Source
 from pi_incubator.deploy.graph import sensor_readings
 from pi_incubator.deploy.program import to_onnx
@@ -15,10 +14,11 @@ from pi_incubator.deploy.record import action_error, check_parity
 from pi_incubator.deploy.session import ExportedPolicy, Session, action_behind, load_exported, open_session
 from pi_incubator.errors import UserError
 from pi_incubator.evaluation.evaluate import evaluate
-from pi_incubator.registry import exporters, networks
+from pi_incubator.registry import exporters
 from pi_incubator.runtime import Policy
+from tests.learning import networks_with_a_state
 
-WITH_STATE = [name for name in networks.names() if NETWORKS.members[name].has_state]
+WITH_STATE = networks_with_a_state()
 MEMORY = ["last_action", "history", "seen"]
 CASES = [
     ("ant", 1, "mlp", []),

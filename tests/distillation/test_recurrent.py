@@ -7,19 +7,16 @@ from tensordict import TensorDict
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.algorithms.distillation import encode
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.config.models import NETWORKS
 from pi_incubator.distillation.buffer import LabelBuffer
 from pi_incubator.distillation.collect import Collector
 from pi_incubator.distillation.lessons import Lesson
-from pi_incubator.registry import networks
 from tests.distillation.toy import ToyDistillation, make_actor_critic, make_teacher
 from tests.envs import ForgetfulEnv
+from tests.learning import networks_with_a_state
 
 CPU = torch.device("cpu")
 NUM_ENVS, EPISODE, HORIZON = 16, 5, 7
-every_network_with_a_state = pytest.mark.parametrize(
-    "network", [name for name in networks.names() if NETWORKS.members[name].has_state]
-)
+every_network_with_a_state = pytest.mark.parametrize("network", networks_with_a_state())
 
 
 class Recall(ForgetfulEnv):

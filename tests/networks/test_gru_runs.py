@@ -14,17 +14,15 @@ from envs_gpu.tasks.inverted_pendulum import InvertedPendulum
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.cli.train import main
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.config.models import NETWORKS
 from pi_incubator.evaluation.evaluate import evaluate
-from pi_incubator.registry import networks
 from pi_incubator.run_folder import RunFolder
 from tests.envs import ForgetfulEnv, StillEnv
-from tests.learning import assert_same_tensors, last_tensors, make_algorithm
+from tests.learning import assert_same_tensors, last_tensors, make_algorithm, networks_with_a_state
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
 CPU = torch.device("cpu")
 EPISODE = 6
-WITH_STATE = [name for name in networks.names() if NETWORKS.members[name].has_state]
+WITH_STATE = networks_with_a_state()
 TINY = [
     "network.name=gru",
     "network.hidden_sizes=[16]",

@@ -7,14 +7,12 @@ import torch
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
-from pi_incubator.config.models import NETWORKS
 from pi_incubator.layers.encoder import Encoder
 from pi_incubator.networks import make_network
-from pi_incubator.registry import networks
 from tests.envs import StillEnv
-from tests.learning import make_algorithm
+from tests.learning import make_algorithm, networks_with_a_state
 
-WITH_STATE = [name for name in networks.names() if NETWORKS.members[name].has_state]
+WITH_STATE = networks_with_a_state()
 SMALLER_WINDOW = {"transformer": {"window": 6}}
 """So that steps of a sequence leave it."""
 T, N, D = 20, 5, 4

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal
 from pydantic import Field
 
 from pi_incubator.config.algorithm import RolloutSettings
-from pi_incubator.config.randomization import RandomizationSection
 from pi_incubator.config.section import Count, Fraction, Name, NonNegative, Positive, cross_field_error
-from pi_incubator.config.without_effect import is_default, shown, value_of
+from pi_incubator.config.without_effect import is_default, shown, training_worlds_only, value_of
 
 if TYPE_CHECKING:
     from pi_incubator.config.models import ExperimentConfig
@@ -17,11 +16,6 @@ if TYPE_CHECKING:
 
 ONLINE = ("weights", "teacher_phase", "exploration", "buffer_size")
 """Settings of the collection."""
-
-
-def training_worlds_only() -> tuple[str, ...]:
-    """Settings elsewhere that only training worlds read; a policy is judged without them."""
-    return ("env.episode_length_s", *(f"randomization.{name}" for name in RandomizationSection.model_fields))
 
 
 class DistillationSettings(RolloutSettings):

@@ -27,6 +27,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -181,7 +182,7 @@ def write_shard(folder: Path, writer: str, number: int, tensors: Mapping[str, Ar
     contiguous = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}
     try:
         save_file(contiguous, partial, metadata={"format": str(FORMAT)})
-        partial.replace(path)
+        os.link(partial, path)  # unlike a rename, it never replaces what another run has written
     finally:
         partial.unlink(missing_ok=True)
     return path
@@ -226,8 +227,13 @@ def read_episodes(folder: Path, manifest: Manifest) -> Iterator[Episode]:
         DatasetError: a shard is damaged.
     """
     open_segments: dict[tuple[str, int], list[Episode]] = {}
+    num_shards: Counter[str] = Counter()  # of each writer
     for path in shards_of(folder):
-        tensors, writer = read_shard(path, manifest), writer_of(path)
+        writer = writer_of(path)
+        if path.stem != f"{writer}-{num_shards[writer]:06d}":
+            raise DatasetError(path, f"shard {num_shards[writer]} of {writer!r} is missing before it")
+        num_shards[writer] += 1
+        tensors = read_shard(path, manifest)
         for number, segment in _segments(tensors, manifest):
             segments = open_segments.setdefault((writer, number), [])
             segments.append(segment)
@@ -284,6 +290,8 @@ def write_dataset(manifest: Manifest, episodes: Iterable[Episode], folder: Path,
             waiting.clear()
 
         for episode in episodes:
+            if not len(episode.reward):
+                raise DatasetError(folder, "an episode has no steps", "leave it out of the source")
             waiting.append(episode)
             if sum(len(one.reward) for one in waiting) >= STEPS_OF_SHARD:
                 flush()

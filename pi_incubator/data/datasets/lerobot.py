@@ -53,6 +53,8 @@ def write(manifest: Manifest, episodes: Iterable[Episode], folder: Path) -> None
     if drawn := [name for name, group in manifest.observations.items() if group.dtype == "uint8"]:
         raise DatasetError(folder, f"the group {drawn[0]!r} is pixels", "export it as minari")
     every = list(episodes)
+    if not every:
+        raise DatasetError(folder, "there are no episodes to write", "name a source that has some")
     columns = _columns(manifest, every)
     features = {name: _feature(name, column, manifest) for name, column in columns.items()}
     with whole(folder) as partial:
@@ -91,7 +93,7 @@ def read(folder: Path) -> Iterator[Episode]:
         for start, stop in pairwise(bounds):
             piece = {name: column[start:stop] for name, column in columns.items()}
             yield from _episode(piece, groups, rows[numbers[start]])
-    except (OSError, KeyError, ValueError, TypeError, pa.ArrowException) as error:
+    except (OSError, KeyError, ValueError, TypeError, AttributeError, pa.ArrowException) as error:
         raise DatasetError(folder, f"is damaged ({error!r})") from None
 
 

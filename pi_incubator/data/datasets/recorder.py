@@ -79,7 +79,7 @@ class Recorder:
             self.flush()
 
     def end_episodes(self) -> None:
-        """The worlds were reset: what follows belongs to other episodes."""
+        """The worlds change from outside: what follows belongs to other episodes."""
         self.flush()
         self._current.fill(-1)
 
@@ -179,6 +179,10 @@ class _RecordedEnv:
     def reset(self, seed: int) -> Any:
         self._recorder.end_episodes()
         return self._env.reset(seed)
+
+    def copy_worlds(self, source: Tensor) -> None:
+        self._recorder.end_episodes()
+        self._env.copy_worlds(source)
 
     def step(self, action: Tensor) -> StepResult:
         obs = {group: value.clone() for group, value in self._env.obs.items()}
