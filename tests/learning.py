@@ -3,11 +3,11 @@
 import torch
 from safetensors.torch import load_file
 
-from pi_incubator import networks
 from pi_incubator.algorithms import algorithm_class
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config.models import NETWORKS
 from pi_incubator.distributed import Distributed
+from pi_incubator.registry import networks
 
 
 def make_algorithm(cfg, env, compiled=False):

@@ -140,6 +140,18 @@ def test_a_step_in_which_the_world_broke_teaches_no_reward_and_no_end(dreamer):
         assert one is None or torch.equal(one, other)
 
 
+def test_steps_before_a_broken_one_are_bootstrapped_with_its_value(dreamer):
+    """Whatever reward the broken step got, the critic learns the same from the steps before it."""
+    minibatch = dreamer.minibatch(T * WINDOWS)
+    minibatch["valid"][0, -1], minibatch["terminated"][0, -1] = False, True
+    losses = []
+    for reward in (0.0, 1e3):
+        minibatch["reward"][0, -1] = reward
+        recorded, _, _ = dreamer._learn_model(minibatch)
+        losses.append(dreamer._replay_critic_loss(minibatch, recorded))
+    assert torch.equal(*losses)
+
+
 def test_updates_lower_the_loss_of_the_model_on_fixed_windows(dreamer):
     """All terms together, to less than two thirds within 25 updates."""
     minibatch = dreamer.minibatch(T * WINDOWS)

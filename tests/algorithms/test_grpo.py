@@ -11,6 +11,7 @@ from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
 from torchrl.objectives import ClipPPOLoss
 
+from envs_gpu.errors import SettingError
 from envs_gpu.make import make_env
 from pi_incubator.algorithms.grpo import GRPO, centered
 from pi_incubator.cli.train import main
@@ -217,6 +218,13 @@ def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: list[str
     with pytest.raises(ConfigError, match=message) as caught:
         load_config(path, settings)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_shards_that_cut_groups_are_refused() -> None:
+    sections = {"env": {"name": "hopper", "num_envs": N}, "compute": {"shards": 4}}
+    cfg = ExperimentConfig.model_validate(sections | {"algorithm": SIZES | {"group_size": 4}})
+    with pytest.raises(SettingError, match=r"makes 2 groups, .* the 4 shards of a process"):
+        make_algorithm(cfg, make_env("hopper", num_envs=N, device=CPU))
 
 
 PENDULUM = """

@@ -141,6 +141,15 @@ def test_an_empty_dataset_is_refused(tmp_path):
         ),
         (["algorithm.replay=her"], "algorithm.replay = 'her': must be 'uniform'"),
         (["network.name=gru"], "network.name = 'gru': it has a state, and algorithm iql learns"),
+        (["training.record=out"], "training.record = 'out': has no effect with training.total_steps = 0"),
+        (
+            ["env.episode_length_s=3"],
+            "env.episode_length_s = 3.0: has no effect with training.total_steps = 0",
+        ),
+        (
+            ["training.total_steps=5000", "training.record=./data"],
+            "training.record = './data': is the dataset that is learned from",
+        ),
         (["training.overlap=true"], "training.overlap = true: has no effect with algorithm.name = iql"),
     ],
 )

@@ -53,6 +53,8 @@ class Recorder:
         self, folder: Path, writer: str, spec: EnvSpec, continues: bool = False, field: str = FIELD
     ) -> None:
         self._folder, self._writer, self._spec = folder, writer, spec
+        self.groups = tuple(manifest_of(spec).observations)
+        """The observation groups that are recorded."""
         self._check(field, continues)
         self._rows: list[dict[str, Tensor]] = []  # of each step, tensors [N, ...]
         self._current = np.full(spec.num_envs, -1, np.int64)  # [N], the open episode; -1: none
@@ -185,7 +187,7 @@ class _RecordedEnv:
         self._env.copy_worlds(source)
 
     def step(self, action: Tensor) -> StepResult:
-        obs = {group: value.clone() for group, value in self._env.obs.items()}
+        obs = {group: self._env.obs[group].clone() for group in self._recorder.groups}
         result: StepResult = self._env.step(action)
         self._recorder.add(obs, action, result)
         return result

@@ -17,6 +17,7 @@ from pi_incubator.data.datasets.layout import (
     shards_of,
 )
 from pi_incubator.data.datasets.recorder import Recorder, recorded
+from pi_incubator.errors import UserError
 from tests.off_policy import SPEC
 from tests.offline import make_episode, write_dataset
 
@@ -131,6 +132,47 @@ def test_a_reset_ends_episodes_that_stay_incomplete(make_worlds, tmp_path):
     found = list(read_episodes(tmp_path / "data", read_manifest(tmp_path / "data")))
     assert [len(episode.reward) for episode in found] == [1] * (2 * NUM_WORLDS)
     assert not any(episode.is_complete for episode in found)
+
+
+def test_a_world_that_becomes_a_copy_begins_another_episode(make_worlds, tmp_path):
+    """No recorded step leads from one world's state to that of another."""
+    env = make_worlds()
+    recorder = Recorder(tmp_path / "data", "run-0", env.spec)
+    env = recorded(env, recorder)
+    before = [env.step(action).final_obs["policy"].clone() for action in actions(3)][-1]
+    env.copy_worlds(torch.zeros(NUM_WORLDS, dtype=torch.int64))
+    env.step(actions(1)[0])
+    recorder.flush()
+    found = list(read_episodes(tmp_path / "data", read_manifest(tmp_path / "data")))
+    assert sorted(len(episode.reward) for episode in found) == [1] * NUM_WORLDS + [3] * NUM_WORLDS
+    ends = [episode.observations["policy"][-1] for episode in found if len(episode.reward) == 3]
+    assert np.array_equal(np.stack(ends), before.numpy())
+
+
+def test_a_missing_shard_is_not_skipped(make_worlds, tmp_path):
+    env = make_worlds()
+    recorder = Recorder(tmp_path / "data", "run-0", env.spec)
+    env = recorded(env, recorder)
+    for action in actions(3):
+        env.step(action)
+        recorder.flush()
+    shards_of(tmp_path / "data")[1].unlink()
+    with pytest.raises(DatasetError, match="shard 1 of 'run-0' is missing before it"):
+        list(read_episodes(tmp_path / "data", read_manifest(tmp_path / "data")))
+
+
+def test_a_shard_that_is_there_is_never_replaced(make_worlds, tmp_path):
+    """Two runs of one name that began together write the same names."""
+    env, folder = make_worlds(), tmp_path / "data"
+    first, second = Recorder(folder, "run-0", env.spec), Recorder(folder, "run-0", env.spec)
+    for recorder in (first, second):
+        recorded(env, recorder).step(actions(1)[0])
+    first.flush()
+    (shard,) = shards_of(folder)
+    kept = shard.read_bytes()
+    with pytest.raises(UserError, match="cannot be written"):
+        second.flush()
+    assert shard.read_bytes() == kept
 
 
 def test_runs_add_to_a_dataset_of_the_same_worlds_alone(make_worlds, tmp_path):
