@@ -150,6 +150,7 @@ ONLINE = [
 ]
 OWN |= {
     "bc": [
+        "env.episode_length_s=null",  # no world is stepped
         "algorithm.name=bc",
         *OFFLINE,
         "algorithm.updates_per_iteration=1",
@@ -162,6 +163,8 @@ OWN |= {
 """Settings that make each algorithm tiny; a new one runs with its defaults until it is listed here."""
 READ_DATASET = ("bc", "iql", "td3_bc", "cql")
 """Algorithms that learn from the steps of a training of another one."""
+RECORDED = "recorded"
+"""The run of that other one."""
 WINDOWS = [
     "network.name=gru",
     "algorithm.replay=sequences",
@@ -200,9 +203,9 @@ def train(tmp_path_factory):
         if algorithm == "distillation":
             own = [*own, f"algorithm.teachers=[{json.dumps(str(finished('ppo').path))}]"]
         if algorithm in READ_DATASET:
-            finished("ppo")
+            finished(RECORDED)
             own = [*own, f"dataset={folder / 'dataset'}"]
-        if name == "ppo":
+        if name == RECORDED:
             own = [*own, f"training.record={folder / 'dataset'}"]
         place = [f"experiment.output_dir={folder}", f"experiment.name={name}"]
         run(CONFIG, [*ALWAYS, *own, *place], hooks)
@@ -211,7 +214,7 @@ def train(tmp_path_factory):
     def finished(algorithm):
         """The uninterrupted run, trained once."""
         if algorithm not in done:
-            done[algorithm] = train_one(algorithm, algorithm)
+            done[algorithm] = train_one("ppo" if algorithm == RECORDED else algorithm, algorithm)
         return done[algorithm]
 
     done = {}
