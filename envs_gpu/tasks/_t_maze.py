@@ -95,7 +95,7 @@ class TMaze(Task):
 
     def observation(self) -> dict[str, tuple[ObservationTerm, ...]]:
         terms = (
-            ObservationTerm("cue", 1, self._shown_cue, low=-1.1, high=1.1, noise=0.0),
+            ObservationTerm("cue", 1, self._shown_cue, low=-1.1, high=1.1, noise=0.1),
             ObservationTerm("forward_position", 1, lambda state, _: state.qpos[:, :1], "m"),
         )
         return {"policy": terms}
