@@ -39,6 +39,8 @@ class ComputePlan:
     """CPU threads that step worlds in the C backend."""
     compiled: bool
     """Whether act, the task's judgement and the loss go through `torch.compile`."""
+    autocast: str
+    """Type in which the update multiplies matrices: `none` (float32) or `bfloat16`."""
     reasons: tuple[str, ...]
     """Why, one sentence a choice."""
 
@@ -50,6 +52,7 @@ class ComputePlan:
             "resolved.num_threads": self.num_threads,
             "resolved.physics_threads": self.physics_threads,
             "resolved.compiled": self.compiled,
+            "resolved.autocast": self.autocast,
         }
 
 
@@ -71,12 +74,13 @@ def plan_compute(cfg: ExperimentConfig) -> ComputePlan:
     if lack := lacks_device(backend, device):
         fix = "pip install -e '.[cuda]', or set env.backend to warp"
         raise SettingError("env.backend", backend, lack, fix)
+    autocast, precision_reason = choose_autocast(cfg, device)
     reasons = [device_reason, backend_reason, threads_reason, compile_reason]
-    if precision_reason := _explain_precision(cfg, device):
+    if precision_reason:
         reasons.append(precision_reason)
     if cfg.env.pixels:
         reasons.append(choose_renderer(cfg.env.pixels.renderer)[1])
-    return ComputePlan(device, backend, num_threads, physics_threads, compiled, tuple(reasons))
+    return ComputePlan(device, backend, num_threads, physics_threads, compiled, autocast, tuple(reasons))
 
 
 def uses_cuda(cfg: ExperimentConfig) -> bool:
@@ -100,13 +104,28 @@ def _choose_device(cfg: ExperimentConfig) -> tuple[torch.device, str]:
     return torch.device("cpu"), "device cpu: torch finds no CUDA device"
 
 
-def _explain_precision(cfg: ExperimentConfig, device: torch.device) -> str | None:
-    """In what the update multiplies matrices; None where it is plain float32 on a CPU."""
-    if cfg.compute.autocast != "none":
-        return f"precision: the update multiplies matrices in {cfg.compute.autocast}, as asked for"
+def choose_autocast(cfg: ExperimentConfig, device: torch.device) -> tuple[str, str | None]:
+    """In which type the update multiplies matrices, and why; no reason for plain float32 on a CPU."""
+    asked = cfg.compute.autocast
+    if asked == "bfloat16":
+        return asked, "precision: the update multiplies matrices in bfloat16, as asked for"
+    if asked == "auto" and multiplies_bfloat16(device):
+        return "bfloat16", "precision: the update multiplies matrices in bfloat16, which is fast here"
     if device.type == "cuda":
-        return f"precision: float32, its matrix products {'in TF32' if cfg.compute.tf32 else 'in full'}"
-    return None
+        reason = f"precision: float32, its matrix products {'in TF32' if cfg.compute.tf32 else 'in full'}"
+        return "none", reason
+    if asked == "auto":
+        return "none", "precision: float32, since these cores have no instruction for bfloat16"
+    return "none", None
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether `device` has instructions that multiply bfloat16; without them it is slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    # torch 2.11 does not list what a CPU can do.
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def _choose_compile(cfg: ExperimentConfig, device: torch.device) -> tuple[bool, str]:

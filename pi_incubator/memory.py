@@ -126,7 +126,7 @@ def _parameter_copies(device: torch.device) -> int:
 
 def _one_world(cfg: ExperimentConfig) -> VecEnv:
     alone = cfg.env.model_copy(update={"num_envs": 1, "backend": "mujoco"})
-    plan = ComputePlan(torch.device("cpu"), "mujoco", 1, 1, compiled=False, reasons=())
+    plan = ComputePlan(torch.device("cpu"), "mujoco", 1, 1, compiled=False, autocast="none", reasons=())
     return make_training_env(cfg.model_copy(update={"env": alone}), plan)
 
 

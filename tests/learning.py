@@ -4,7 +4,7 @@ import torch
 from safetensors.torch import load_file
 
 from pi_incubator.algorithms import algorithm_class
-from pi_incubator.compute import ComputePlan
+from pi_incubator.compute import ComputePlan, choose_autocast
 from pi_incubator.config.models import NETWORKS
 from pi_incubator.distributed import Distributed
 from pi_incubator.registry import networks
@@ -13,7 +13,7 @@ from pi_incubator.registry import networks
 def make_algorithm(cfg, env, compiled=False):
     """The algorithm of `cfg` on `env`, in one process, on the device of `env`."""
     torch.set_num_threads(1)  # as `plan_compute` does
-    plan = ComputePlan(env.device, "mujoco", 1, 1, compiled, ())
+    plan = ComputePlan(env.device, "mujoco", 1, 1, compiled, choose_autocast(cfg, env.device)[0], ())
     return algorithm_class(cfg)(cfg, env, Distributed(), plan)
 
 

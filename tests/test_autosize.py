@@ -63,7 +63,9 @@ def test_memory_is_asked_of_the_estimate(monkeypatch):
 
 
 def plan_of(cfg):
-    return autosize.ComputePlan(torch.device("cpu"), "mujoco", 1, 1, compiled=False, reasons=())
+    return autosize.ComputePlan(
+        torch.device("cpu"), "mujoco", 1, 1, compiled=False, autocast="none", reasons=()
+    )
 
 
 @pytest.mark.parametrize("minibatch_size", [512, 96, 7, 4096])

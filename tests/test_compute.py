@@ -84,3 +84,14 @@ def test_a_gpu_is_named_with_its_index(monkeypatch, asked):
     assert device == torch.device("cuda", 3)
     assert "cuda:3" in reason
     assert compute.uses_cuda(cfg)
+
+
+@pytest.mark.parametrize("asked", ["none", "auto", "bfloat16"])
+@pytest.mark.parametrize("instructions", [{}, {"avx512_bf16": False}, {"amx_bf16": True}, {"bf16": True}])
+def test_bfloat16_is_chosen_where_cores_multiply_it(asked, instructions, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions)
+    plan = plan_compute(config(compute={"device": "cpu", "autocast": asked}))
+    fast = any(instructions.values())
+    assert plan.autocast == ("bfloat16" if asked == "bfloat16" or (asked == "auto" and fast) else "none")
+    assert plan.resolved()["resolved.autocast"] == plan.autocast
+    assert any(reason.startswith("precision: ") for reason in plan.reasons) == (asked != "none")

@@ -177,8 +177,8 @@ class ComputeSection(Section):
     """Whether act, task and a minibatch's step go through torch.compile; auto: in long runs, if one can."""
     tf32: bool = True
     """Whether float32 matrix products on CUDA round their inputs to TF32, which is several times faster."""
-    autocast: Literal["none", "bfloat16"] = "none"
-    """Type in which the update multiplies matrices; weights and optimizer stay float32."""
+    autocast: Literal["auto", "none", "bfloat16"] = "none"
+    """Type in which the update multiplies matrices, not weights; auto: bfloat16 if it is fast, else none."""
     shards: Annotated[int, Field(ge=0, le=2**16)] = 0
     """Groups of worlds with random numbers of their own; 0 is one a process. Equal numbers train equally."""
 

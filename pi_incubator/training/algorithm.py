@@ -108,8 +108,8 @@ class Algorithm(ABC, Generic[Settings]):
 
     def autocast(self) -> torch.autocast:
         """The context in which losses are computed: matrices are multiplied as `compute.autocast` says."""
-        asked = self.cfg.compute.autocast == "bfloat16"
-        return torch.autocast(self.env.device.type, torch.bfloat16, enabled=asked)
+        enabled = self.compute.autocast == "bfloat16"
+        return torch.autocast(self.env.device.type, torch.bfloat16, enabled=enabled)
 
     def settle(self) -> None:
         """Wait for an update that goes on in the background; the policy can then be saved and judged."""

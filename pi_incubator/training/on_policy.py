@@ -56,7 +56,7 @@ class OnPolicy(Algorithm[Settings]):
         self.actor = self.overlapped.actor if self.overlapped else self.model
         self.rollout = Rollout(self.settings.horizon, env.spec, self.model.groups, self.model.state_width)
         self.noise = ShardedRandom(cfg.experiment.seed, "action noise", self.shards, env.device)
-        self.act = make_act(self.actor, compute.compiled, cfg.compute.autocast)
+        self.act = make_act(self.actor, compute.compiled, compute.autocast)
 
     def make_critic(self, spec: EnvSpec) -> ValueFunction:
         """The untrained value function; `NoCritic` for an algorithm that needs none."""

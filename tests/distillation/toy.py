@@ -30,7 +30,8 @@ class ToyDistillation(Distillation):
     def __init__(self, cfg, env, teacher):
         torch.set_num_threads(1)
         self._teacher = teacher
-        super().__init__(cfg, env, Distributed(), ComputePlan(env.device, "mujoco", 1, 1, False, ()))
+        plan = ComputePlan(env.device, "mujoco", 1, 1, False, "none", ())
+        super().__init__(cfg, env, Distributed(), plan)
 
     def _make_lessons(self):
         return [Lesson(self.cfg, self._teacher, self.env)]
