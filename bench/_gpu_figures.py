@@ -53,7 +53,7 @@ def figures() -> Iterator[Figure]:
     for shape in GAE_SHAPES:
         what = f"gae with normalization, T x N = {shape}"
         yield Figure(what, GAE_AIMS.get(shape, ""), command, _kernel(f"gae {shape}"))
-    config = "configs/cartpole_balance.yaml"
+    config = "configs/ppo/cartpole_balance.yaml"
     command = f"pi-bench memory --config {config} --iterations 10000 {_json('memory')} env.backend=warp"
     yield Figure("growth of device memory while training", "none", command, _growth)
 

@@ -25,7 +25,7 @@ ON_CPU = {
     "bridge": "bridge",
     "startup": "startup",
     "scaling": "scaling",
-    "memory": "memory --config configs/cartpole_balance.yaml --iterations 10000 "
+    "memory": "memory --config configs/ppo/cartpole_balance.yaml --iterations 10000 "
     "env.num_envs=16 algorithm.horizon=16 algorithm.minibatch_size=128",
 }
 """File's name -> what is given to `pi-bench`."""

@@ -6,7 +6,7 @@ is the slope of a straight line through the resident memory over the iterations,
 what follows training: the share of pages that others map too would change with them. On a GPU all that is
 used of the device is sampled too, whoever uses it. 10,000 iterations:
 
-    pi-bench memory --config configs/cartpole_balance.yaml --iterations 10000 --plot memory.png \\
+    pi-bench memory --config configs/ppo/cartpole_balance.yaml --iterations 10000 --plot memory.png \\
         env.num_envs=16 algorithm.horizon=16 algorithm.minibatch_size=128
 """
 

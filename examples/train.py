@@ -17,5 +17,5 @@ class PrintEntropy(Hook):
 
 if __name__ == "__main__":
     overrides = ["experiment.name=example", "training.total_steps=100000", "env.task.control_cost_weight=0.2"]
-    result = pi.run("configs/half_cheetah.yaml", overrides, hooks=[PrintEntropy()])
+    result = pi.run("configs/ppo/half_cheetah.yaml", overrides, hooks=[PrintEntropy()])
     print("return:", result.evaluation.summary()["return"]["mean"], "in", result.folder)

@@ -1,7 +1,7 @@
 """Reinforcement learning for robots, from simulator to robot.
 
 import pi_incubator as pi
-pi.run("configs/half_cheetah.yaml", ["env.num_envs=128"])
+pi.run("configs/ppo/half_cheetah.yaml", ["env.num_envs=128"])
 """
 
 from __future__ import annotations

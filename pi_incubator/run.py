@@ -59,7 +59,7 @@ def run(config: str | Path, overrides: Sequence[str] = (), hooks: Sequence[Hook]
     """Train what an experiment file describes, then evaluate, film and export the policy.
 
         import pi_incubator as pi
-        result = pi.run("configs/half_cheetah.yaml", ["env.num_envs=128"])
+        result = pi.run("configs/ppo/half_cheetah.yaml", ["env.num_envs=128"])
         print(result.evaluation.summary()["return"]["mean"])
 
     A run whose folder holds a checkpoint continues from it.

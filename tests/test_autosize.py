@@ -112,7 +112,7 @@ def test_a_run_chooses_once(tmp_path, monkeypatch, capsys):
         *("evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none"),
         *(f"experiment.output_dir={tmp_path}", "experiment.name=run"),
     ]
-    command = ["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), *settings]
+    command = ["--config", str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml"), *settings]
     main(command)
     chosen = load_config(tmp_path / "run" / "config.yaml").env.num_envs
     assert chosen in (16, 32, 64)

@@ -10,7 +10,7 @@ from pi_incubator import finish
 from pi_incubator.errors import UserError
 from tests.mjcf import EXPLODES
 
-CONFIG = Path(__file__).parents[1] / "configs" / "hold_pose.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "hold_pose.yaml"
 SETTINGS = (
     *("env.num_envs=8", "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=1"),
     *("training.total_steps=32", "tracking.backend=none", "compute.compile=off", "compute.device=cpu"),

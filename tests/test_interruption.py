@@ -17,7 +17,7 @@ from pi_incubator.run_folder import RunFolder
 from tests.learning import assert_same_tensors, last_tensors
 
 ROOT = Path(__file__).parents[1]
-CONFIG = ROOT / "configs" / "cartpole_balance.yaml"
+CONFIG = ROOT / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = [
     *("env.num_envs=8", "algorithm.horizon=8", "algorithm.minibatch_size=32", "algorithm.num_epochs=1"),
     *("algorithm.lr_schedule=constant", "training.total_steps=256", "training.log_every=1"),

@@ -65,7 +65,7 @@ def test_a_mistake_names_the_variable(monkeypatch: pytest.MonkeyPatch, name: str
 def test_the_command_ends_with_one_line(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """No traceback, exit code 2, before anything is written."""
     monkeypatch.setenv(name, "abc")
-    line = [sys.executable, str(ROOT / "train_ppo.py"), "--config", "configs/cartpole_balance.yaml"]
+    line = [sys.executable, str(ROOT / "train_ppo.py"), "--config", "configs/ppo/cartpole_balance.yaml"]
     done = subprocess.run(line, capture_output=True, text=True, timeout=60, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: environment variable {name} = 'abc': must be ")

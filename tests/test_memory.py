@@ -167,7 +167,7 @@ def test_running_out_is_one_line_that_names_the_knob(tmp_path, monkeypatch, fail
     monkeypatch.setattr("pi_incubator.loop.train", fail)
     place = [f"experiment.output_dir={tmp_path}", "tracking.backend=none", "compute.compile=off"]
     with pytest.raises(ConfigError, match=r"env\.num_envs = 64: cpu ran out of memory .*minibatch_size"):
-        main(["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), "env.num_envs=64", *place])
+        main(["--config", str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml"), "env.num_envs=64", *place])
 
 
 def test_observations_in_bfloat16_take_half_the_memory():

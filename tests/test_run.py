@@ -14,7 +14,7 @@ from pi_incubator.config import ConfigError
 from pi_incubator.errors import UserError
 from pi_incubator.hooks.hook import Hook
 
-CONFIG = Path(__file__).parents[1] / "configs" / "cartpole_balance.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = (
     *("env.num_envs=8", "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=1"),
     *("training.log_every=1", "checkpoint.save_every=1", "tracking.backend=none", "compute.compile=off"),

@@ -20,7 +20,7 @@ from pi_incubator.run_folder import RunFolder, begin, check_origin, check_resume
 from pi_incubator.start_from import start_from
 from pi_incubator.training.state import NamedTensors
 
-CONFIG = Path(__file__).parents[1] / "configs" / "cartpole_balance.yaml"
+CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = (
     *("env.num_envs=8", "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=1"),
     *("training.log_every=1", "checkpoint.save_every=1", "tracking.backend=none", "compute.compile=off"),

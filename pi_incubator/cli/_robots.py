@@ -32,7 +32,7 @@ from pi_incubator.evaluation.table import Cell, print_table, write_json
 if TYPE_CHECKING:
     from envs_gpu.robot_report import RobotReport
 
-CONFIG = "configs/hold_pose.yaml"
+CONFIG = "configs/ppo/hold_pose.yaml"
 CHECK_TIMEOUT_S, TRAIN_TIMEOUT_S = 600.0, 3600.0
 """For one robot of many: to look at it, and to train it too. An insect takes timesteps of 0.1 ms."""
 END_S = 10.0

@@ -28,8 +28,12 @@ def summary_of(name: str) -> str:
 
 
 def find_config(path: Path) -> Path:
-    """`path`, or where there is no such file the packaged one of this name: `x.yaml` or `configs/x.yaml`."""
+    """`path`, or where there is no such file the packaged one of this name: `sac/x.yaml` or `configs/sac/x.yaml`.
+
+    PPO's need no folder: `x.yaml`.
+    """
     if path.is_absolute() or os.pardir in path.parts or os.path.lexists(path):
         return path
     below = path.relative_to("configs") if path.parts[:1] == ("configs",) else path
-    return CONFIGS / below if str(below) in packaged_configs() else path
+    found = (CONFIGS / name for name in (below, "ppo" / below) if str(name) in packaged_configs())
+    return next(found, path)

@@ -28,7 +28,7 @@ from pi_incubator.runtime import Policy as RuntimePolicy
 from tests.envs import StillEnv
 from tests.learning import assert_same_tensors, last_tensors, make_algorithm
 
-CONFIG = Path(__file__).parents[2] / "configs" / "gymnasium_cartpole.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "ppo" / "gymnasium_cartpole.yaml"
 CPU = torch.device("cpu")
 ALWAYS = [
     "env.num_envs=4",

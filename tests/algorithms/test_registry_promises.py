@@ -20,7 +20,7 @@ from pi_incubator.run import run
 from pi_incubator.run_folder import RunFolder, open_run
 from tests.learning import assert_same_tensors, last_tensors
 
-CONFIG = Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml"
 NUM_ITERATIONS, INTERRUPTED_AFTER = 4, 2
 ALWAYS = [
     "env.num_envs=8",

@@ -15,7 +15,7 @@ from tests import off_policy
 from tests.envs import StillEnv
 from tests.learning import make_algorithm
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml")
 CPU = torch.device("cpu")
 B, D, A = 32, 3, 2
 LOW, HIGH = (-1.0, -3.0), (1.0, 0.5)

@@ -344,7 +344,7 @@ def test_all_runs_every_bench_and_names_what_failed(tmp_path, monkeypatch, capsy
 
 def test_saves_measures_a_checkpoint_beside_training(tmp_path: Path) -> None:
     file = tmp_path / "saves.json"
-    config = str(ROOT / "configs" / "cartpole_balance.yaml")
+    config = str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml")
     command = ["saves", "--config", config, "--rounds", "2", "--json", str(file)]
     assert main([*command, "env.num_envs=4", "checkpoint.save_every=2", *TINY]) is None
     metrics = json.loads(file.read_text())["metrics"]

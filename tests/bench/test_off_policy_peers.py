@@ -59,7 +59,7 @@ def test_a_peer_has_worlds_batch_widths_and_updates_of_the_config(name: str) -> 
 
 
 def test_a_config_meets_the_peers_that_learn_as_it_does() -> None:
-    off_policy, on_policy = config(), config(file=CONFIGS / "half_cheetah.yaml")
+    off_policy, on_policy = config(), config(file=CONFIGS / "ppo" / "half_cheetah.yaml")
     chosen = chosen_peers(["all"], off_policy)
     assert {"sb3_sac", "sb3_td3", "sbx_sac", "cleanrl_sac", "flashsac", "holosoma", "unilab"} == set(chosen)
     assert not set(chosen) & set(chosen_peers(["all"], on_policy))
@@ -223,7 +223,7 @@ def test_replay_is_measured_beside_an_update(tmp_path: Path) -> None:
 
 def test_replay_of_an_algorithm_without_a_buffer_is_refused() -> None:
     with pytest.raises(UserError, match="'ppo': has no replay buffer"):
-        main(["replay", "--config", str(CONFIGS / "half_cheetah.yaml")])
+        main(["replay", "--config", str(CONFIGS / "ppo" / "half_cheetah.yaml")])
 
 
 def test_a_peer_without_its_returns_is_told_apart() -> None:

@@ -18,7 +18,7 @@ from pi_incubator import autosize
 from pi_incubator.config import load_config
 from pi_incubator.errors import UserError
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml")
 TINY = ["env.num_envs=4", "algorithm.horizon=8", "algorithm.minibatch_size=32", "algorithm.num_epochs=1"]
 
 

@@ -23,7 +23,7 @@ def trained(tmp_path_factory):
     settings += ["training.total_steps=32", "tracking.backend=none", "evaluation.video=false"]
     settings += ["evaluation.num_episodes=2", "deployment.export=none", "compute.compile=off"]
     place = [f"experiment.output_dir={folder}", "experiment.name=balance"]
-    return run(CONFIGS / "cartpole_balance.yaml", [*settings, *place])
+    return run(CONFIGS / "ppo" / "cartpole_balance.yaml", [*settings, *place])
 
 
 def test_an_evaluation_is_recorded(trained, tmp_path, capsys):

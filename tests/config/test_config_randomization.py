@@ -42,7 +42,7 @@ CONFIGS = Path(__file__).parents[2] / "configs"
 )
 def test_mistakes_name_the_knob(value: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(CONFIGS / "go1_velocity.yaml", [f"randomization.{value}"])
+        load_config(CONFIGS / "ppo" / "go1_velocity.yaml", [f"randomization.{value}"])
     assert str(caught.value).startswith(f"command line: randomization.{message}")
     assert "\n" not in str(caught.value)
 
@@ -77,5 +77,5 @@ def test_the_env_gets_what_the_file_says(tmp_path: Path) -> None:
 
 
 def test_the_example_turns_every_knob() -> None:
-    section = load_config(CONFIGS / "go1_velocity_randomized.yaml").randomization
+    section = load_config(CONFIGS / "ppo" / "go1_velocity_randomized.yaml").randomization
     assert all(getattr(section, name) for name in RandomizationSection.model_fields)

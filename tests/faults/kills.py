@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from pi_incubator.run import run
 from pi_incubator.run_paths import RunFolder
 
-CONFIG = Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = [
     *("env.num_envs=8", "network.hidden_sizes=[16]", "training.log_every=1", "tracking.backend=none"),
     *("compute.compile=off", "compute.device=cpu", "compute.physics_threads=1", "checkpoint.save_every=1"),

@@ -22,7 +22,7 @@ from tests.envs import StillEnv
 from tests.learning import assert_same_tensors, last_tensors, make_algorithm
 
 ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs" / "cartpole_balance_pixels.yaml")
+CONFIG = str(ROOT / "configs" / "ppo" / "cartpole_balance_pixels.yaml")
 CPU = torch.device("cpu")
 SHAPE = (2, 16, 24)
 TINY_ENV = "env.pixels={width: 24, height: 16, camera: pole, frames: 2, gray: true}"

@@ -20,7 +20,7 @@ from pi_incubator.training.policy_gradient import ACTOR_FEATURES, CRITIC_FEATURE
 from tests.envs import StillEnv, record_results
 from tests.learning import make_algorithm, state_of
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml")
 CPU = torch.device("cpu")
 T, N, D, H = 12, 5, 4, 6
 NUM_ENVS, HORIZON = 4, 24

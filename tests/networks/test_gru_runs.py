@@ -19,7 +19,7 @@ from pi_incubator.run_folder import RunFolder
 from tests.envs import ForgetfulEnv, StillEnv
 from tests.learning import assert_same_tensors, last_tensors, make_algorithm, networks_with_a_state
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml")
 CPU = torch.device("cpu")
 EPISODE = 6
 WITH_STATE = networks_with_a_state()

@@ -18,7 +18,7 @@ from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.registry import networks
 from tests.learning import make_algorithm
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml")
 SETTINGS = ["network.hidden_sizes=[16]", "env.num_envs=4", "algorithm.horizon=16"]
 LEARNING = ["algorithm.minibatch_size=32", "algorithm.num_epochs=2"]
 PIXELS = ["network.channels=[4]", "env.pixels={width: 16, height: 16}"]

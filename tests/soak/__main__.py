@@ -21,7 +21,7 @@ from pi_incubator import run
 from pi_incubator.hooks.hook import Hook, Progress
 from tests.soak.growth import LIMITS, Growth
 
-CONFIG = Path(__file__).parents[2] / "configs" / "cartpole_balance.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = [
     *("env.num_envs=8", "network.hidden_sizes=[8]", "training.log_every=10"),
     *("compute.compile=off", "compute.device=cpu", "compute.physics_threads=1"),

@@ -148,7 +148,7 @@ TINY = [
 
 def arguments(tmp_path, *overrides):
     place = [f"experiment.output_dir={tmp_path}", "experiment.name=guarded"]
-    return ["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), *TINY, *place, *overrides]
+    return ["--config", str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml"), *TINY, *place, *overrides]
 
 
 def break_from(monkeypatch, iteration, worlds):

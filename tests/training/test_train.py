@@ -46,7 +46,7 @@ BRIEF = [
 ]
 
 
-def run(tmp_path, name, *overrides, config="cartpole_balance.yaml", sizes=SIZES):
+def run(tmp_path, name, *overrides, config="ppo/cartpole_balance.yaml", sizes=SIZES):
     """Train in this process; returns the run's folder."""
     place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]
     main(["--config", str(ROOT / "configs" / config), *sizes, *BRIEF, *place, *overrides])
@@ -78,7 +78,7 @@ def test_pictures_that_fail_cost_a_sentence_each(tmp_path, monkeypatch, caplog):
 
 @pytest.mark.parametrize(
     "config",
-    ["cartpole_balance.yaml", pytest.param("experiment_config_baseline.yaml", marks=pytest.mark.slow)],
+    ["ppo/cartpole_balance.yaml", pytest.param("experiment_config_baseline.yaml", marks=pytest.mark.slow)],
 )
 def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
     schedule = "algorithm.lr_schedule=adaptive"  # a linear one depends on the total
@@ -125,7 +125,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
     run(tmp_path, "reads", "tracking.backend=mlflow", "algorithm.rnd_coef=0.1", *video)
-    run(tmp_path, "sees", config="cartpole_balance_pixels.yaml")
+    run(tmp_path, "sees", config="ppo/cartpole_balance_pixels.yaml")
     for network in ("gru", "lstm", "mamba", "mingru", "mlp_privileged", "transformer"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
     record = f"training.record={tmp_path / 'dataset'}"
@@ -172,7 +172,15 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
 def test_torchrun_trains(tmp_path):
     place = [f"experiment.output_dir={tmp_path}", "experiment.name=launched"]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nnodes=1", "--nproc-per-node=1"]
-    command = [*launcher, "train_ppo.py", "--config", "configs/cartpole_balance.yaml", *SIZES, *BRIEF, *place]
+    command = [
+        *launcher,
+        "train_ppo.py",
+        "--config",
+        "configs/ppo/cartpole_balance.yaml",
+        *SIZES,
+        *BRIEF,
+        *place,
+    ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300, env=os.environ)
     assert (tmp_path / "launched" / "policy.onnx").exists()
 
@@ -250,5 +258,5 @@ def test_the_first_rollouts_of_an_overlapped_run_are_one_update_late():
 def test_cartpole_balance_is_learned(tmp_path):
     """95 % of the largest return, which is 1000."""
     place = [f"experiment.output_dir={tmp_path}", "experiment.name=learned", "tracking.backend=none"]
-    main(["--config", str(ROOT / "configs" / "cartpole_balance.yaml"), *place])
+    main(["--config", str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml"), *place])
     assert json.loads((tmp_path / "learned" / "evaluation.json").read_text())["return"]["mean"] >= 950
