@@ -28,7 +28,7 @@ def summary_of(name: str) -> str:
 
 
 def find_config(path: Path) -> Path:
-    """`path`, or where there is no such file the packaged one of this name: `sac/x.yaml` or `configs/sac/x.yaml`.
+    """`path`, or where there is no such file the packaged one: `sac/x.yaml` or `configs/sac/x.yaml`.
 
     PPO's need no folder: `x.yaml`.
     """
