@@ -5,6 +5,8 @@ import json
 import math
 import shutil
 import tarfile
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from pi_incubator.checkpoint_files import manifest_text
 from pi_incubator.cli import eval as eval_command
 from pi_incubator.cli import export as export_command
 from pi_incubator.cli._trained import load_trained
-from pi_incubator.deploy.gates import robustness
+from pi_incubator.deploy.gates import latency, robustness
 from pi_incubator.deploy.gates._base import Candidate, Result, kept_share
 from pi_incubator.deploy.gates._verdict import judge, mark
 from pi_incubator.deploy.gates.sim_to_sim import sensor_noise
@@ -22,6 +24,7 @@ from pi_incubator.errors import UserError
 from pi_incubator.registry import exporters, gates
 from pi_incubator.run_folder import open_run
 from pi_incubator.runtime import Policy, RuntimeBundleError, read_bundle
+from pi_incubator.runtime import bench as runtime_bench
 
 NAMES = ["latency", "parity", "robustness", "sim_to_sim"]
 
@@ -61,11 +64,19 @@ def few_cells(monkeypatch):
     monkeypatch.setattr(robustness, "WORLDS_PER_CELL", 1)
 
 
+@pytest.fixture
+def cpu_clock(monkeypatch):
+    """Steps are timed by their thread's own clock: what else the machine runs does not count."""
+    clock = SimpleNamespace(perf_counter_ns=time.thread_time_ns, monotonic_ns=time.thread_time_ns)
+    monkeypatch.setattr(runtime_bench, "time", clock)
+    monkeypatch.setattr(latency, "PACED_S", 1.0)
+
+
 def test_every_gate_is_registered():
     assert gates.names() == NAMES
 
 
-def test_a_sound_bundle_passes_and_the_contract_says_so(copy, standing, few_cells, capsys):
+def test_a_sound_bundle_passes_and_the_contract_says_so(copy, standing, few_cells, cpu_clock, capsys):
     before = (copy / "policy.onnx").read_bytes()
     assert eval_command.main([str(standing.path), "--gates", str(copy), "--device", "cpu"]) == 0
     found = read_bundle(copy).contract.raw["gates"]  # its hashes match
