@@ -96,10 +96,11 @@ def _is_exported(cfg: ExperimentConfig, policy: Policy) -> bool:
 
 def _draw(cfg: ExperimentConfig, folder: RunFolder, worlds: VecEnv, policy: Policy) -> Iterator[Path]:
     """Yield the curve and the video as soon as each is complete."""
-    with _optional("curve"):
-        title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
-        draw_curve(folder.metrics, folder.curve, title)
-        yield folder.curve
+    if cfg.evaluation.curve:
+        with _optional("curve"):
+            title = f"{cfg.experiment.name}: {cfg.algorithm.name} on {cfg.env.name}"
+            draw_curve(folder.metrics, folder.curve, title)
+            yield folder.curve
     if cfg.evaluation.video:
         with _optional("video"):
             length_s, num_worlds = cfg.evaluation.video_length_s, cfg.evaluation.video_worlds

@@ -109,7 +109,12 @@ def test_a_run_chooses_once(tmp_path, monkeypatch, capsys):
             "algorithm.num_epochs=1",
         ),
         *("training.total_steps=256", "training.log_every=1", "tracking.backend=none", "compute.compile=off"),
-        *("evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none"),
+        *(
+            "evaluation.num_episodes=1",
+            "evaluation.video=false",
+            "deployment.export=none",
+            "evaluation.curve=false",
+        ),
         *(f"experiment.output_dir={tmp_path}", "experiment.name=run"),
     ]
     command = ["--config", str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml"), *settings]

@@ -23,7 +23,12 @@ SETTINGS = [
     *("algorithm.lr_schedule=constant", "training.total_steps=256", "training.log_every=1"),
     *("checkpoint.save_every=3", "tracking.backend=none", "compute.compile=off", "compute.device=cpu"),
     *("evaluation.num_episodes=1", "evaluation.every=2", "evaluation.video=false"),
-    *("deployment.export=none", "deployment.num_check_observations=20", "env.episode_length_s=0.5"),
+    *(
+        "deployment.export=none",
+        "evaluation.curve=false",
+        "deployment.num_check_observations=20",
+        "env.episode_length_s=0.5",
+    ),
 ]
 """Four iterations: saved after the third and the last, judged after the second."""
 

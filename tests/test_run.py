@@ -18,7 +18,13 @@ CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = (
     *("env.num_envs=8", "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=1"),
     *("training.log_every=1", "checkpoint.save_every=1", "tracking.backend=none", "compute.compile=off"),
-    *("evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none", "experiment.name=run"),
+    *(
+        "evaluation.num_episodes=1",
+        "evaluation.video=false",
+        "deployment.export=none",
+        "evaluation.curve=false",
+        "experiment.name=run",
+    ),
     "compute.device=cpu",
 )
 

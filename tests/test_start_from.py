@@ -24,7 +24,13 @@ CONFIG = Path(__file__).parents[1] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = (
     *("env.num_envs=8", "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=1"),
     *("training.log_every=1", "checkpoint.save_every=1", "tracking.backend=none", "compute.compile=off"),
-    *("evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none", "compute.device=cpu"),
+    *(
+        "evaluation.num_episodes=1",
+        "evaluation.video=false",
+        "deployment.export=none",
+        "evaluation.curve=false",
+        "compute.device=cpu",
+    ),
     "env.name=inverted_pendulum",  # untrained, its episodes are short
 )
 

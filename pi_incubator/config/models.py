@@ -197,6 +197,8 @@ class EvaluationSection(Section):
 
     num_episodes: SmallCount = 32
     """Episodes that the reported return is averaged over."""
+    curve: bool = True
+    """Whether the learning curve is drawn at the end."""
     video: bool = False
     """Whether a video of the policy is recorded."""
     video_length_s: Annotated[float, Field(gt=0, le=3600)] = 10.0

@@ -230,7 +230,12 @@ def test_a_resumed_run_has_the_same_moments(tmp_path: Path) -> None:
     path.write_text("env: {name: cartpole_balance}")
     sizes = [*("env.num_envs=4", "algorithm.horizon=8", "algorithm.minibatch_size=16", "compute.compile=off")]
     options = ["algorithm.normalize_value=true", "algorithm.clip_value_loss=true", "tracking.backend=none"]
-    brief = ["evaluation.num_episodes=1", "deployment.export=none", f"experiment.output_dir={tmp_path}"]
+    brief = [
+        "evaluation.num_episodes=1",
+        "deployment.export=none",
+        "evaluation.curve=false",
+        f"experiment.output_dir={tmp_path}",
+    ]
     folders = []
     for name, ends in (("whole", [128]), ("halves", [64, 128])):
         for end in ends:

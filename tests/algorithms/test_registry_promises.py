@@ -31,10 +31,13 @@ ALWAYS = [
     "compute.compile=off",
     "tracking.backend=none",
     "evaluation.video=false",
+    "evaluation.curve=false",
     "evaluation.num_episodes=1",
     "deployment.num_check_observations=50",
     "env.episode_length_s=0.07",  # 7 steps, so that episodes end within iterations and between them
 ]
+NOT_EXPORTED = "deployment.export=none"
+"""For runs whose export nothing looks at: it takes longer than they train."""
 NARROW = "network.hidden_sizes=[8]"
 OWN = {
     "ppo": [NARROW, "algorithm.horizon=4", "algorithm.minibatch_size=16", "algorithm.num_epochs=2"],
@@ -198,7 +201,7 @@ def train(tmp_path_factory):
     """Function that trains an algorithm; gives the run's folder."""
     folder = tmp_path_factory.mktemp("promises")
 
-    def train_one(algorithm, name, hooks=()):
+    def train_one(algorithm, name, *settings, hooks=()):
         own = OWN.get(algorithm, [f"algorithm.name={algorithm}"])
         if algorithm == "distillation":
             own = [*own, f"algorithm.teachers=[{json.dumps(str(finished('ppo').path))}]"]
@@ -208,7 +211,7 @@ def train(tmp_path_factory):
         if name == RECORDED:
             own = [*own, f"training.record={folder / 'dataset'}"]
         place = [f"experiment.output_dir={folder}", f"experiment.name={name}"]
-        run(CONFIG, [*ALWAYS, *own, *place], hooks)
+        run(CONFIG, [*ALWAYS, *own, *place, *settings], hooks)
         return RunFolder(folder / name)
 
     def finished(algorithm):
@@ -251,9 +254,9 @@ def test_an_interrupted_run_ends_like_an_uninterrupted_one(train, algorithm):
     """Bit for bit, and so does everything else that is saved, such as a replay buffer."""
     whole, name = train.finished(algorithm), f"{algorithm}_interrupted"
     with pytest.raises(Interrupted):
-        train(algorithm, name, [InterruptAfter()])
+        train(algorithm, name, NOT_EXPORTED, hooks=[InterruptAfter()])
     assert len(RunFolder(whole.path.parent / name).saved()) == INTERRUPTED_AFTER
-    halves = train(algorithm, name)
+    halves = train(algorithm, name, NOT_EXPORTED)
     assert len(halves.saved()) == NUM_ITERATIONS
     assert sha256(halves) == sha256(whole)
     assert_same_tensors(last_tensors(halves), last_tensors(whole))

@@ -197,7 +197,12 @@ def test_a_peer_that_is_not_installed_names_its_extra(tmp_path: Path) -> None:
 def test_memory_counts_the_whole_run(tmp_path: Path) -> None:
     config, file = tmp_path / "tiny.yaml", tmp_path / "memory.json"
     config.write_text("env: {name: cartpole_balance, num_envs: 4}\n")
-    short = ("tracking.backend=none", "evaluation.num_episodes=1", "deployment.export=none")
+    short = (
+        "tracking.backend=none",
+        "evaluation.num_episodes=1",
+        "deployment.export=none",
+        "evaluation.curve=false",
+    )
     done = bench("memory", "--config", str(config), "--iterations", "2", "--json", str(file), *TINY, *short)
     assert done.returncode == 0, done.stderr
     result = json.loads(file.read_text())

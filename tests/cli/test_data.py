@@ -21,7 +21,12 @@ def trained(tmp_path_factory):
         "network.hidden_sizes=[8]",
     ]
     settings += ["training.total_steps=32", "tracking.backend=none", "evaluation.video=false"]
-    settings += ["evaluation.num_episodes=2", "deployment.export=none", "compute.compile=off"]
+    settings += [
+        "evaluation.num_episodes=2",
+        "deployment.export=none",
+        "evaluation.curve=false",
+        "compute.compile=off",
+    ]
     place = [f"experiment.output_dir={folder}", "experiment.name=balance"]
     return run(CONFIGS / "ppo" / "cartpole_balance.yaml", [*settings, *place])
 

@@ -141,7 +141,13 @@ def test_a_run_of_that_name_is_judged_and_exported(run: Path) -> None:
 def test_a_run_of_that_name_teaches(run: Path) -> None:
     """`pi-distill` passes the teacher's name on to the settings."""
     student = ["training.total_steps=64", "algorithm.num_updates=2", "algorithm.minibatch_size=16"]
-    brief = [*student, "tracking.backend=none", "evaluation.num_episodes=1", "deployment.export=none"]
+    brief = [
+        *student,
+        "tracking.backend=none",
+        "evaluation.num_episodes=1",
+        "deployment.export=none",
+        "evaluation.curve=false",
+    ]
     done = command("distill", "--teacher", str(run), "--student", "mlp", *brief, cwd=run.parents[1])
     assert done.returncode == 0, done.stderr
     assert load_saved(run.parent / f"{NAME}_student" / "config.yaml")[0].algorithm.teachers == (str(run),)

@@ -141,7 +141,7 @@ ALWAYS = {
     "training.total_steps training.log_every",
     "compute.device compute.num_threads compute.compile compute.tf32",
     "tracking.backend",
-    "evaluation.num_episodes evaluation.video evaluation.every",
+    "evaluation.num_episodes evaluation.curve evaluation.video evaluation.every",
     "evaluation.video_length_s evaluation.video_worlds",  # pi-eval --video reads them
     "checkpoint.save_every checkpoint.keep checkpoint.resume",
     "deployment.export deployment.opset deployment.num_check_observations deployment.tolerance",  # pi-export

@@ -22,7 +22,7 @@ BALANCE_GAINS = [[0.1, 0.0, 3.0, 0.2, 0.8]]
 SMALL = ["network.hidden_sizes=[4]", "network.activation=tanh", "network.normalize_observations=true"]
 BRIEF = [*SMALL, "training.total_steps=10240", "training.log_every=5"]
 TINY = [*SMALL, "training.total_steps=512", "training.log_every=1", "algorithm.num_updates=5"]
-TINY += ["evaluation.num_episodes=1", "deployment.export=none"]
+TINY += ["evaluation.num_episodes=1", "deployment.export=none", "evaluation.curve=false"]
 
 
 def distill(tmp_path, teachers, *arguments, name="student", student="mlp"):
@@ -71,7 +71,15 @@ def test_offline_learns_the_same_from_the_file(taught, balance, tmp_path):
     expected = tensors["observation.policy"] @ torch.tensor(BALANCE_GAINS).T
     torch.testing.assert_close(tensors["mean"], expected, rtol=1e-4, atol=1e-5)
     assert tensors["std"].unique().tolist() == pytest.approx([0.22313])
-    folder = distill(tmp_path, balance, "--offline", str(dataset), *BRIEF, "deployment.export=none")
+    folder = distill(
+        tmp_path,
+        balance,
+        "--offline",
+        str(dataset),
+        *BRIEF,
+        "deployment.export=none",
+        "evaluation.curve=false",
+    )
     assert kept(folder) >= 0.95
     assert not list(folder.saved()[-1].glob("env*"))
 
@@ -104,7 +112,14 @@ def test_the_same_seed_gives_the_same_weights(balance, tmp_path):
 
 @pytest.mark.slow
 def test_an_int8_student_is_judged_rounded_and_saved_plain(balance, tmp_path, capsys):
-    folder = distill(tmp_path, balance, *BRIEF, "algorithm.fake_quantize=int8", "deployment.export=none")
+    folder = distill(
+        tmp_path,
+        balance,
+        *BRIEF,
+        "algorithm.fake_quantize=int8",
+        "deployment.export=none",
+        "evaluation.curve=false",
+    )
     result = json.loads(folder.distillation.read_text())
     assert result["fake_quantized_int8"][0]["return_kept"] >= 0.95
     assert result["teachers"][0]["return_kept"] >= 0.95
@@ -133,7 +148,7 @@ def test_two_teachers_of_two_tasks_make_one_student(balance, save_run, tmp_path)
 def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
     """The teacher acts on what the critic sees, the student on what the robot measures."""
     blind = ["training.total_steps=512", "algorithm.num_updates=5", "evaluation.num_episodes=1"]
-    blind += ["deployment.export=none", "network.normalize_observations=true"]
+    blind += ["deployment.export=none", "evaluation.curve=false", "network.normalize_observations=true"]
     seer = save_run(tmp_path, None, "go1_velocity", "seer", network="mlp_privileged")
     folder = distill(tmp_path, seer, *blind, "env.observation_history=2", name="blind")
     cfg, run = open_run(str(folder.path))

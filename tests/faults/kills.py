@@ -26,7 +26,12 @@ CONFIG = Path(__file__).parents[2] / "configs" / "ppo" / "cartpole_balance.yaml"
 SETTINGS = [
     *("env.num_envs=8", "network.hidden_sizes=[16]", "training.log_every=1", "tracking.backend=none"),
     *("compute.compile=off", "compute.device=cpu", "compute.physics_threads=1", "checkpoint.save_every=1"),
-    *("evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none"),
+    *(
+        "evaluation.num_episodes=1",
+        "evaluation.video=false",
+        "deployment.export=none",
+        "evaluation.curve=false",
+    ),
 ]
 ALGORITHMS = {
     "ppo": ["algorithm.horizon=32", "algorithm.minibatch_size=64", "training.total_steps=5120"],

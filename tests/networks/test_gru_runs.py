@@ -35,6 +35,7 @@ TINY = [
     "training.total_steps=256",
     "checkpoint.save_every=2",
     "deployment.export=none",
+    "evaluation.curve=false",
 ]
 BRIEF = ["tracking.backend=none", "evaluation.num_episodes=2", "evaluation.video=false"]
 
@@ -186,7 +187,12 @@ def test_a_pole_is_balanced_without_velocities(tmp_path, monkeypatch, name):
     """The largest return is 1000."""
     monkeypatch.setitem(TASKS._entries, "blind_pendulum", BlindPendulum)
     place = [f"experiment.output_dir={tmp_path}", "experiment.name=blind", "env.name=blind_pendulum"]
-    network = [f"network.name={name}", "training.total_steps=150000", "deployment.export=none"]
+    network = [
+        f"network.name={name}",
+        "training.total_steps=150000",
+        "deployment.export=none",
+        "evaluation.curve=false",
+    ]
     main(["--config", CONFIG, *network, *BRIEF, *place])
     score = json.loads((tmp_path / "blind" / "evaluation.json").read_text())["return"]["mean"]
     assert score > 900 if name == "gru" else score < 500

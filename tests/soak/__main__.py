@@ -26,7 +26,7 @@ SETTINGS = [
     *("env.num_envs=8", "network.hidden_sizes=[8]", "training.log_every=10"),
     *("compute.compile=off", "compute.device=cpu", "compute.physics_threads=1"),
     *("checkpoint.save_every=20", "checkpoint.keep=2", "evaluation.every=250", "evaluation.num_episodes=2"),
-    *("evaluation.video=false", "deployment.export=none"),
+    *("evaluation.video=false", "deployment.export=none", "evaluation.curve=false"),
 ]
 STEPS = 4
 """Of every world in an iteration."""

@@ -184,7 +184,7 @@ def test_a_run_stops_before_it_saves_what_broken_worlds_taught(tmp_path, monkeyp
 def test_fewer_broken_worlds_do_not_stop_a_run(tmp_path, monkeypatch):
     break_from(monkeypatch, 2, slice(0, 2))
     overrides = ["guards.max_dumps=1", "evaluation.num_episodes=1", "evaluation.video=false"]
-    main(arguments(tmp_path, *overrides, "deployment.export=none"))
+    main(arguments(tmp_path, *overrides, "deployment.export=none", "evaluation.curve=false"))
     folder = RunFolder(tmp_path / "guarded")
     assert len(folder.saved()) == 10
     assert len(list(folder.broken.iterdir())) == 1
@@ -224,6 +224,11 @@ def test_a_stopped_run_continues_from_the_checkpoint_before(tmp_path, monkeypatc
         break_from(patch, 2, slice(None))
         with pytest.raises(BrokenWorldsError):
             main(arguments(tmp_path))
-    overrides = ["evaluation.num_episodes=1", "evaluation.video=false", "deployment.export=none"]
+    overrides = [
+        "evaluation.num_episodes=1",
+        "evaluation.video=false",
+        "deployment.export=none",
+        "evaluation.curve=false",
+    ]
     main(arguments(tmp_path, *overrides, "guards.max_broken_share=0.9"))
     assert checkpoint.next_iteration(RunFolder(tmp_path / "guarded")) == 10

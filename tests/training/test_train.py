@@ -42,8 +42,12 @@ BRIEF = [
     "tracking.backend=none",
     "evaluation.num_episodes=2",
     "evaluation.video=false",
-    "deployment.num_check_observations=50",
+    "env.episode_length_s=0.5",
+    "deployment.export=none",  # it takes longer than these runs train
+    "evaluation.curve=false",
 ]
+EXPORTED = ["deployment.export=onnx", "deployment.num_check_observations=50"]
+FINISHED = [*EXPORTED, "evaluation.curve=true"]
 
 
 def run(tmp_path, name, *overrides, config="ppo/cartpole_balance.yaml", sizes=SIZES):
@@ -54,7 +58,7 @@ def run(tmp_path, name, *overrides, config="ppo/cartpole_balance.yaml", sizes=SI
 
 
 def test_run_folder_is_complete(tmp_path):
-    folder = run(tmp_path, "complete")
+    folder = run(tmp_path, "complete", *FINISHED)
     for file in (folder.config, folder.metrics, folder.curve, folder.onnx, folder.evaluation):
         assert file.stat().st_size > 0
     rows = [json.loads(line) for line in folder.metrics.read_text().splitlines()]
@@ -70,7 +74,7 @@ def test_pictures_that_fail_cost_a_sentence_each(tmp_path, monkeypatch, caplog):
 
     for name in ("record_video", "draw_curve"):
         monkeypatch.setattr(finish, name, fail)
-    folder = run(tmp_path, "blind", "evaluation.video=true", "training.total_steps=64")
+    folder = run(tmp_path, "blind", *FINISHED, "evaluation.video=true", "training.total_steps=64")
     assert folder.onnx.exists()
     warnings = [record.getMessage() for record in caplog.records if record.name == "pi_incubator.finish"]
     assert warnings == ["no curve: RuntimeError: no screen", "no video: RuntimeError: no screen"]
@@ -124,7 +128,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Section, "__getattribute__", recording, raising=False)
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
-    run(tmp_path, "reads", "tracking.backend=mlflow", "algorithm.rnd_coef=0.1", *video)
+    run(tmp_path, "reads", *FINISHED, "tracking.backend=mlflow", "algorithm.rnd_coef=0.1", *video)
     run(tmp_path, "sees", config="ppo/cartpole_balance_pixels.yaml")
     for network in ("gru", "lstm", "mamba", "mingru", "mlp_privileged", "transformer"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
@@ -133,8 +137,10 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     small = ["env.num_envs=4", "algorithm.batch_size=16", "algorithm.updates_per_iteration=2"]
     small += ["algorithm.offline_updates=2", f"dataset={tmp_path / 'dataset'}"]
     for algorithm in ("bc", "iql", "td3_bc", "cql"):
-        steps = f"training.total_steps={0 if algorithm == 'bc' else 16}"
-        run(tmp_path, algorithm, f"algorithm.name={algorithm}", steps, sizes=small)
+        steps = ["training.total_steps=16"]
+        if algorithm == "bc":  # it steps no worlds
+            steps = ["training.total_steps=0", "env.episode_length_s=null"]
+        run(tmp_path, algorithm, f"algorithm.name={algorithm}", *steps, sizes=small)
     networks = {"sac": "mlp", "td3": "mlp", "flash_sac": "flash", "crossq": "batch_norm"}
     for algorithm, network in networks.items():
         own = [f"network.name={network}", "network.normalize_observations=true"]
@@ -179,6 +185,7 @@ def test_torchrun_trains(tmp_path):
         "configs/ppo/cartpole_balance.yaml",
         *SIZES,
         *BRIEF,
+        *EXPORTED,
         *place,
     ]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=300, env=os.environ)
@@ -187,7 +194,7 @@ def test_torchrun_trains(tmp_path):
 
 @pytest.mark.parametrize("backend", ["warp", pytest.param("mjx", marks=pytest.mark.slow)])
 def test_other_backends_train_too(tmp_path, backend):
-    folder = run(tmp_path, backend, f"env.backend={backend}")
+    folder = run(tmp_path, backend, *EXPORTED, f"env.backend={backend}")
     assert folder.onnx.exists()
 
 
