@@ -146,7 +146,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
         own = [f"network.name={network}", "network.normalize_observations=true"]
         replay = ["algorithm.replay=prioritized", f"algorithm.name={algorithm}"]
         run(tmp_path, algorithm, *replay, *own, sizes=OFF_POLICY)
-    discrete = ["env.name=gymnasium/CartPole-v1", "algorithm.name=sac"]
+    discrete = ["env.name=gymnasium/CartPole-v1", "algorithm.name=sac", "env.episode_length_s=null"]
     run(tmp_path, "sac_discrete", *discrete, sizes=OFF_POLICY)
     of_grpo = ["algorithm.name=grpo", "algorithm.group_size=2", "algorithm.kl_coef=0.1"]
     run(tmp_path, "grpo", *of_grpo, "algorithm.lr_schedule=adaptive")
