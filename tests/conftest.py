@@ -1,7 +1,10 @@
 """Settings of the process that runs the tests; libraries read them once, when they are imported."""
 
+import functools
 import os
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 SHARED_ROBOTS = ROOT.parent / "shared" / "robots"
@@ -25,3 +28,14 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 # `--cache-clear` empty the folder. Warp and Inductor share a cache of their own by default.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".pytest_cache" / "d" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_onnx_registry():
+    """Exports share torch's table of ONNX functions: to build it takes half a second, and none changes it."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry  # after the settings above
+
+    of_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ONNXRegistry, "from_torchlib", of_torchlib)
+        yield
