@@ -103,7 +103,8 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         return groups, Windows(settings.buffer_size, self.env.spec, groups, self.sampling, **sizes)
 
     def step(self, minibatch: TensorDict) -> Tensor:
-        return self._step(minibatch)
+        *report, entropy, temperature, reward, weight = self._step(minibatch)
+        return torch.stack((*report, entropy / weight, temperature, reward / weight))
 
     def make_noise(self) -> Tensor:
         length = torch.empty(1, self.env.num_envs, device=self.env.device)
@@ -163,7 +164,16 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         self.model_optimizer.step(clip_by_norm(gradients, self.settings.max_grad_norm), sound)
 
     def _policy_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the policy, of the critics, and that of the logarithm of the temperature."""
+        """Gradients of policy and critics, then the sums from which the temperature's gradient follows.
+
+        Weighted means over imagined steps are divided after the exchange: the sum of the weights depends on
+        how many rollouts of a rank end, so a mean over the ranks of their means would be another number.
+
+        Returns:
+            The gradients, behind them `[2]`: the weighted entropy and the weight, each summed and divided
+            by the number of steps. The report: losses of actor and critic, weighted entropy, temperature,
+            weighted reward, weight.
+        """
         with self.autocast():
             rollout = self._imagine(minibatch)
             value = torch.stack([critic(rollout.observation[1:]) for critic in self.targets]).mean(0)
@@ -177,12 +187,10 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
             critic_loss = self._critic_loss(rollout, returns.detach(), weight)
         of_actor = torch.autograd.grad(actor_loss, self.actor_weights)
         of_critic = torch.autograd.grad(critic_loss, self.critic_weights)
-        entropy = -(weight * rollout.log_prob.detach()).sum() / weight.sum()
-        target = self.settings.target_entropy * self.env.spec.action_dim
-        of_temperature = temperature * (entropy - target)  # of exp(log) * (entropy - target)
-        mean_reward = (weight * rollout.reward.detach()).sum() / weight.sum()
-        report = (actor_loss.detach(), critic_loss.detach(), entropy, temperature, mean_reward)
-        return [*of_actor, *of_critic, of_temperature], torch.stack(report)
+        entropy, total = -(weight * rollout.log_prob.detach()).mean(), weight.mean()
+        weighted_reward = (weight * rollout.reward.detach()).mean()
+        report = (actor_loss.detach(), critic_loss.detach(), entropy, temperature, weighted_reward, total)
+        return [*of_actor, *of_critic, torch.stack((entropy, total))], torch.stack(report)
 
     def _critic_loss(self, rollout: Rollout, returns: Tensor, weight: Tensor) -> Tensor:
         """Half the squared distance of the critics from the imagined returns `[H, B]`."""
@@ -194,7 +202,10 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         num_actor, limit = len(self.actor_weights), self.settings.max_grad_norm
         self.actor_optimizer.step(clip_by_norm(gradients[:num_actor], limit), sound)
         self.critic_optimizer.step(clip_by_norm(gradients[num_actor:-1], limit), sound)
-        self.temperature_optimizer.step(gradients[-1:], sound)
+        entropy, weight = gradients[-1]
+        target = self.settings.target_entropy * self.env.spec.action_dim
+        of_temperature = self.log_temperature.exp() * (entropy / weight - target)  # by its logarithm
+        self.temperature_optimizer.step([of_temperature], sound)
         with torch.no_grad():
             tau = torch.where(sound, self.settings.tau, 0.0)
             for target, weight in zip(self.targets.parameters(), self.critic_weights, strict=True):

@@ -134,7 +134,7 @@ class Dynamics(nn.Module):
         return predicted, self.error(predicted, actual.after)
 
     def window_loss(self, windows: Window, window_step: WindowStep) -> Tensor:
-        """Mean error `[]` of predictions that continue from predictions.
+        """Mean error `[]` of predictions that continue from predictions; steps that do not count are zeros.
 
         Args:
             windows: `[T, n, ...]`; n is a multiple of M.
@@ -150,5 +150,4 @@ class Dynamics(nn.Module):
             counts = (counts | actual.start) & actual.valid
             errors.append(error)
             counted.append(counts)
-        mask = torch.stack(counted)
-        return torch.where(mask, torch.stack(errors), 0.0).sum() / mask.sum().clamp_min(1)
+        return torch.where(torch.stack(counted), torch.stack(errors), 0.0).mean()
