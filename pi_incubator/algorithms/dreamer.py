@@ -30,13 +30,15 @@ from pi_incubator.layers.categorical import divergence
 from pi_incubator.layers.two_hot import SymexpTwoHot
 from pi_incubator.layers.world_model import WorldModelNetwork
 from pi_incubator.networks import make_network
-from pi_incubator.policies.latent import LatentPolicy, entropy_of, log_prob_of
+from pi_incubator.policies.latent import LatentPolicy
+from pi_incubator.policies.normal import entropy_of, log_prob_of
 from pi_incubator.registry import algorithm
 from pi_incubator.training.imagination import ReturnScale, imagine, percentiles
 from pi_incubator.training.laprop import LaProp, clip_by_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 
 EPS = 1e-20
 """Of the optimizer."""
@@ -146,10 +148,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         self.optimizer.step(
             clip_by_weights(gradients, self.weights, self.settings.max_relative_gradient), sound
         )
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for slow, weight in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(weight, tau)
+        follow(self.slow_critic.parameters(), self.critic.parameters(), self.settings.tau, sound)
 
     def _learn_model(self, minibatch: TensorDict) -> tuple[Recorded, Tensor, list[Tensor]]:
         """The model's loss (eq. 4 and 5) and its five terms."""

@@ -28,6 +28,7 @@ from pi_incubator.training.categorical import make_bins, project
 from pi_incubator.training.repeated_noise import RepeatedNoise
 from pi_incubator.training.reward_scale import RewardScale
 from pi_incubator.training.state import NamedTensors
+from pi_incubator.training.targets import follow
 
 LOG_STD_RANGE = (-10.0, 2.0)
 """Of the Gaussian before it is squashed."""
@@ -118,10 +119,7 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
 
     def _apply_to_critics(self, means: list[Tensor], sound: Tensor) -> None:
         super()._apply_to_critics(means, sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.targets.parameters(), self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.targets.parameters(), self.critic_weights, self.settings.tau, sound)
 
     def _lr_now(self) -> float:
         """Half a period of a cosine over the training."""

@@ -20,7 +20,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.iql import IQLSettings
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import StateActionValue
+from pi_incubator.layers.critic import NUM_CRITICS, StateActionValue
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded_gaussian import BoundedGaussianPolicy
 from pi_incubator.registry import algorithm
@@ -29,8 +29,8 @@ from pi_incubator.training.loss_input import masked_mean
 from pi_incubator.training.offline import Offline
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 
-NUM_CRITICS = 2
 LARGEST_WEIGHT = 100.0
 """Of an action in the policy's loss (the paper's appendix B)."""
 
@@ -128,10 +128,7 @@ class IQL(Offline[IQLSettings]):
 
     def _apply_to_critics(self, gradients: list[Tensor], sound: Tensor) -> None:
         self.critic_optimizer.step(gradients, sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.target_weights, self.critic_weights, self.settings.tau, sound)
 
     def _target_value(self, minibatch: TensorDict) -> Tensor:
         """The lesser of the target critics' values `[B]` of the recorded actions."""

@@ -32,6 +32,7 @@ from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.sac_loss import continuous_loss, discrete_loss
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 
 
 @algorithm("sac")
@@ -132,10 +133,7 @@ class SAC(OffPolicy[SACSettings]):
         *of_actor, of_temperature = gradients
         self.actor_optimizer.step(of_actor, sound)
         self.temperature_optimizer.step([of_temperature], sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.target_weights, self.critic_weights, self.settings.tau, sound)
 
     def _loss_input(
         self, minibatch: TensorDict, features: dict[str, Tensor], next_features: dict[str, Tensor]

@@ -21,7 +21,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.td3 import TD3Settings
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import make_critics
+from pi_incubator.layers.critic import NUM_CRITICS, make_critics
 from pi_incubator.networks import make_network
 from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.registry import algorithm
@@ -32,8 +32,7 @@ from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
-
-NUM_CRITICS = 2
+from pi_incubator.training.targets import follow
 
 
 @algorithm("td3")
@@ -141,10 +140,7 @@ class TD3(OffPolicy[TD3Settings]):
 
     def _apply_to_actor(self, gradients: list[Tensor], sound: Tensor) -> None:
         self.actor_optimizer.step(gradients, sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.targets, self.actor_weights + self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.targets, self.actor_weights + self.critic_weights, self.settings.tau, sound)
 
     def _loss_input(
         self, minibatch: TensorDict, features: dict[str, Tensor], next_features: dict[str, Tensor]

@@ -31,7 +31,7 @@ from pi_incubator.config.algorithms.world_model_gradient import WorldModelGradie
 from pi_incubator.data.replay.replay import NEXT, OBS, Replay
 from pi_incubator.data.replay.sequences import STARTS, Windows
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import StateValue
+from pi_incubator.layers.critic import NUM_CRITICS, StateValue
 from pi_incubator.networks import make_network
 from pi_incubator.policies.squashed_gaussian import SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
@@ -41,10 +41,9 @@ from pi_incubator.training.compiled import compiled_piece
 from pi_incubator.training.repeated_noise import RepeatedNoise
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 from pi_incubator.world_models.dynamics import Dynamics, Window
 from pi_incubator.world_models.imagine import Noise, Rollout, at_states, imagine, make_imagined_step
-
-NUM_CRITICS = 2
 
 
 @algorithm("world_model_gradient")
@@ -206,10 +205,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         target = self.settings.target_entropy * self.env.spec.action_dim
         of_temperature = self.log_temperature.exp() * (entropy / weight - target)  # by its logarithm
         self.temperature_optimizer.step([of_temperature], sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.targets.parameters(), self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.targets.parameters(), self.critic_weights, self.settings.tau, sound)
 
     def _imagine(self, minibatch: TensorDict) -> Rollout:
         """Rollouts from some states of the windows."""
