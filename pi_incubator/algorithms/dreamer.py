@@ -41,11 +41,11 @@ from pi_incubator.training.step import Phase, make_step
 from pi_incubator.training.targets import follow
 
 EPS = 1e-20
-"""Of the optimizer."""
+"""`eps` of the optimizer."""
 
 
 class Recorded(NamedTuple):
-    """What the model makes of the windows of a minibatch."""
+    """The model's features of the steps of a minibatch."""
 
     features: Tensor
     """`[T, n, F]`."""
@@ -84,7 +84,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         self.states = torch.zeros(
             num_windows, settings.sequence_length, self.policy.state_width, device=device
         )
-        """h `[n, T, S]` before the steps of the last minibatch, by the weights of then."""
+        """h `[n, T, S]` before the steps of the last minibatch, with the weights before its update."""
         self._step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
 
     @staticmethod
@@ -186,8 +186,8 @@ class Dreamer(OffPolicy[DreamerSettings]):
     def _arrive(self, features: Tensor, following: Tensor, starts: Tensor, uniform: Tensor) -> Recorded:
         """The features after each step.
 
-        They are those of the next step, if it belongs to the same episode. After the last one the model has
-        to guess z, which saves a pass of the encoder over last observations.
+        They are those of the next step of the window, if it belongs to the same episode. Elsewhere z is
+        sampled from the prior, which saves a pass of the encoder over last observations.
         """
         guessed = self.predictions.prior.features(following, uniform)  # [T, n, F]
         latent = guessed[..., self.policy.state_width :].detach()
@@ -213,7 +213,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
             following = torch.cat((value[1:], last_value))
             returns = lambda_return(reward, following, discount, settings.td_lambda)  # [H, B]
             slow = two_hot.value(self.slow_critic(before))
-            # How probable it is that the episode gets that far, discounted.
+            # The discounted probability that the episode reaches each step.
             weight = torch.cat((torch.ones_like(discount[:1]), discount[:-1])).cumprod(0)
             advantage = (returns - value) / self.return_scale.scale()
         mean, std = self.policy.unit_moments(before)
@@ -231,7 +231,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         logits = self.critic(recorded.features)  # [T, n, Z]
         with torch.no_grad():
             value, valid = two_hot.value(self.critic(recorded.arrived)), minibatch["valid"].T
-            # The return of a broken step is the value of its state: the steps before it are bootstrapped so.
+            # The return of a broken step is the value of its state, so that steps before it are bootstrapped.
             reward = torch.where(valid, minibatch["reward"].T.to(value.dtype), two_hot.value(logits))
             terminated = minibatch["terminated"].T
             returns = td_lambda(

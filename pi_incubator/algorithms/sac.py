@@ -69,7 +69,7 @@ class SAC(OffPolicy[SACSettings]):
         lr_critic = torch.tensor(settings.lr_critic, device=device)
         outputs = output_weights(self.policy)
         self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
-        # One row each, the critics' output layers are vectors to Muon.
+        # Output layers of critics have one row each: for Muon they are vectors.
         self.critic_optimizer = make_optimizer(
             settings.optimizer, self.critic_weights, lr_critic, stacked=heads
         )
@@ -147,7 +147,7 @@ class SAC(OffPolicy[SACSettings]):
         """The loss for the env's kind of actions.
 
         Raises:
-            SettingError: an entropy was set that is of the other kind.
+            SettingError: the setting of the target entropy is for the other kind of actions.
         """
         discrete = isinstance(self.policy, CategoricalPolicy)
         field = "algorithm.target_entropy" if discrete else "algorithm.entropy_share"

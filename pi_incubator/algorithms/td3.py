@@ -37,7 +37,7 @@ from pi_incubator.training.targets import follow
 
 @algorithm("td3")
 class TD3(OffPolicy[TD3Settings]):
-    """Twin critics and a deterministic policy, with targets of all three."""
+    """Two critics and a deterministic policy, and a target network for each of the three."""
 
     policy: DeterministicPolicy
     report_names = ("loss/critic", "loss/actor")
@@ -65,7 +65,7 @@ class TD3(OffPolicy[TD3Settings]):
         lr_critic = torch.tensor(settings.lr_critic, device=device)
         outputs = output_weights(self.policy)
         self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
-        # One row each, the critics' output layers are vectors to Muon.
+        # Output layers of critics have one row each: for Muon they are vectors.
         self.critic_optimizer = make_optimizer(
             settings.optimizer, self.critic_weights, lr_critic, stacked=heads
         )

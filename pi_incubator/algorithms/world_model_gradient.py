@@ -5,7 +5,7 @@ some steps in the model, where reward, termination and observation are the task'
 of these steps, with a critic's value behind them, is a differentiable function of the policy's weights:
 stochastic value gradients (Heess et al. 2015, arXiv 1510.09142), over a short horizon with a critic (Clavera
 et al. 2020, arXiv 2005.08068; Xu et al. 2022, arXiv 2204.07137), with lambda returns (Hafner et al. 2020,
-arXiv 1912.01603, eq. 6 to 8). Unlike there, nothing of the task is learned.
+arXiv 1912.01603, eq. 6 to 8). Unlike in these papers, reward and termination are not learned.
 
 Letters: n windows of T steps, k rollouts that start in a window, B = n k, H imagined steps, A actions, W
 width of a row, D observation width, K shards, M models.
@@ -88,7 +88,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         compile_piece = compiled_piece if compute.compiled else lambda function: function
         self.window_step = compile_piece(self.dynamics.window_step)
         self.imagined_step = compile_piece(make_imagined_step(self.imagination, self.dynamics, self.policy))
-        # What repeats is compiled, not the whole step, which would hold it once for each repetition.
+        # Functions that are called in a loop are compiled, not the whole step: it would unroll the loop.
         uncompiled = replace(compute, compiled=False)
         self._step = make_step([model, policy], distributed, uncompiled, self.skipped)
 
@@ -179,7 +179,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
             discount = self.settings.gamma * (~rollout.terminated).to(value.dtype)
             reward = self.settings.reward_scale * rollout.reward
             returns = lambda_return(reward, value, discount, self.settings.return_lambda)  # [H, B]
-            # A step counts as much as the rollout still goes on before it.
+            # Discounted weights of the steps, zero behind the end of a rollout.
             weight = torch.cat((torch.ones_like(discount[:1]), discount[:-1])).cumprod(0)
             temperature = self.log_temperature.exp()
             actor_loss = -(weight * (returns - temperature * rollout.log_prob)).mean()

@@ -3,8 +3,8 @@
     manifest.json             env, observation groups, action limits, control rate: see `Manifest`
     WRITER-000000.safetensors steps, the episodes that they belong to, and the observations after these
 
-A shard holds S steps in E segments. A segment is a number of steps in a row of one episode; a long episode
-has several, in consecutive shards of one writer. Tensors of a shard:
+A shard holds S steps in E segments. A segment is some consecutive steps of one episode; a long episode has
+several segments, in consecutive shards of one writer. Tensors of a shard:
 
     obs.GROUP        [S, D]  raw, before the step
     action           [S, A]  in the env's units, within its limits

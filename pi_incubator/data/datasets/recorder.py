@@ -70,7 +70,7 @@ class Recorder:
         )
 
     def add(self, obs: dict[str, Tensor], action: Tensor, result: StepResult) -> None:
-        """Keep one step: copies of the groups before it, the action as the worlds take it, and its result."""
+        """Keep one step: the groups before it, the action clipped to its limits, and its result."""
         valid = ~result.broken
         action = torch.where(valid.unsqueeze(-1), action, 0.0)
         row = {
@@ -87,7 +87,7 @@ class Recorder:
             self.flush()
 
     def end_episodes(self) -> None:
-        """The worlds change from outside: what follows belongs to other episodes."""
+        """End all open episodes, because something else than a step changes the states of the worlds."""
         self.flush()
         self._current.fill(-1)
 
