@@ -33,7 +33,7 @@ from envs_gpu.pixels import NoPixels
 from envs_gpu.random import WorldRandom, draws
 from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.scene.contents import contents_of
-from envs_gpu.tasks.base import Episode, Task
+from envs_gpu.tasks.base import Episode, Outcome, Task
 from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
 
 
@@ -43,6 +43,16 @@ class Clock(NamedTuple):
     key: Tensor
     counter: Tensor
     step: Tensor
+
+
+class Kept(NamedTuple):
+    """What the env keeps of the worlds from step to step, inside the compiled functions."""
+
+    clock: Clock
+    parameters: Tensor
+    """`[P, N]` task parameters."""
+    memory: dict[str, Tensor]
+    """The task's, name -> `[N, ...]`."""
 
 
 class Judgement(NamedTuple):
@@ -111,22 +121,12 @@ class SimEnv(VecEnv):
         episode_length_s: float | None = None,
         task_parameters: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
-        self.task = task
-        scene = task.scene()
-        model = compile_model(scene, task.source or f"task {name}")
-        self.notes = (str(contents_of(model)), *task.notes) if task.takes_model else task.notes
-        self.compiled_model = model
-        with naming(f"task {name}"):
-            task.attach(model, device)
-        if episode_length_s:
-            task.max_episode_steps = max(1, round(episode_length_s / task.control_dt))
-        self.physics = make_physics(model)
+        self.task, scene = task, task.scene()
+        self.compiled_model = self._attach_task(name, scene, device, episode_length_s)
+        self.physics = make_physics(self.compiled_model)
         num_envs, dtype = self.physics.num_worlds, self.physics.state.qpos.dtype
         self._parameters = ParameterTable(name, task.parameters, num_envs, dtype, device, task_parameters)
-        limits = reachable(model, guards.energy_margin, task.max_episode_steps * task.control_dt)
-        self._limits = limits.to(device, dtype)
-        source = Scene(name, self.physics.name, task.substeps, scene, model, limits)
-        self._guards = Guards(guards, self.physics, source)
+        self._guards = self._make_guards(name, scene, guards, device)
         self._overflow = OverflowWatch(self.physics)
         self._pixels = make_pixels(task.scene()) if make_pixels else NoPixels()
         self._first_world = first_world
@@ -140,13 +140,41 @@ class SimEnv(VecEnv):
         self._judge, self._begin = self._judge_outcome, self._begin_episodes
         self._imagination: Imagination | None = None
         self._foresees = compiled or device.type != "cpu"
-        self.spec = _make_spec(name, task, model, num_envs, device)  # widths are known after the reset
+        self.spec = self._first_observed(_make_spec(name, task, self.compiled_model, num_envs, device), seed)
+        if compiled:
+            self._compile()
+
+    def _attach_task(
+        self, name: str, scene: mujoco.MjSpec, device: torch.device, episode_length_s: float | None
+    ) -> mujoco.MjModel:
+        """Compile the task's scene and let the task look at it; sets `notes`."""
+        task = self.task
+        model = compile_model(scene, task.source or f"task {name}")
+        self.notes = (str(contents_of(model)), *task.notes) if task.takes_model else task.notes
+        with naming(f"task {name}"):
+            task.attach(model, device)
+        if episode_length_s:
+            task.max_episode_steps = max(1, round(episode_length_s / task.control_dt))
+        return model
+
+    def _make_guards(
+        self, name: str, scene: mujoco.MjSpec, options: GuardOptions, device: torch.device
+    ) -> Guards:
+        """What finds broken worlds; sets `_limits`, beyond which a world is broken."""
+        task, model = self.task, self.compiled_model
+        limits = reachable(model, options.energy_margin, task.max_episode_steps * task.control_dt)
+        self._limits = limits.to(device, self.physics.state.qpos.dtype)
+        return Guards(
+            options, self.physics, Scene(name, self.physics.name, task.substeps, scene, model, limits)
+        )
+
+    def _first_observed(self, spec: EnvSpec, seed: int) -> EnvSpec:
+        """Start the first episodes; gives `spec` with the widths of what is observed of them."""
+        self.spec = spec
         self._check_observation()
         self.reset(seed)
         widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
-        self.spec = replace(self.spec, obs_dims=widths, pixels_shape=self._pixels.shape)
-        if compiled:
-            self._compile()
+        return replace(spec, obs_dims=widths, pixels_shape=self._pixels.shape)
 
     def scene_hashes(self) -> dict[str, str]:
         return model_hashes(self.compiled_model)
@@ -209,14 +237,7 @@ class SimEnv(VecEnv):
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
         judged = self._judge(
-            self.physics.state,
-            self._clock(),
-            self._parameters.table,
-            self._memory,
-            action,
-            given,
-            self._seen,
-            self._episode_return,
+            self.physics.state, self._kept(), action, given, self._seen, self._episode_return
         )
         self._memory, self._seen = judged.memory, judged.observation["policy"]
         self._totals = judged.totals if self._totals is None else self._totals + judged.totals
@@ -351,21 +372,21 @@ class SimEnv(VecEnv):
         self.physics.close()
         self._pixels.close()
 
-    def _clock(self) -> Clock:
-        return Clock(self._random.key, self._random.counter, self._episode_step)
+    def _kept(self) -> Kept:
+        clock = Clock(self._random.key, self._random.counter, self._episode_step)
+        return Kept(clock, self._parameters.table, self._memory)
 
     def _episode(self) -> Episode:
-        return self._episode_at(self._clock(), self._parameters.table, self._memory)
+        return self._episode_of(self._kept())
 
-    def _episode_at(self, clock: Clock, parameters: Tensor, memory: dict[str, Tensor]) -> Episode:
-        return Episode(clock.step, memory, draws(*clock), self._parameters.rows(parameters))
+    def _episode_of(self, kept: Kept) -> Episode:
+        rows = self._parameters.rows(kept.parameters)
+        return Episode(kept.clock.step, kept.memory, draws(*kept.clock), rows)
 
     def _judge_outcome(
         self,
         state: PhysicsState,
-        clock: Clock,
-        parameters: Tensor,
-        before: dict[str, Tensor],
+        kept: Kept,
         action: Tensor,
         given: Tensor,
         seen: Tensor,
@@ -373,51 +394,42 @@ class SimEnv(VecEnv):
     ) -> Judgement:
         """Everything between the physics step and the reset, as one compiled function.
 
-        `parameters` `[P, N]` are the task's, `before` is the memory before the step, `given` the action
-        before it was clipped, `seen` what the policy saw last. Clocks and returns are updated in place.
+        `kept` is from before the step, `given` the action before it was clipped, `seen` what the policy saw
+        last. Clocks and returns are updated in place.
         """
-        clock.step.add_(1)
-        episode = self._episode_at(clock, parameters, before)
+        kept.clock.step.add_(1)
+        episode = self._episode_of(kept)
         outcome = self.task.outcome(state, episode, action)
-        memory = self.task.remember(state, episode, action)
-        observation = self.task.observe(state, episode._replace(memory=memory))
-        observation = {name: value.float() for name, value in observation.items()}
-        observation |= self._rows(state, episode._replace(memory=memory))
+        remembered = self.task.remember(state, episode, action)
+        observed = self._observe(state, episode._replace(memory=remembered))
         # Added one by one: the order in torch.sum depends on the shape, so on the number of worlds.
         reward = functools.reduce(torch.add, outcome.reward.values()).float()
         # The episode of a broken world ends here without reward; the other worlds are not affected.
-        broken_by = causes(given, state, reward, observation, self._limits)
+        broken_by = causes(given, state, reward, observed, self._limits)
         finite = broken_by == 0
-        nothing = torch.zeros_like(reward[0])
-        observation = self._perception.next(observation, seen, episode.random)
-        observation = {name: _choose(finite, value, nothing) for name, value in observation.items()}
-        memory = {name: _choose(finite, value, episode.memory.get(name)) for name, value in memory.items()}
+        observed, nothing = self._perception.next(observed, seen, episode.random), torch.zeros_like(reward[0])
+        observed = {name: _choose(finite, value, nothing) for name, value in observed.items()}
+        memory = {name: _choose(finite, new, episode.memory.get(name)) for name, new in remembered.items()}
         reward = torch.where(finite, reward, 0.0)
-        terminated = outcome.terminated | ~finite
         episode_return += reward
-        cut = episode.step >= self.task.max_episode_steps
-        truncated = (cut if outcome.truncated is None else cut | outcome.truncated) & ~terminated
-        done = terminated | truncated
-        metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
-        metrics |= {name: value.float() for name, value in outcome.measures.items()}
-        metrics = {name: torch.where(finite, value, 0.0) for name, value in metrics.items()}
-        metrics["physics/broken"] = (~finite).float()
+        terminated, truncated = _ends(outcome, finite, episode.step >= self.task.max_episode_steps)
+        done, metrics = terminated | truncated, _metrics(outcome, finite)
         counted = (torch.ones_like(reward), done, episode_return * done, episode.step * done)
         totals = torch.stack([value.double().sum() for value in (*counted, *metrics.values())])
+        start = self._start_after(done, kept._replace(memory=memory)) if self._foresees else None
+        judged = (reward, terminated, truncated, done, ~finite, broken_by, metrics, totals, start)
+        return Judgement(observed, memory, *judged)
+
+    def _observe(self, state: PhysicsState, episode: Episode) -> dict[str, Tensor]:
+        """Each group, without noise, as float32; the rows of `imagination` as they are."""
+        observation = {name: value.float() for name, value in self.task.observe(state, episode).items()}
+        return observation | self._rows(state, episode)
+
+    def _start_after(self, done: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
+        """The start states of the episodes that follow where `done` `[N]` is true."""
+        clock = kept.clock
         anew = Clock(clock.key, clock.counter + done, torch.where(done, 0, clock.step))
-        return Judgement(
-            observation,
-            memory,
-            reward,
-            terminated,
-            truncated,
-            done,
-            ~finite,
-            broken_by,
-            metrics,
-            totals,
-            self._start_states(self._episode_at(anew, parameters, memory)) if self._foresees else None,
-        )
+        return self._start_states(self._episode_of(kept._replace(clock=anew)))
 
     def _restart(self, mask: Tensor, last: dict[str, Tensor]) -> TensorDict:
         """Start the worlds where `mask` `[N]` is true anew; returns everyone's observation.
@@ -441,8 +453,7 @@ class SimEnv(VecEnv):
         self._pixels.restart(done, self.physics.state.qpos)
         # The first time there is no memory and no observation: other inputs, not worth compiling for.
         begin = self._begin if last else self._begin_episodes
-        parameters = self._parameters.table
-        self._memory, fresh = begin(self.physics.state, self._clock(), parameters, self._memory, done, last)
+        self._memory, fresh = begin(self.physics.state, self._kept(), done, last)
         self._seen = fresh["policy"]
         return self._pack(fresh)
 
@@ -452,16 +463,14 @@ class SimEnv(VecEnv):
     def _begin_episodes(
         self,
         state: PhysicsState,
-        clock: Clock,
-        parameters: Tensor,
-        before: dict[str, Tensor],
+        kept: Kept,
         done: Tensor,
         last: dict[str, Tensor],
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Everyone's memory and observation after a restart of `done` `[N]`, as one compiled function."""
-        episode = self._episode_at(clock, parameters, before)
+        episode = self._episode_of(kept)
         begun = self.task.begin(state, episode)
-        memory = {name: _choose(done, new, before.get(name)) for name, new in begun.items()}
+        memory = {name: _choose(done, new, kept.memory.get(name)) for name, new in begun.items()}
         fresh = self.task.observe(state, episode._replace(memory=memory))
         fresh |= self._rows(state, episode._replace(memory=memory))
         # Finite even where a world starts broken; its first step reports that.
@@ -500,6 +509,22 @@ def _make_spec(
         max_episode_steps=task.max_episode_steps,
         device=device,
     )
+
+
+def _ends(outcome: Outcome, finite: Tensor, is_over: Tensor) -> tuple[Tensor, Tensor]:
+    """Which episodes are terminated and which truncated `[N]`, where `finite` is false for broken worlds and
+    `is_over` true where the time is up."""
+    terminated = outcome.terminated | ~finite
+    truncated = is_over if outcome.truncated is None else is_over | outcome.truncated
+    return terminated, truncated & ~terminated
+
+
+def _metrics(outcome: Outcome, finite: Tensor) -> dict[str, Tensor]:
+    """The terms of the reward and what else the task measures, `[N]` each, zero in broken worlds."""
+    metrics = {f"reward/{name}": term.float() for name, term in outcome.reward.items()}
+    metrics |= {name: value.float() for name, value in outcome.measures.items()}
+    metrics = {name: torch.where(finite, value, 0.0) for name, value in metrics.items()}
+    return metrics | {"physics/broken": (~finite).float()}
 
 
 def _choose(mask: Tensor, new: Tensor, old: Tensor | None) -> Tensor:

@@ -23,6 +23,7 @@ from envs_gpu.zoo import is_zoo_name
 from pi_incubator.algorithms import make_policy
 from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
+from pi_incubator.data.datasets.recorder import bytes_per_step, most_steps_in_memory
 from pi_incubator.envs import make_training_env
 from pi_incubator.launcher import launch_of_environment
 from pi_incubator.layers.network import BatchNormNetwork
@@ -47,6 +48,8 @@ PARAMETER_COPIES = 4
 SAVED_COPIES = 3
 # A replay buffer where there are several ranks: itself, and as it is sent and received for a checkpoint.
 SENT_COPIES = 3
+# Recorded steps: as they wait, and as they are put together to be written.
+RECORDED_COPIES = 2
 # Outputs of each layer, kept for the gradient, and the gradient of them.
 ACTIVATION_COPIES = 3
 
@@ -60,10 +63,12 @@ class MemoryEstimate:
     worlds: int
     learning: int
     """Weights, optimizer, their copy for a checkpoint, and the activations of a minibatch."""
+    recording: int = 0
+    """Recorded steps that wait until they are written."""
 
     @property
     def total(self) -> int:
-        return self.storage + self.worlds + self.learning
+        return self.storage + self.worlds + self.learning + self.recording
 
 
 def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
@@ -99,7 +104,17 @@ def estimate(cfg: ExperimentConfig, device: torch.device) -> MemoryEstimate:
         storage=(SENT_COPIES if is_sent else 1) * algorithm.stored_steps(cfg) * step,
         worlds=cfg.env.num_envs * world,
         learning=learning,
+        recording=_recording_bytes(cfg, env.spec),
     )
+
+
+def _recording_bytes(cfg: ExperimentConfig, spec: EnvSpec) -> int:
+    """Of the steps that `training.record` keeps in memory; 0 where nothing is recorded."""
+    if cfg.training.record is None:
+        return 0
+    between_saves = cfg.checkpoint.save_every * cfg.steps_per_iteration
+    waiting = min(max(most_steps_in_memory(spec), cfg.env.num_envs), between_saves)
+    return RECORDED_COPIES * waiting * bytes_per_step(spec)
 
 
 def _learning_bytes(network: nn.Module, batch: int, drawn: int, device: torch.device) -> int:
@@ -208,12 +223,12 @@ def _what_fits(cfg: ExperimentConfig, needed: MemoryEstimate, free: int) -> str:
     """The fix: at most so many worlds, a power of two, or so many stored steps; or what else to lower."""
     if cfg.algorithm.storage_field == "env.num_envs":
         each = (needed.storage + needed.worlds) / cfg.env.num_envs
-        most = int((free - min(needed.learning, free // 2)) / each)
+        most = int((free - min(needed.learning + needed.recording, free // 2)) / each)
         if most < 1:
             return "set a smaller network, or shorten what is stored"
         return f"set at most {2 ** (most.bit_length() - 1)}, or shorten what is stored"
     each = needed.storage / int(_value(cfg, cfg.algorithm.storage_field))
-    most = int((free - needed.worlds - needed.learning) / each)
+    most = int((free - needed.worlds - needed.learning - needed.recording) / each)
     return f"set it to at most {most}" if most > 0 else "set fewer worlds or a smaller network"
 
 

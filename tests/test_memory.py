@@ -170,6 +170,23 @@ def test_running_out_is_one_line_that_names_the_knob(tmp_path, monkeypatch, fail
         main(["--config", str(ROOT / "configs" / "ppo" / "cartpole_balance.yaml"), "env.num_envs=64", *place])
 
 
+def test_recorded_steps_count_until_they_are_written():
+    """Pictures reach the size of a shard after some thousand steps, vectors at a checkpoint."""
+
+    def recording(env, network="mlp", **training):
+        sections = {"network": {"name": network}, "training": LONG | training}
+        algorithm = {"horizon": 4, "minibatch_size": 64, "num_epochs": 1}
+        cfg = config(env=env, algorithm=algorithm, **sections)
+        return memory.estimate(cfg, CPU).recording
+
+    vectors = {"name": "cartpole_balance", "num_envs": 64}
+    assert recording(vectors) == 0
+    numbers_of_step = 2 * 5 + 1 + 1  # observations, action and reward, float32; three flags
+    assert recording(vectors, record="data") == 2 * 50 * 4 * 64 * (4 * numbers_of_step + 3)
+    pixels = {"name": "cartpole_balance", "num_envs": 64, "pixels": {"width": 64, "height": 64}}
+    assert recording(pixels, "cnn", record="data") == pytest.approx(2 * 2**28, rel=0.01)
+
+
 def test_observations_in_bfloat16_take_half_the_memory():
     """And nothing else does: actions, rewards and flags stay as they are."""
 

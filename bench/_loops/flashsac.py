@@ -126,6 +126,7 @@ class FlashSACLoop(ScoredLoop):
         self.env_steps = self.rounds * round_steps
         self.transition: dict[str, Any] | None = None
         self.obs = self.env.reset(seed=settings["seed"])[0]
+        self.env.action_space.seed(settings["seed"])
         self.running = np.zeros(num_envs)
         self.returns: deque[float] = deque(maxlen=RECENT_EPISODES)
         self._num_updates = 0

@@ -54,8 +54,9 @@ def returns(
         follows[t] = next_value[t] where done[t] or t is the last step, else x[t + 1]
         x[t]       = reward[t] + discount[t] * ((1 - lam) * next_value[t] + lam * follows[t])
 
-    Either `discount` is given, and no episode ends but by it, or `terminated` and `done` are, and the
-    discount is gamma or, where terminated, zero. With lam = 1, `next_value` counts only where it follows.
+    Either `discount` is given, perhaps with `terminated`, or `terminated` and `done` are, and the discount
+    is gamma. Where terminated, nothing follows, not even NaN. With lam = 1, `next_value` counts only where
+    it follows.
     """
     arguments = (reward, next_value, discount, terminated, done, gamma, lam, implementation)
     needs_gradient = torch.is_grad_enabled() and any(

@@ -64,7 +64,12 @@ _scan = CpuKernel(
         const float mixed = own + lam * (following - own);
         return monte_carlo ? following : mixed;
     };
-    if (discount)
+    if (discount && terminated)
+        scan([=](long long i, float following) {
+            const float future = discount[i] * mix(next_value[i], following);
+            return reward[i] + (terminated[i] ? 0.0f : future);
+        });
+    else if (discount)
         scan([=](long long i, float following) {
             return reward[i] + discount[i] * mix(next_value[i], following);
         });
@@ -129,11 +134,20 @@ _backward = CpuKernel(
         const float carried = lam * by_mixed;
         return cut ? 0.0f : carried;
     };
-    if (discount)
+    const auto follows = [=](long long i, bool last) {
+        const float following = last ? next_value[i] : target[i + (last ? 0 : num_worlds)];
+        const float mixed = next_value[i] + lam * (following - next_value[i]);
+        return monte_carlo ? following : mixed;
+    };
+    if (discount && terminated)
         scan([=](long long i, bool last, float by_x) {
-            const float following = last ? next_value[i] : target[i + (last ? 0 : num_worlds)];
-            const float mixed = next_value[i] + lam * (following - next_value[i]);
-            by_discount[i] = by_x * (monte_carlo ? following : mixed);
+            const float of_discount = by_x * follows(i, last), discounted = discount[i] * by_x;
+            by_discount[i] = terminated[i] ? 0.0f : of_discount;
+            return share(i, last, terminated[i] ? 0.0f : discounted);
+        });
+    else if (discount)
+        scan([=](long long i, bool last, float by_x) {
+            by_discount[i] = by_x * follows(i, last);
             return share(i, last, discount[i] * by_x);
         });
     else

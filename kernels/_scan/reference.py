@@ -60,7 +60,10 @@ def returns_backward(
         rows.append([by_reward, by_value])
         if target is not None:
             following = value if t == last else _widen(target[t + 1])
-            rows[-1].append(by_reward * (following if lam == 1.0 else value + lam * (following - value)))
+            by_discount = by_reward * (following if lam == 1.0 else value + lam * (following - value))
+            if terminated is not None:
+                by_discount = torch.where(terminated[t], 0.0, by_discount)
+            rows[-1].append(by_discount)
     return torch.stack([torch.stack(row) for row in zip(*rows, strict=True)]).to(gradient.dtype)
 
 

@@ -60,7 +60,10 @@ def scan_kernel(
         reward = _load(reward_ptr, i, valid)
         next_value = _load(next_value_ptr, i, valid)
         if discount_ptr is not None:
-            following = reward + _load(discount_ptr, i, valid) * _mix(next_value, following, lam)
+            future = _load(discount_ptr, i, valid) * _mix(next_value, following, lam)
+            if terminated_ptr is not None:
+                future = tl.where(tl.load(terminated_ptr + i, mask=valid), 0.0, future)
+            following = reward + future
         else:
             terminated = tl.load(terminated_ptr + i, mask=valid)
             following = tl.where(tl.load(done_ptr + i, mask=valid), next_value, following)
@@ -109,8 +112,13 @@ def backward_kernel(
         if discount_ptr is not None:
             value = _load(next_value_ptr, i, valid)
             following = tl.where(cut, value, _load(target_ptr, i + num_worlds, valid & ~cut))
-            tl.store(by_discount_ptr + i, by_reward * _mix(value, following, lam), mask=valid)
+            by_discount = by_reward * _mix(value, following, lam)
             by_mixed = _load(discount_ptr, i, valid) * by_reward
+            if terminated_ptr is not None:
+                terminated = tl.load(terminated_ptr + i, mask=valid)
+                by_discount = tl.where(terminated, 0.0, by_discount)
+                by_mixed = tl.where(terminated, 0.0, by_mixed)
+            tl.store(by_discount_ptr + i, by_discount, mask=valid)
         else:
             cut = cut | tl.load(done_ptr + i, mask=valid).to(tl.int1)
             by_mixed = tl.where(tl.load(terminated_ptr + i, mask=valid), 0.0, gamma * by_reward)

@@ -23,7 +23,8 @@ from pi_incubator.training.policy_gradient import ACTOR_FEATURES, CRITIC_FEATURE
 class A2C(PolicyGradient[A2CSettings]):
     """The policy gradient with a value function as baseline.
 
-    It is exact for the first minibatch of a rollout: no ratio corrects the later ones.
+    Only the first minibatch of a rollout gives an unbiased gradient: for later ones the policy has changed,
+    and no importance ratio corrects that.
     """
 
     report_names = ("loss/policy", "loss/value", "policy/entropy")
@@ -54,6 +55,6 @@ class A2C(PolicyGradient[A2CSettings]):
         if self.settings.entropy_coef:
             loss = loss + losses["loss_entropy"]
             entropy = losses["entropy"]
-        else:  # TorchRL leaves it out
+        else:  # TorchRL does not compute the entropy then
             entropy = self.policy.distribution(samples[ACTOR_FEATURES]).entropy().mean()
         return loss, (losses["loss_objective"], losses["loss_critic"], entropy)

@@ -1,9 +1,9 @@
 """Conservative Q-learning, CQL(H) (Kumar et al. 2020, arXiv 2006.04779, eq. 4), on soft actor-critic.
 
 The sum over all actions of eq. 4 is estimated by importance sampling with uniform actions and actions of the
-policy in this state and in the next one (appendix F). TorchRL's `CQLLoss` takes the logarithm of the sum over
-three actions at a time, values actions of the next state there and not here, and draws random numbers of its
-own.
+policy in this state and in the next one (appendix F). TorchRL's `CQLLoss` is not used: it takes the logarithm
+of the sum over three actions at a time, evaluates actions of the next state in the next state, and draws its
+random numbers from torch's global generator.
 
 Letters: B samples of a minibatch, M actions of one kind, A actions, F features.
 """
@@ -70,7 +70,9 @@ class CQL(Offline[CQLSettings], SAC):
         return total, torch.cat((report, loss.detach().view(1)))
 
     def conservative_loss(self, minibatch: TensorDict) -> Tensor:
-        """How much more the critics give to all actions than to recorded ones, summed over both."""
+        """How far the critics' values of all actions exceed those of the recorded ones, summed over both
+        critics.
+        """
         samples, features = samples_of(minibatch), self.critic_features.now(minibatch)
         actions, log_density = self._candidates(minibatch)
         num_candidates = actions.shape[1]
@@ -88,13 +90,13 @@ class CQL(Offline[CQLSettings], SAC):
 
     @torch.no_grad()
     def _candidates(self, minibatch: TensorDict) -> tuple[Tensor, Tensor]:
-        """Actions `[B, 3 M, A]` in (-1, 1), and the logarithms of the densities `[B, 3 M]` they come from."""
+        """Sampled actions `[B, 3 M, A]` in (-1, 1), and their log-densities `[B, 3 M]`."""
         uniform, now, following = minibatch[CANDIDATES].unbind(1)  # each [B, M, A]
         of_policy = [
             self._sampled(self.actor_features.now(minibatch), now),
             self._sampled(self.actor_features.following(minibatch), following),
         ]
-        # Uniform numbers are the normal distribution's quantiles of the noise.
+        # The distribution function of the normal distribution turns normal noise into uniform numbers.
         spread = torch.special.ndtr(uniform) * 2.0 - 1.0
         density = spread.new_full(spread.shape[:-1], -spread.shape[-1] * math.log(2.0))
         actions, densities = zip((spread, density), *of_policy, strict=True)

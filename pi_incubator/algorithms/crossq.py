@@ -1,7 +1,7 @@
 """CrossQ: soft actor-critic without target networks (Bhatt et al. 2024, arXiv 1902.05605, algorithm 1).
 
-Its critics have batch normalization, which holds them together instead. Where the paper renormalizes batches
-(Ioffe 2017), the moments here are those of the minibatch.
+Batch normalization in the critics keeps learning stable without them. The paper uses batch renormalization
+(Ioffe 2017); here, batches are normalized by the moments of the minibatch.
 
 Letters: K shards of a minibatch, B samples of a shard, C critics.
 """
@@ -19,7 +19,7 @@ from pi_incubator.training.batch_norm_sac import BatchNormSAC
 
 @algorithm("crossq")
 class CrossQ(BatchNormSAC[CrossQSettings]):
-    """The values of the next step are those of the critics themselves, from the same batch."""
+    """Critics evaluate this step and the next one in a single batch, and there are no target networks."""
 
     num_outputs = 1
 

@@ -93,7 +93,7 @@ class Distillation(Algorithm[DistillationSettings]):
         totals = torch.zeros(len(METRICS), device=self.lr.device)
         for _ in range(settings.num_updates):
             loss, report = self._loss(self.buffer.sample(self._rows(settings.minibatch_size)))
-            # Weights that no term reaches get a gradient of zero.
+            # Weights that do not affect the loss get a gradient of zero.
             gradients = torch.autograd.grad(loss, self.parameters, materialize_grads=True)
             *means, report = self.distributed.mean([*gradients, report])
             sound = is_sound(means, report)
@@ -117,7 +117,7 @@ class Distillation(Algorithm[DistillationSettings]):
             parts["ranges"] = Part(_Ranges(self.rounding_layers))
         if self.collectors:
             parts["buffer"] = Part(self.buffer, saved="last", per_rank=True, any_size=True, is_large=True)
-        else:  # a dataset's rows are read again
+        else:  # the rows are read from the dataset's file again
             del parts["env"]
         for index, (lesson, collector) in enumerate(zip(self.lessons, self.collectors, strict=False)):
             parts["env" if index == 0 else f"env_{index}"] = Part(lesson.env, per_rank=True)
@@ -277,7 +277,7 @@ def encode(student: ActorCritic, batch: dict[str, Tensor]) -> tuple[tuple[Tensor
 
 
 class _Ranges:
-    """The watched ranges of rounding layers, as a part of a checkpoint."""
+    """The ranges of inputs that fake-quantized layers have seen, as a part of a checkpoint."""
 
     def __init__(self, layers: list[FakeQuantizedLinear]) -> None:
         self._layers = layers

@@ -30,20 +30,22 @@ from pi_incubator.layers.categorical import divergence
 from pi_incubator.layers.two_hot import SymexpTwoHot
 from pi_incubator.layers.world_model import WorldModelNetwork
 from pi_incubator.networks import make_network
-from pi_incubator.policies.latent import LatentPolicy, entropy_of, log_prob_of
+from pi_incubator.policies.latent import LatentPolicy
+from pi_incubator.policies.normal import entropy_of, log_prob_of
 from pi_incubator.registry import algorithm
 from pi_incubator.training.imagination import ReturnScale, imagine, percentiles
 from pi_incubator.training.laprop import LaProp, clip_by_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 
 EPS = 1e-20
-"""Of the optimizer."""
+"""`eps` of the optimizer."""
 
 
 class Recorded(NamedTuple):
-    """What the model makes of the windows of a minibatch."""
+    """The model's features of the steps of a minibatch."""
 
     features: Tensor
     """`[T, n, F]`."""
@@ -82,7 +84,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         self.states = torch.zeros(
             num_windows, settings.sequence_length, self.policy.state_width, device=device
         )
-        """h `[n, T, S]` before the steps of the last minibatch, by the weights of then."""
+        """h `[n, T, S]` before the steps of the last minibatch, with the weights before its update."""
         self._step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
 
     @staticmethod
@@ -146,10 +148,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         self.optimizer.step(
             clip_by_weights(gradients, self.weights, self.settings.max_relative_gradient), sound
         )
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for slow, weight in zip(self.slow_critic.parameters(), self.critic.parameters(), strict=True):
-                slow.lerp_(weight, tau)
+        follow(self.slow_critic.parameters(), self.critic.parameters(), self.settings.tau, sound)
 
     def _learn_model(self, minibatch: TensorDict) -> tuple[Recorded, Tensor, list[Tensor]]:
         """The model's loss (eq. 4 and 5) and its five terms."""
@@ -187,8 +186,8 @@ class Dreamer(OffPolicy[DreamerSettings]):
     def _arrive(self, features: Tensor, following: Tensor, starts: Tensor, uniform: Tensor) -> Recorded:
         """The features after each step.
 
-        They are those of the next step, if it belongs to the same episode. After the last one the model has
-        to guess z, which saves a pass of the encoder over last observations.
+        They are those of the next step of the window, if it belongs to the same episode. Elsewhere z is
+        sampled from the prior, which saves a pass of the encoder over last observations.
         """
         guessed = self.predictions.prior.features(following, uniform)  # [T, n, F]
         latent = guessed[..., self.policy.state_width :].detach()
@@ -214,7 +213,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
             following = torch.cat((value[1:], last_value))
             returns = lambda_return(reward, following, discount, settings.td_lambda)  # [H, B]
             slow = two_hot.value(self.slow_critic(before))
-            # How probable it is that the episode gets that far, discounted.
+            # The discounted probability that the episode reaches each step.
             weight = torch.cat((torch.ones_like(discount[:1]), discount[:-1])).cumprod(0)
             advantage = (returns - value) / self.return_scale.scale()
         mean, std = self.policy.unit_moments(before)
@@ -232,7 +231,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         logits = self.critic(recorded.features)  # [T, n, Z]
         with torch.no_grad():
             value, valid = two_hot.value(self.critic(recorded.arrived)), minibatch["valid"].T
-            # The return of a broken step is the value of its state: the steps before it are bootstrapped so.
+            # The return of a broken step is the value of its state, so that steps before it are bootstrapped.
             reward = torch.where(valid, minibatch["reward"].T.to(value.dtype), two_hot.value(logits))
             terminated = minibatch["terminated"].T
             returns = td_lambda(

@@ -28,9 +28,10 @@ from pi_incubator.training.categorical import make_bins, project
 from pi_incubator.training.repeated_noise import RepeatedNoise
 from pi_incubator.training.reward_scale import RewardScale
 from pi_incubator.training.state import NamedTensors
+from pi_incubator.training.targets import follow
 
 LOG_STD_RANGE = (-10.0, 2.0)
-"""Of the Gaussian before it is squashed."""
+"""Limits of the logarithm of the Gaussian's standard deviation, before tanh."""
 
 
 @algorithm("flash_sac")
@@ -58,7 +59,7 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
 
     @property
     def target_entropy(self) -> float:
-        """That of a Gaussian."""
+        """The entropy of a Gaussian with standard deviation `target_std` in each action."""
         of_one = math.log(math.sqrt(2 * math.pi * math.e) * self.settings.target_std)
         return self.env.spec.action_dim * of_one
 
@@ -84,7 +85,7 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
     def parts(self) -> dict[str, Part]:
         return super().parts() | {
             "targets": Part(self.targets, is_learned=True),
-            "reward_scale": Part(self.reward_scale, is_learned=True),  # the unit of the critics
+            "reward_scale": Part(self.reward_scale, is_learned=True),  # critics learn rewards divided by it
             "returns": Part(NamedTensors(returns=self.reward_scale.returns), per_rank=True),
             "repeated_noise": Part(self.repeated, per_rank=True),
         }
@@ -97,14 +98,16 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
         moments: list[Tensor] = []
         log_probability = self.critics(inputs, moments).chunk(2, -2)[0].log_softmax(-1)  # [C, K, B, Z]
         cross_entropy = -(target * log_probability).sum(-1).mean(0).flatten()
-        # The KL divergence, as in Rainbow (Hessel et al. 2018): zero where the target is met.
+        # The KL divergence from the target, as in Rainbow (Hessel et al. 2018).
         self.surprise.copy_(cross_entropy.detach() - torch.special.entr(target).sum(-1).flatten())
         weight = minibatch.get("weight", 1.0)
         return torch.where(valid, weight * cross_entropy, 0.0).sum() / valid.sum().clamp_min(1), moments
 
     def _target(self, logits: Tensor, log_prob: Tensor, minibatch: TensorDict) -> Tensor:
-        """Probabilities `[K, B, Z]` of the bins for the value of this step, from the targets' logits
-        `[C, K, B, Z]` for the next one: those of the critic that expects less (Fujimoto et al. 2018, eq. 10).
+        """Target probabilities `[K, B, Z]` of the bins, from the target critics' logits `[C, K, B, Z]` of the
+        next step.
+
+        Of the two critics, the one with the smaller expected value counts (Fujimoto et al. 2018, eq. 10).
         """
         first, second = logits.softmax(-1).unbind()
         expects_less = (first * self.bins).sum(-1) <= (second * self.bins).sum(-1)  # [K, B]
@@ -118,13 +121,10 @@ class FlashSAC(BatchNormSAC[FlashSACSettings]):
 
     def _apply_to_critics(self, means: list[Tensor], sound: Tensor) -> None:
         super()._apply_to_critics(means, sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.targets.parameters(), self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.targets.parameters(), self.critic_weights, self.settings.tau, sound)
 
     def _lr_now(self) -> float:
-        """Half a period of a cosine over the training."""
+        """The learning rate, which falls along half a period of a cosine over the training."""
         progress = self.iteration / self.num_iterations
         first, last = self.settings.lr, self.settings.lr_end
         return last + 0.5 * (first - last) * (1.0 + math.cos(math.pi * progress))

@@ -34,19 +34,24 @@ REFERENCE = "reference_log_prob"
 
 @algorithm("grpo")
 class GRPO(PolicyGradient[GRPOSettings]):
-    """The clipped surrogate of PPO, with the returns of copied worlds instead of a critic.
+    """PPO's clipped surrogate, whose baseline is the mean return of a group of worlds instead of a critic.
 
-    Each rollout begins with groups of G equal worlds: the state of one of them, chosen at random, is copied
-    to the others. It is that of a reset, or any that was visited. Then every world acts with its own noise.
-    The return of a step is the discounted sum of the rewards until its episode or the rollout ends; nothing
-    stands for what comes later. So the horizon has to be long enough for the task, and the last `lookahead`
-    steps, which see little of what they cause, are not learned from. The baseline is the mean
-    return of the group at the same time of the rollout. The group shares its state at the start alone: later
-    its mean is a baseline of states that lie ever further apart, which has no bias, but more variance.
-    Advantages are divided by their standard deviation over all groups. Divided by that of its own group, as
-    in the paper, a group in which little but the effort differs counts as much as one that may succeed.
+    At the start of a rollout, the worlds of a group of G become copies of one of them, which is chosen at
+    random; its episode may be at any step. Then every world gets different exploration noise.
 
-    With `kl_coef`, the loss has the KL divergence from the policy of the run's start, estimated by eq. 4.
+    The return of a step is the discounted sum of rewards until the episode or the rollout ends. No value is
+    bootstrapped behind the rollout, so the horizon has to be long enough for the task. The last `lookahead`
+    steps are not learned from, because their returns contain few of their consequences.
+
+    The advantage of a step is its return minus the mean return of its group at the same step of the rollout.
+    This baseline has no bias. Its variance grows during the rollout, because the states of a group are equal
+    at the start only.
+
+    By default, advantages are divided by their standard deviation over all groups (`normalize: batch`). The
+    paper divides by that of each group, which gives a group whose returns hardly differ as much weight as one
+    in which some worlds succeed and others fail.
+
+    With `kl_coef`, the loss includes the KL divergence from the policy at the start of the run (eq. 4).
     """
 
     report_names: tuple[str, ...] = ("loss/policy", "policy/entropy", KL, "policy/clip_fraction")
@@ -98,7 +103,7 @@ class GRPO(PolicyGradient[GRPOSettings]):
         nothing = torch.zeros_like(reward)
         reward.mul_(self.settings.reward_scale)
         returns = discounted_return(reward, nothing, terminated, done, self.settings.gamma)
-        # What an episode would have returned whose world broke is not known, so none of its steps count.
+        # The return of an episode whose world broke is not known, so none of its steps count.
         valid &= discounted_return((~valid).float(), nothing, terminated, done, 1.0) == 0
         size = self.settings.group_size
         advantage = centered(returns, valid, size)
@@ -139,7 +144,7 @@ class GRPO(PolicyGradient[GRPOSettings]):
 
     @torch.no_grad()
     def _reference_log_prob(self, data: TensorDict) -> Tensor:
-        """Of the actions of a rollout by the first policy, `[T, N]`, which normalizes in its own way."""
+        """Log-probabilities `[T, N]` of a rollout's actions by the first policy, with its normalizer."""
         assert self.reference is not None
         group, normalizers = self.policy.group, (self.policy.normalizer, self.reference.normalizer)
         ours, theirs = (normalizer.of(group) for normalizer in normalizers)
@@ -159,8 +164,8 @@ class GRPO(PolicyGradient[GRPOSettings]):
 def centered(returns: Tensor, valid: Tensor, group_size: int) -> Tensor:
     """Returns `[T, N]` minus the mean of their group of neighbouring worlds at the same time.
 
-    Where not valid, a return counts for no mean, and the result is 0. Equal returns, as those of a group that
-    always succeeds, give exactly zero.
+    Returns that are not valid are left out of the means, and their result is 0. A group of equal returns,
+    such as one that always succeeds, gives exactly 0.
     """
     groups, kept = (x.unflatten(1, (-1, group_size)) for x in (returns, valid))  # [T, N / G, G]
     # Relative to one of them, the mean of equal returns is theirs without rounding.

@@ -1,7 +1,7 @@
 """Implicit Q-learning (Kostrikov et al. 2021, arXiv 2110.06169, eq. 5, 6 and 7).
 
-TorchRL's `IQLLoss` has the same losses, but its critics' loss leaves out which steps are valid, and how many
-steps a return has.
+TorchRL's `IQLLoss` has the same losses, but its critics' loss ignores which steps are valid and over how many
+steps a reward is summed.
 
 Letters: B samples of a minibatch, A actions, F features.
 """
@@ -20,7 +20,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.iql import IQLSettings
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import StateActionValue
+from pi_incubator.layers.critic import NUM_CRITICS, StateActionValue
 from pi_incubator.networks import make_network
 from pi_incubator.policies.bounded_gaussian import BoundedGaussianPolicy
 from pi_incubator.registry import algorithm
@@ -29,15 +29,15 @@ from pi_incubator.training.loss_input import masked_mean
 from pi_incubator.training.offline import Offline
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 
-NUM_CRITICS = 2
 LARGEST_WEIGHT = 100.0
-"""Of an action in the policy's loss (the paper's appendix B)."""
+"""The largest weight of an action in the policy's loss (the paper's appendix B)."""
 
 
 @algorithm("iql")
 class IQL(Offline[IQLSettings]):
-    """Twin critics, the value of states as an expectile of theirs, and a policy by weighted cloning."""
+    """Two critics, a value function that is an expectile of their values, and weighted behavioral cloning."""
 
     policy: BoundedGaussianPolicy
     report_names = ("loss/value", "value/mean", "loss/actor", "loss/critic")
@@ -90,7 +90,7 @@ class IQL(Offline[IQLSettings]):
         }
 
     def _value_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Eq. 5: errors in which the target is larger weigh more."""
+        """Eq. 5: a squared error's weight is `expectile` where the target is larger, else 1 - `expectile`."""
         with self.autocast():
             with torch.no_grad():
                 target, features = self._target_value(minibatch), self.critic_features.now(minibatch)
@@ -102,7 +102,10 @@ class IQL(Offline[IQLSettings]):
         return torch.autograd.grad(loss, self.value_weights), report
 
     def _actor_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Eq. 7: recorded actions count by their advantage (Peng et al. 2019, arXiv 1910.00177)."""
+        """Eq. 7: the likelihood of recorded actions, weighted by the exponential of their advantage.
+
+        Peng et al. 2019, arXiv 1910.00177.
+        """
         with self.autocast():
             with torch.no_grad():
                 value = self.value(self.critic_features.now(minibatch)).squeeze(-1)
@@ -114,7 +117,7 @@ class IQL(Offline[IQLSettings]):
         return torch.autograd.grad(loss, self.actor_weights), loss.detach().view(1)
 
     def _critic_gradients(self, minibatch: TensorDict) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Eq. 6: the target is the value of the next state, without an action."""
+        """Eq. 6: the target bootstraps from the value function, so the next state needs no action."""
         settings = self.settings
         with self.autocast():
             with torch.no_grad():
@@ -128,12 +131,9 @@ class IQL(Offline[IQLSettings]):
 
     def _apply_to_critics(self, gradients: list[Tensor], sound: Tensor) -> None:
         self.critic_optimizer.step(gradients, sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.target_weights, self.critic_weights, self.settings.tau, sound)
 
     def _target_value(self, minibatch: TensorDict) -> Tensor:
-        """The lesser of the target critics' values `[B]` of the recorded actions."""
+        """The smaller of the target critics' values `[B]` of the recorded actions."""
         features, action = self.target_features.now(minibatch), self.policy.to_unit(minibatch["action"])
         return torch.stack([critic(features, action).squeeze(-1) for critic in self.target_critics]).amin(0)

@@ -90,7 +90,7 @@ class PPO(PolicyGradient[PPOSettings]):
         data["next", "reward"].add_(torch.where(data["valid"], reward, 0.0))
 
     def _normalize_values(self, data: TensorDict) -> None:
-        """Let the value targets join the moments of all ranks, then normalize targets and values by these.
+        """Update the moments of value targets over all ranks, then normalize targets and values by them.
 
         The moments are those of the critic that acts: an update in the background never reads them.
         """

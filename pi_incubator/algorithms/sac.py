@@ -32,6 +32,7 @@ from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.sac_loss import continuous_loss, discrete_loss
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 
 
 @algorithm("sac")
@@ -68,7 +69,7 @@ class SAC(OffPolicy[SACSettings]):
         lr_critic = torch.tensor(settings.lr_critic, device=device)
         outputs = output_weights(self.policy)
         self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
-        # One row each, the critics' output layers are vectors to Muon.
+        # Output layers of critics have one row each: for Muon they are vectors.
         self.critic_optimizer = make_optimizer(
             settings.optimizer, self.critic_weights, lr_critic, stacked=heads
         )
@@ -132,10 +133,7 @@ class SAC(OffPolicy[SACSettings]):
         *of_actor, of_temperature = gradients
         self.actor_optimizer.step(of_actor, sound)
         self.temperature_optimizer.step([of_temperature], sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.target_weights, self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.target_weights, self.critic_weights, self.settings.tau, sound)
 
     def _loss_input(
         self, minibatch: TensorDict, features: dict[str, Tensor], next_features: dict[str, Tensor]
@@ -149,7 +147,7 @@ class SAC(OffPolicy[SACSettings]):
         """The loss for the env's kind of actions.
 
         Raises:
-            SettingError: an entropy was set that is of the other kind.
+            SettingError: the setting of the target entropy is for the other kind of actions.
         """
         discrete = isinstance(self.policy, CategoricalPolicy)
         field = "algorithm.target_entropy" if discrete else "algorithm.entropy_share"

@@ -21,7 +21,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.td3 import TD3Settings
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import make_critics
+from pi_incubator.layers.critic import NUM_CRITICS, make_critics
 from pi_incubator.networks import make_network
 from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.registry import algorithm
@@ -32,13 +32,12 @@ from pi_incubator.training.muon import make_optimizer, output_weights
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
-
-NUM_CRITICS = 2
+from pi_incubator.training.targets import follow
 
 
 @algorithm("td3")
 class TD3(OffPolicy[TD3Settings]):
-    """Twin critics and a deterministic policy, with targets of all three."""
+    """Two critics and a deterministic policy, and a target network for each of the three."""
 
     policy: DeterministicPolicy
     report_names = ("loss/critic", "loss/actor")
@@ -66,7 +65,7 @@ class TD3(OffPolicy[TD3Settings]):
         lr_critic = torch.tensor(settings.lr_critic, device=device)
         outputs = output_weights(self.policy)
         self.actor_optimizer = make_optimizer(settings.optimizer, self.actor_weights, lr_actor, outputs)
-        # One row each, the critics' output layers are vectors to Muon.
+        # Output layers of critics have one row each: for Muon they are vectors.
         self.critic_optimizer = make_optimizer(
             settings.optimizer, self.critic_weights, lr_critic, stacked=heads
         )
@@ -141,10 +140,7 @@ class TD3(OffPolicy[TD3Settings]):
 
     def _apply_to_actor(self, gradients: list[Tensor], sound: Tensor) -> None:
         self.actor_optimizer.step(gradients, sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.targets, self.actor_weights + self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        follow(self.targets, self.actor_weights + self.critic_weights, self.settings.tau, sound)
 
     def _loss_input(
         self, minibatch: TensorDict, features: dict[str, Tensor], next_features: dict[str, Tensor]

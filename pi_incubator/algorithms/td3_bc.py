@@ -20,7 +20,7 @@ from pi_incubator.training.loss_input import CRITIC, masked_mean
 from pi_incubator.training.offline import Offline
 
 SMALLEST_VALUE = 1e-6
-"""Of the mean absolute value that weighs the critics, so that nothing is divided by zero."""
+"""Lower limit of the mean absolute value by which the policy's loss divides the critics' values."""
 
 
 @algorithm("td3_bc")

@@ -5,7 +5,7 @@ some steps in the model, where reward, termination and observation are the task'
 of these steps, with a critic's value behind them, is a differentiable function of the policy's weights:
 stochastic value gradients (Heess et al. 2015, arXiv 1510.09142), over a short horizon with a critic (Clavera
 et al. 2020, arXiv 2005.08068; Xu et al. 2022, arXiv 2204.07137), with lambda returns (Hafner et al. 2020,
-arXiv 1912.01603, eq. 6 to 8). Unlike there, nothing of the task is learned.
+arXiv 1912.01603, eq. 6 to 8). Unlike in these papers, reward and termination are not learned.
 
 Letters: n windows of T steps, k rollouts that start in a window, B = n k, H imagined steps, A actions, W
 width of a row, D observation width, K shards, M models.
@@ -31,7 +31,7 @@ from pi_incubator.config.algorithms.world_model_gradient import WorldModelGradie
 from pi_incubator.data.replay.replay import NEXT, OBS, Replay
 from pi_incubator.data.replay.sequences import STARTS, Windows
 from pi_incubator.distributed import Distributed
-from pi_incubator.layers.critic import StateValue
+from pi_incubator.layers.critic import NUM_CRITICS, StateValue
 from pi_incubator.networks import make_network
 from pi_incubator.policies.squashed_gaussian import SquashedGaussianPolicy
 from pi_incubator.registry import algorithm
@@ -41,10 +41,9 @@ from pi_incubator.training.compiled import compiled_piece
 from pi_incubator.training.repeated_noise import RepeatedNoise
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
+from pi_incubator.training.targets import follow
 from pi_incubator.world_models.dynamics import Dynamics, Window
 from pi_incubator.world_models.imagine import Noise, Rollout, at_states, imagine, make_imagined_step
-
-NUM_CRITICS = 2
 
 
 @algorithm("world_model_gradient")
@@ -89,7 +88,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         compile_piece = compiled_piece if compute.compiled else lambda function: function
         self.window_step = compile_piece(self.dynamics.window_step)
         self.imagined_step = compile_piece(make_imagined_step(self.imagination, self.dynamics, self.policy))
-        # What repeats is compiled, not the whole step, which would hold it once for each repetition.
+        # Functions that are called in a loop are compiled, not the whole step: it would unroll the loop.
         uncompiled = replace(compute, compiled=False)
         self._step = make_step([model, policy], distributed, uncompiled, self.skipped)
 
@@ -103,7 +102,8 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         return groups, Windows(settings.buffer_size, self.env.spec, groups, self.sampling, **sizes)
 
     def step(self, minibatch: TensorDict) -> Tensor:
-        return self._step(minibatch)
+        *report, entropy, temperature, reward, weight = self._step(minibatch)
+        return torch.stack((*report, entropy / weight, temperature, reward / weight))
 
     def make_noise(self) -> Tensor:
         length = torch.empty(1, self.env.num_envs, device=self.env.device)
@@ -163,26 +163,33 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         self.model_optimizer.step(clip_by_norm(gradients, self.settings.max_grad_norm), sound)
 
     def _policy_gradients(self, minibatch: TensorDict) -> tuple[list[Tensor], Tensor]:
-        """Gradients of the policy, of the critics, and that of the logarithm of the temperature."""
+        """Gradients of policy and critics, then the sums from which the temperature's gradient follows.
+
+        Weighted means over imagined steps are divided after the exchange: the sum of the weights depends on
+        how many rollouts of a rank end, so a mean over the ranks of their means would be another number.
+
+        Returns:
+            The gradients, behind them `[2]`: the weighted entropy and the weight, each summed and divided
+            by the number of steps. The report: losses of actor and critic, weighted entropy, temperature,
+            weighted reward, weight.
+        """
         with self.autocast():
             rollout = self._imagine(minibatch)
             value = torch.stack([critic(rollout.observation[1:]) for critic in self.targets]).mean(0)
             discount = self.settings.gamma * (~rollout.terminated).to(value.dtype)
             reward = self.settings.reward_scale * rollout.reward
             returns = lambda_return(reward, value, discount, self.settings.return_lambda)  # [H, B]
-            # A step counts as much as the rollout still goes on before it.
+            # Discounted weights of the steps, zero behind the end of a rollout.
             weight = torch.cat((torch.ones_like(discount[:1]), discount[:-1])).cumprod(0)
             temperature = self.log_temperature.exp()
             actor_loss = -(weight * (returns - temperature * rollout.log_prob)).mean()
             critic_loss = self._critic_loss(rollout, returns.detach(), weight)
         of_actor = torch.autograd.grad(actor_loss, self.actor_weights)
         of_critic = torch.autograd.grad(critic_loss, self.critic_weights)
-        entropy = -(weight * rollout.log_prob.detach()).sum() / weight.sum()
-        target = self.settings.target_entropy * self.env.spec.action_dim
-        of_temperature = temperature * (entropy - target)  # of exp(log) * (entropy - target)
-        mean_reward = (weight * rollout.reward.detach()).sum() / weight.sum()
-        report = (actor_loss.detach(), critic_loss.detach(), entropy, temperature, mean_reward)
-        return [*of_actor, *of_critic, of_temperature], torch.stack(report)
+        entropy, total = -(weight * rollout.log_prob.detach()).mean(), weight.mean()
+        weighted_reward = (weight * rollout.reward.detach()).mean()
+        report = (actor_loss.detach(), critic_loss.detach(), entropy, temperature, weighted_reward, total)
+        return [*of_actor, *of_critic, torch.stack((entropy, total))], torch.stack(report)
 
     def _critic_loss(self, rollout: Rollout, returns: Tensor, weight: Tensor) -> Tensor:
         """Half the squared distance of the critics from the imagined returns `[H, B]`."""
@@ -194,11 +201,11 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         num_actor, limit = len(self.actor_weights), self.settings.max_grad_norm
         self.actor_optimizer.step(clip_by_norm(gradients[:num_actor], limit), sound)
         self.critic_optimizer.step(clip_by_norm(gradients[num_actor:-1], limit), sound)
-        self.temperature_optimizer.step(gradients[-1:], sound)
-        with torch.no_grad():
-            tau = torch.where(sound, self.settings.tau, 0.0)
-            for target, weight in zip(self.targets.parameters(), self.critic_weights, strict=True):
-                target.lerp_(weight, tau)
+        entropy, weight = gradients[-1]
+        target = self.settings.target_entropy * self.env.spec.action_dim
+        of_temperature = self.log_temperature.exp() * (entropy / weight - target)  # by its logarithm
+        self.temperature_optimizer.step([of_temperature], sound)
+        follow(self.targets.parameters(), self.critic_weights, self.settings.tau, sound)
 
     def _imagine(self, minibatch: TensorDict) -> Rollout:
         """Rollouts from some states of the windows."""

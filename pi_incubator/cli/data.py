@@ -72,7 +72,7 @@ def _import(arguments: argparse.Namespace) -> None:
     beside = arguments.source / ("data" if module.__name__.endswith("minari") else "meta")
     manifest = _manifest(beside, module, arguments)
     episodes = _checked(module.read(arguments.source), manifest, arguments)
-    write_dataset(manifest, episodes, arguments.to, "import-0")
+    write_dataset(manifest, episodes, arguments.to, "import-0", arguments.source)
     _info(argparse.Namespace(dataset=arguments.to))
 
 

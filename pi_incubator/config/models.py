@@ -320,6 +320,13 @@ class ExperimentConfig(Section):
     def _some_number_fits(self) -> None:
         """There is a number of worlds to choose."""
         algorithm, least = self.algorithm, self.algorithm.num_envs_multiple()
+        if algorithm.reads_dataset and not self.training.total_steps:
+            raise cross_field_error(
+                field="env.num_envs",
+                value="auto",
+                problem="has nothing to choose with training.total_steps = 0: no world is stepped",
+                fix="set it to 1",
+            )
         if least > MAX_NUM_ENVS:
             raise cross_field_error(
                 field="algorithm.minibatch_size",

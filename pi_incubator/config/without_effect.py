@@ -75,6 +75,12 @@ def _uri(cfg: ExperimentConfig) -> str | None:
     return "has no effect with tracking.backend = none" if cfg.tracking.backend == "none" else None
 
 
+def _normalize_observations(cfg: ExperimentConfig) -> str | None:
+    if cfg.network.sees_pixels and cfg.network.normalize_observations:
+        return f"has no effect with network.name = {cfg.network.name}: pixels are not normalized"
+    return None
+
+
 def _observation_clip(cfg: ExperimentConfig) -> str | None:
     if cfg.network.sees_pixels:
         return f"has no effect with network.name = {cfg.network.name}: pixels are not normalized"
@@ -120,6 +126,7 @@ RULES = (
     Rule("guards.energy_margin", _own_task),
     Rule("randomization.observation_noise", _policy_group),
     *(Rule(f"randomization.{name}", _own_task) for name in RandomizationSection.model_fields),
+    Rule("network.normalize_observations", _normalize_observations),
     Rule("network.observation_clip", _observation_clip),
     Rule("network.activation", _activation),
     Rule("dataset.path", _dataset, "remove it, or set algorithm.name to iql or another offline one"),

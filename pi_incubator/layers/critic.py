@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from pi_incubator.layers.encoder import StatelessEncoder
 from pi_incubator.layers.network import Network
 
+NUM_CRITICS = 2
+"""Critics of which losses take the smaller value, or the mean (Fujimoto et al. 2018, arXiv 1802.09477)."""
+
 
 class StateActionValue(nn.Module):
     """Features of the critics' encoder `[B, F]` and action in (-1, 1) `[B, A]` -> value `[B, 1]`."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pi_incubator.layers.encoder import Encoder, restarted
+from pi_incubator.layers.encoder import Encoder
 from pi_incubator.layers.gates import chrono_bias
 from pi_incubator.layers.linear_scan import linear_scan
 from pi_incubator.layers.mlp import embedding
@@ -51,8 +51,7 @@ class MinGRULayer(nn.Module):
         dtype = self.gates.weight.dtype
         zp, new = self.gates(x).to(dtype).split([2 * self.size, self.size], -1)
         update, passes = zp.sigmoid().chunk(2, -1)
-        decay = (1.0 - update).masked_fill(starts.unsqueeze(-1), 0.0)
-        states = linear_scan(decay, update * new, restarted(hidden, starts[0]).to(dtype))
+        states = linear_scan(1.0 - update, update * new, hidden.to(dtype), starts)
         return x + passes * (states - x), states
 
 

@@ -94,14 +94,16 @@ class TransformerLayer(nn.Module):
         Args:
             x: `[N, T, H]`.
             cache: `[N, W - 1, 2 H]`, keys and values of the steps before.
-            is_hidden: `[N, T, K]` bool, which keys a step does not see although they lie in its window.
+            is_hidden: `[N, T, K]` bool, which keys a step does not see.
         """
         query, key_value = self._projected(x)
         cache = torch.cat((cache.to(key_value.dtype), key_value), 1)  # [N, K, 2 H]
         keys, values = (self._heads(part) for part in cache.chunk(2, -1))
         logits = self._heads(query) @ keys.transpose(-1, -2) + self._biases(x.shape[1])  # [N, h, T, K]
         weights = logits.masked_fill(is_hidden.unsqueeze(1), -torch.inf).softmax(-1)
-        attended = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
+        # NaN of another episode, whose weight is zero, must not reach this one: zero times NaN is NaN. Steps
+        # of the same episode get it by the key.
+        attended = (weights.to(values.dtype) @ values.nan_to_num()).transpose(1, 2).flatten(2)
         return self._behind(x, attended)
 
     def _projected(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,9 +122,9 @@ class TransformerLayer(nn.Module):
         return self.gates[1](x, self.contract(expanded).relu())
 
     def _biases(self, num_steps: int) -> Tensor:
-        """`[h, T, K]`: of each step and key the bias of their distance, minus infinity out of the window."""
+        """`[h, T, K]`: of each step and key the bias of their distance, zero out of the window."""
         width = self.window + num_steps
-        rows = F.pad(self.bias, (0, num_steps), value=-torch.inf)  # [h, W + T]
+        rows = F.pad(self.bias, (0, num_steps))  # [h, W + T]
         # T such rows one behind the other, cut into rows that are shorter by one: each begins one later.
         rows = rows.unsqueeze(1).expand(-1, num_steps, -1).flatten(1)[:, : num_steps * (width - 1)]
         return rows.unflatten(-1, (num_steps, width - 1))
@@ -185,8 +187,11 @@ class TransformerEncoder(Encoder):
         return filled, tuple(cache.unflatten(-1, (self.num_before, -1)) for cache in caches)
 
     def _hidden(self, filled: Tensor, starts: Tensor) -> Tensor:
-        """`[N, T, K]` bool: keys of other episodes, and places of the cache where there is no step."""
+        """`[N, T, K]` bool: keys out of the window or of other episodes, and empty places of the cache."""
         episode = starts.cumsum(1)  # [N, T], from 0
         # Before the first step there are steps of episode 0, or nothing.
         before = torch.where(filled == 0, -1, 0).to(episode.dtype)
-        return episode.unsqueeze(-1) != torch.cat((before, episode), 1).unsqueeze(1)
+        is_other = episode.unsqueeze(-1) != torch.cat((before, episode), 1).unsqueeze(1)
+        num_steps, num_keys = is_other.shape[1:]
+        reach = torch.ones(num_steps, num_keys, dtype=torch.bool, device=starts.device)
+        return is_other | ~reach.triu().tril(self.num_before)

@@ -1,4 +1,4 @@
-"""Selective state spaces (Gu and Dao 2023): policy and critics have layers of their own."""
+"""Selective state spaces (Gu and Dao 2023); policy and critics share no layers."""
 
 from __future__ import annotations
 

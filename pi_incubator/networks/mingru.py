@@ -1,4 +1,4 @@
-"""Minimal gated recurrent units (Feng et al. 2024): policy and critics have layers of their own."""
+"""Minimal gated recurrent units (Feng et al. 2024); policy and critics share no layers."""
 
 from __future__ import annotations
 

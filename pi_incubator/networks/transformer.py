@@ -1,4 +1,4 @@
-"""Gated transformers (Parisotto et al. 2020): policy and critics have layers of their own."""
+"""Gated transformers (Parisotto et al. 2020); policy and critics share no layers."""
 
 from __future__ import annotations
 

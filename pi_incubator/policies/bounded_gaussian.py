@@ -6,7 +6,6 @@ Letters: N worlds, B samples, A actions, F features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -16,6 +15,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.normal import log_prob_of
 from pi_incubator.policies.policy import PolicyStep
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -51,9 +51,7 @@ class BoundedGaussianPolicy(BoundedPolicy):
 
     def log_prob(self, features: Tensor, unit: Tensor) -> Tensor:
         """Features `[B, F]` and actions `[B, A]` around (-1, 1) -> the logarithm of their density `[B]`."""
-        std = self._std()
-        error = (unit - self.head(features).tanh()) / std
-        return (-0.5 * error.square() - std.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
+        return log_prob_of(unit, self.head(features).tanh(), self._std())
 
     def action_of(self, features: Tensor) -> Tensor:
         return self.to_env_units(self.head(features).tanh())

@@ -5,7 +5,6 @@ Letters: N worlds, A actions, F features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -15,6 +14,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.normal import log_density
 from pi_incubator.policies.policy import PolicyStep
 
 
@@ -39,8 +39,7 @@ class DeterministicPolicy(BoundedPolicy):
         normalized = self.normalizer(obs)
         features, state = self.encoder(normalized[self.group], state)
         unit = (self.unit_action(features) + self.exploration_std * noise).clamp(-1.0, 1.0)
-        density = -0.5 * noise.square() - 0.5 * math.log(2.0 * math.pi)
-        log_prob = (density - (self.exploration_std * self.half_range).log()).sum(-1)
+        log_prob = log_density(noise, self.exploration_std * self.half_range).sum(-1)
         return PolicyStep(self.to_env_units(unit), log_prob, state, normalized, features)
 
     def unit_action(self, features: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ Letters: T steps, N worlds, A actions, F features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 
 import torch
@@ -17,6 +16,7 @@ from pi_incubator.layers.encoder import restarted
 from pi_incubator.layers.rssm import RSSMEncoder
 from pi_incubator.layers.world_model import WorldModelNetwork
 from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.normal import log_prob_of
 from pi_incubator.policies.policy import PolicyStep
 
 STD_RANGE = (0.1, 1.0)
@@ -74,14 +74,3 @@ class LatentPolicy(BoundedPolicy):
             rows.append(features)
             state = self.state_after(features, state, self.action_of(features))
         return torch.stack(rows)
-
-
-def log_prob_of(value: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Logarithm of the density `[...]` of a diagonal Gaussian, all arguments `[..., A]`."""
-    normalized = (value - mean) / std
-    return (-0.5 * normalized.square() - std.log() - 0.5 * math.log(2.0 * math.pi)).sum(-1)
-
-
-def entropy_of(std: Tensor) -> Tensor:
-    """Entropy `[...]` of a diagonal Gaussian with standard deviations `[..., A]`, in nats."""
-    return (std.log() + 0.5 * math.log(2.0 * math.pi * math.e)).sum(-1)

@@ -15,6 +15,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
+from pi_incubator.policies.normal import log_density
 from pi_incubator.policies.policy import PolicyStep
 
 LOG_STD_RANGE = (-5.0, 2.0)
@@ -38,10 +39,9 @@ class SquashedGaussian:
     def rsample_and_log_prob(self, sample_shape: Sequence[int] = ()) -> tuple[Tensor, Tensor]:
         """The action in (-1, 1) `[B, A]`, and the logarithm of its probability density `[B]`."""
         before = self.loc + self.scale * self.noise
-        gaussian = -0.5 * self.noise.square() - self.scale.log() - 0.5 * math.log(2.0 * math.pi)
         # log(1 - tanh(x)^2), exact where tanh saturates.
         jacobian = 2.0 * (math.log(2.0) - before - softplus(-2.0 * before))
-        return before.tanh(), (gaussian - jacobian).sum(-1)
+        return before.tanh(), (log_density(self.noise, self.scale) - jacobian).sum(-1)
 
 
 class SquashedGaussianPolicy(BoundedPolicy):

@@ -22,6 +22,7 @@ from pi_incubator.config.batch_norm_sac import BatchNormSACSettings
 from pi_incubator.data.replay.replay import NEXT, OBS
 from pi_incubator.distributed import Distributed
 from pi_incubator.layers.batch_norm import follow_moments
+from pi_incubator.layers.critic import NUM_CRITICS
 from pi_incubator.layers.network import BatchNormNetwork
 from pi_incubator.layers.stacked import TrunkEncoder
 from pi_incubator.layers.unit_norm import rescale
@@ -33,7 +34,6 @@ from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
 
-NUM_CRITICS = 2
 Settings = TypeVar("Settings", bound=BatchNormSACSettings)
 
 

@@ -14,11 +14,13 @@ from pi_incubator.layers.rssm import Prior
 from pi_incubator.policies.latent import LatentPolicy
 
 PERCENTILES = (0.05, 0.95)
+"""Whose distance is the range of returns."""
 RATE = 0.01
+"""Of the moving averages of both percentiles."""
 
 
 class Imagined(NamedTuple):
-    """Rollouts that no world has taken."""
+    """Rollouts of the policy in the model."""
 
     features: Tensor
     """`[H + 1, B, F]`, the first of which were given."""
@@ -47,9 +49,10 @@ def imagine(policy: LatentPolicy, prior: Prior, features: Tensor, noise: Tensor,
 
 
 class ReturnScale:
-    """What advantages are divided by: the range of returns without their extremes, but at least 1 (eq. 12).
+    """Advantages are divided by the range of returns between two percentiles, but at least by 1 (eq. 12).
 
-    So one weight of the entropy fits rewards of any size, and small returns, which may be noise, stay small.
+    With it, one weight of the entropy fits rewards of any size. The limit of 1 keeps small returns, which may
+    be noise, from being scaled up.
 
     Args:
         device: of the training.
@@ -78,8 +81,8 @@ class ReturnScale:
 def percentiles(returns: Tensor, num_shards: int) -> Tensor:
     """The 5 % and the 95 % percentile `[2]` of returns `[H, B]`.
 
-    Each is the mean of those of the shards, which hold successive parts of B: so the mean over two ranks with
-    one shard each is that of one rank with both.
+    Each is the mean over the shards, which hold successive parts of B. So two ranks with one shard each have
+    the same mean as one rank with both shards.
     """
     of_shards = returns.unflatten(1, (num_shards, -1)).transpose(0, 1).flatten(1)  # [K, H B / K]
     ordered = of_shards.sort(-1).values

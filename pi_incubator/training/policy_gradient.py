@@ -150,7 +150,8 @@ class PolicyGradient(OnPolicy[Settings]):
         assert self.mirror is not None
         policy, group = self.policy, self.policy.group
         normalizer = policy.normalizer.of(group)
-        # Normalized entries have means and units of their own, so raw ones change places.
+        # Raw observations are mirrored: normalized entries have different means and scales, so exchanging
+        # left and right there would change their meaning.
         image = normalizer(self.mirror.groups[group](normalizer.inverse(samples[group])))
         features, _ = policy.encoder(image, policy.initial_state(0))
         mean, _ = policy.moments_of(features)

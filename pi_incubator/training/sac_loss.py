@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from torchrl.objectives import DiscreteSACLoss, SACLoss
 
 from pi_incubator.config.algorithms.sac import SACSettings
-from pi_incubator.layers.critic import make_critics
+from pi_incubator.layers.critic import NUM_CRITICS, make_critics
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.categorical import CategoricalPolicy, Choices
 from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.training.loss_input import ACTOR, CRITIC
 
-NUM_CRITICS = 2
 Loss = TypeVar("Loss", SACLoss, DiscreteSACLoss)
 
 

@@ -24,7 +24,7 @@ from pi_incubator.layers.normalizer import ObservationNormalizer
 from pi_incubator.layers.stacked import StackedLinear, StackedOutput
 
 LIMIT = 10.0
-"""Standard deviations: inputs are clipped to them, and no predicted change is larger."""
+"""Limit of inputs and of predicted changes, in standard deviations."""
 
 
 State = tuple[Tensor, Tensor]
@@ -32,7 +32,7 @@ State = tuple[Tensor, Tensor]
 
 
 class Window(NamedTuple):
-    """Real steps of some windows `[T, n, ...]`, or one of them `[n, ...]`."""
+    """The steps of n recorded windows `[T, n, ...]`, or one step of each `[n, ...]`."""
 
     before: State
     """The state before each step."""
@@ -112,8 +112,8 @@ class Dynamics(nn.Module):
     def error(self, predicted: State, actual: State) -> Tensor:
         """How far predicted states are off `[B]`: a smooth absolute value, mean over the degrees of freedom.
 
-        The unit of velocities is the standard deviation of their change in a step; that of positions is the
-        way at such a velocity.
+        The unit of velocities is the standard deviation of their change in a step. That of positions is what
+        this velocity moves them in a step.
         """
         unit = self.changes.std[: self.motion.num_velocities]
         off = self.motion.pose.difference(predicted[0], actual[0]) / (self.motion.control_dt * unit)
@@ -134,7 +134,7 @@ class Dynamics(nn.Module):
         return predicted, self.error(predicted, actual.after)
 
     def window_loss(self, windows: Window, window_step: WindowStep) -> Tensor:
-        """Mean error `[]` of predictions that continue from predictions.
+        """Mean error `[]` of predictions that continue from predictions; steps that do not count are zeros.
 
         Args:
             windows: `[T, n, ...]`; n is a multiple of M.
@@ -150,5 +150,4 @@ class Dynamics(nn.Module):
             counts = (counts | actual.start) & actual.valid
             errors.append(error)
             counted.append(counts)
-        mask = torch.stack(counted)
-        return torch.where(mask, torch.stack(errors), 0.0).sum() / mask.sum().clamp_min(1)
+        return torch.where(torch.stack(counted), torch.stack(errors), 0.0).mean()

@@ -36,13 +36,13 @@ class Rollout(NamedTuple):
     reward: Tensor
     """`[H, B]`."""
     terminated: Tensor
-    """`[H, B]` bool; what follows is to be weighed with zero."""
+    """`[H, B]` bool; the steps behind it are no longer part of the rollout."""
     log_prob: Tensor
     """`[H, B]` of the action in (-1, 1)."""
 
 
 class Moment(NamedTuple):
-    """Where the rollouts are."""
+    """The rollouts between two steps: their states, and what is observed of them."""
 
     state: Imagined
     groups: dict[str, Tensor]

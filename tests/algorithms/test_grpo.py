@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,16 +11,18 @@ import pytest
 import torch
 from tensordict import TensorDict
 from tensordict.nn import TensorDictModule
+from torch import Tensor
 from torchrl.objectives import ClipPPOLoss
 
 from envs_gpu.errors import SettingError
 from envs_gpu.make import make_env
-from pi_incubator.algorithms.grpo import GRPO, centered
+from pi_incubator.algorithms.grpo import GRPO, REFERENCE, centered
 from pi_incubator.cli.train import main
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.training.policy_gradient import ACTOR_FEATURES
 from tests.learning import make_algorithm
 
+Steps = list[tuple[Tensor, Tensor]]
 T, N, G = 12, 8, 4
 CPU = torch.device("cpu")
 SIZES = {"name": "grpo", "horizon": T, "group_size": G, "minibatch_size": 32, "gamma": 0.9}
@@ -32,24 +36,37 @@ def make_grpo(task: str = "hopper", network: dict[str, Any] | None = None, **alg
     return make_algorithm(cfg, make_env(task, num_envs=N, device=CPU))
 
 
-def grouped(tensor: torch.Tensor) -> torch.Tensor:
+def grouped(tensor: Tensor) -> Tensor:
     """`[T, N, ...]` -> `[T, N / G, G, ...]`."""
     return tensor.unflatten(1, (-1, G))
+
+
+def watch_steps(grpo: GRPO, change: Callable[[int, Tensor], Tensor] = lambda _, action: action) -> Steps:
+    """A list that grows by each step's observation and action of all worlds, after `change`."""
+    steps, plain = [], grpo.env.step
+
+    def step(action: Tensor) -> Any:
+        action = change(len(steps), action)
+        steps.append((grpo.env.obs["policy"].clone(), action.clone()))
+        return plain(action)
+
+    grpo.env.step = step
+    return steps
 
 
 def test_each_rollout_begins_with_groups_of_equal_worlds() -> None:
     """From resets first, then from a state that one of the group was in; actions differ from the start."""
     grpo = make_grpo()
-    for _ in range(3):
+    steps = watch_steps(grpo)
+    for rollout in range(3):
         before = grpo.env.obs["policy"].clone().unflatten(0, (-1, G))
         grpo.collect()
-        data = grpo.rollout.data
-        first = grouped(grpo.policy.normalizer.of("policy").inverse(data["policy"]))[0]
-        torch.testing.assert_close(first, first[:, :1].expand_as(first))
+        first, action = (value.unflatten(0, (-1, G)) for value in steps[rollout * T])
+        assert torch.equal(first, first[:, :1].expand_as(first))
         for group, own in zip(first, before, strict=True):
-            assert any(torch.allclose(group[0], world, atol=1e-5) for world in own)
+            assert any(torch.equal(group[0], world) for world in own)
         assert not torch.equal(first[0], first[1])
-        assert (grouped(data["action"])[0].std(1) > 0.1).all()
+        assert (action.std(1) > 0.1).all()
 
 
 def test_the_state_of_a_recurrent_policy_is_copied_too() -> None:
@@ -61,7 +78,7 @@ def test_the_state_of_a_recurrent_policy_is_copied_too() -> None:
     assert torch.equal(state, state[:, :1].expand_as(state))
 
 
-def float64_advantage(data: TensorDict, gamma: float, normalize: str) -> torch.Tensor:
+def float64_advantage(data: TensorDict, gamma: float, normalize: str) -> Tensor:
     """By the definition: returns-to-go minus the group's mean at each time, by a standard deviation."""
     reward, done = data["next", "reward"].double().squeeze(-1), data["next", "done"].squeeze(-1)
     returns = torch.zeros(T, N, dtype=torch.float64)
@@ -107,14 +124,8 @@ def test_groups_without_spread_and_steps_that_do_not_count_have_no_advantage() -
 
 def test_no_step_of_an_episode_counts_whose_world_breaks() -> None:
     grpo = make_grpo("ant")
-    step, times = grpo.env.step, iter(range(T))
-
-    def step_and_break(action: torch.Tensor) -> Any:
-        if next(times) == 4:
-            grpo.env.physics.state.qvel[2] = torch.nan
-        return step(action)
-
-    grpo.env.step = step_and_break
+    is_broken = torch.arange(N)[:, None] == 2
+    watch_steps(grpo, lambda t, action: action.masked_fill(is_broken, torch.nan) if t == 4 else action)
     grpo.collect()
     grpo.advantage(grpo.rollout.data)
     valid = grpo.rollout.data["valid"].squeeze(-1)
@@ -155,51 +166,51 @@ def test_the_loss_is_torchrls_clipped_surrogate_without_a_critic() -> None:
 
 @pytest.mark.parametrize("task", ["hopper", "yam_reach"])
 def test_there_is_no_critic(task: str) -> None:
-    """Not in what is learned, not in what is saved; and what only a critic would see is not stored."""
+    """Not in what is saved, also where a task has observations for one, and not in what is reported."""
     grpo = make_grpo(task)
-    assert "critic" not in grpo.rollout.data.keys()  # noqa: SIM118 - of a TensorDict
-    assert {id(weight) for weight in grpo.parameters} == {id(weight) for weight in grpo.policy.parameters()}
-    assert not any("critic" in name for name in grpo.parts())
     grpo.collect()
-    assert (grpo.rollout.data["state_value"] == 0).all()
+    metrics = grpo.update()
+    assert not any("critic" in name or "value" in name for name in (*grpo.parts(), *metrics))
+    num_policy = sum(weight.numel() for weight in grpo.policy.parameters())
+    optimizer = grpo.parts()["optimizer"].value.state_dict()
+    assert sum(value.numel() for name, value in optimizer.items() if name.endswith("exp_avg")) == num_policy
 
 
-def test_only_steps_before_the_lookahead_are_learned_from(monkeypatch: pytest.MonkeyPatch) -> None:
-    grpo, seen = make_grpo(lookahead=4), []
-    plain = grpo.step
-    monkeypatch.setattr(grpo, "step", lambda minibatch: (seen.append(minibatch.clone()), plain(minibatch))[1])
-    grpo.collect()
-    grpo.update()
-    learned = torch.cat([minibatch["advantage"] for minibatch in seen]).unique()
-    advantage = grpo.rollout.data["advantage"]
-    torch.testing.assert_close(learned, advantage[:8].unique())
-    assert len(seen) == 5 * 8 * N // 32
+@pytest.mark.parametrize(("changed", "matters"), [(T - 4, False), (T - 5, True)])
+def test_only_steps_before_the_lookahead_are_learned_from(changed: int, matters: bool) -> None:
+    """Other actions in the steps after them change nothing."""
+    weights = []
+    for offset in (0.0, 1.0):
+        grpo = make_grpo(lookahead=4)
+        grpo.collect()
+        data = grpo.rollout.data
+        grpo.advantage(data)
+        data["action"][changed] += offset
+        grpo.learn(data)
+        weights.append(torch.cat([weight.detach().flatten() for weight in grpo.policy.parameters()]))
+    assert torch.equal(*weights) != matters
 
 
 def test_the_divergence_from_the_first_policy_is_eq_4() -> None:
     """Zero at the start; later that of the first policy with its own normalizer."""
     grpo = make_grpo(kl_coef=0.7, lr=1e-2)
-    first = None
+    first, steps = copy.deepcopy(grpo.policy), watch_steps(grpo)
     for _ in range(3):
         grpo.collect()
-        raw = grpo.policy.normalizer.of("policy").inverse(grpo.rollout.data["policy"]).flatten(0, 1)
-        first = first or [weight.detach().clone() for weight in grpo.policy.parameters()]
         metrics = grpo.update()
     assert metrics["policy/reference_kl"] > 0
-    assert all(torch.equal(*pair) for pair in zip(first, grpo.reference.parameters(), strict=True))
-    expected = grpo.reference.distribution(grpo.reference.normalizer({"policy": raw})["policy"])
-    log_prob = expected.log_prob(grpo.rollout.data["action"].flatten(0, 1))
-    torch.testing.assert_close(grpo.rollout.data["reference_log_prob"].flatten(), log_prob)
+    observation, action = (torch.cat(values) for values in zip(*steps[-T:], strict=True))
+    log_prob = first.distribution(first.normalizer({"policy": observation})["policy"]).log_prob(action)
+    torch.testing.assert_close(grpo.rollout.data[REFERENCE].flatten(), log_prob, rtol=1e-4, atol=1e-4)
     samples = make_samples(grpo)
-    samples["reference_log_prob"] = samples["action_log_prob"] - 0.5
-    with_it, without = grpo.losses(samples), make_grpo()
-    difference = samples["reference_log_prob"] - grpo.policy.distribution(samples[ACTOR_FEATURES]).log_prob(
-        samples["action"]
-    )
-    torch.testing.assert_close(with_it[1][-1], (difference.exp() - difference - 1.0).mean())
-    torch.testing.assert_close(with_it[0], with_it[1][0] + 0.7 * with_it[1][-1])
-    assert without.reference is None
+    samples[REFERENCE] = samples["action_log_prob"] - 0.5
+    loss, report = grpo.losses(samples)
+    distribution = grpo.policy.distribution(samples[ACTOR_FEATURES])
+    difference = samples[REFERENCE] - distribution.log_prob(samples["action"])
+    torch.testing.assert_close(report[-1], (difference.exp() - difference - 1.0).mean())
+    torch.testing.assert_close(loss, report[0] + 0.7 * report[-1])
     assert "reference" in grpo.parts()
+    assert "reference" not in make_grpo().parts()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Policy gradients through a learned model: what is refused, and what the loss is."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from envs_gpu.errors import SettingError
 from envs_gpu.imagination import PHYSICS
+from kernels.lambda_return import lambda_return
 from pi_incubator.config import ConfigError, ExperimentConfig, load_config
 from pi_incubator.data.replay.replay import OBS
 from pi_incubator.envs import make_training_env
@@ -106,6 +108,47 @@ def test_the_losses_are_those_of_the_papers():
         critic = critic + 0.5 * (weight * (ours[:, t] - targets[t]).square()).mean(1).sum() / num_steps
         weight = weight * discount[t]
     torch.testing.assert_close(report[:2], torch.stack((actor, critic)))
+    learner.close()
+
+
+@pytest.fixture
+def in_float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def imagined_return(learner, minibatch, critics):
+    """Mean of the lambda returns of a minibatch's rollouts, each discounted to where its rollout starts."""
+    settings, rollout = learner.settings, learner._imagine(minibatch)
+    value = torch.stack([critic(rollout.observation[1:]) for critic in critics]).mean(0)
+    discount = settings.gamma * (~rollout.terminated)
+    returns = lambda_return(settings.reward_scale * rollout.reward, value, discount, settings.return_lambda)
+    return (torch.cat((torch.ones_like(discount[:1]), discount[:-1])).cumprod(0) * returns).mean()
+
+
+@pytest.mark.usefixtures("in_float64")
+@pytest.mark.parametrize("name", ["cartpole_swingup", "hopper"])
+def test_the_policy_climbs_the_imagined_return(name):
+    """Its gradient is minus that of the return, by finite differences, and an optimizer step raises it."""
+    learner = make(name, initial_temperature=1e-12, lr_model=1e-12, tau=1e-12, lr_actor=1e-4)
+    minibatch, critics = learner.minibatch(16), copy.deepcopy(learner.targets)
+    weights, random, eps = list(learner.policy.parameters()), torch.Generator().manual_seed(1), 1e-6
+    directions = [torch.randn(weight.shape, generator=random) for weight in weights]
+    gradients, _ = learner._policy_gradients(minibatch)
+    slope = sum((g * d).sum() for g, d in zip(gradients, directions, strict=False))
+    values = []
+    with torch.no_grad():
+        for step in (eps, -2.0 * eps, eps):
+            for weight, direction in zip(weights, directions, strict=True):
+                weight += step * direction
+            values.append(imagined_return(learner, minibatch, critics))
+        assert abs(slope) > 1e-4
+        torch.testing.assert_close(-slope, (values[0] - values[1]) / (2.0 * eps), rtol=1e-5, atol=1e-9)
+        before = values[-1]
+    learner.step(minibatch)
+    with torch.no_grad():
+        assert imagined_return(learner, minibatch, critics) > before
     learner.close()
 
 

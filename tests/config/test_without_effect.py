@@ -18,6 +18,8 @@ from pi_incubator.config.without_effect import RULES
 from pi_incubator.envs import check_policy_reads
 
 ZOO = "env.name=brax/ant"
+RSSM = ["algorithm.name=dreamer", "network.name=rssm"]
+RSSM_PIXELS = ["algorithm.name=dreamer", "network.name=rssm_pixels", "env.pixels={}"]
 CNN = ["network.name=cnn", "env.pixels={}"]
 DISTIL = ["algorithm.name=distillation", "algorithm.teachers=[runs/a]"]
 OFFLINE = [*DISTIL, "algorithm.dataset=data.npz"]
@@ -80,6 +82,7 @@ TABLE = [
     # networks
     Case("network.observation_clip=5", ["network.normalize_observations=false"]),
     Case("network.observation_clip=5", CNN),
+    Case("network.normalize_observations=true", RSSM_PIXELS, RSSM),
     Case("network.activation=elu", ["network.name=gru", "network.hidden_sizes=[32]"], ["network.name=gru"]),
     Case("network.init_log_std=-1", ["algorithm.name=sac"]),
     # algorithms
@@ -145,7 +148,7 @@ ALWAYS = {
     "evaluation.video_length_s evaluation.video_worlds",  # pi-eval --video reads them
     "checkpoint.save_every checkpoint.keep checkpoint.resume",
     "deployment.export deployment.opset deployment.num_check_observations deployment.tolerance",  # pi-export
-    "network.name network.hidden_sizes network.normalize_observations network.channels",
+    "network.name network.hidden_sizes network.channels",
     "network.num_layers network.dependency_steps network.num_states network.num_taps network.num_heads",
     "network.window",
     "algorithm.name algorithm.loss algorithm.num_epochs algorithm.minibatch_size",
@@ -227,6 +230,14 @@ def test_a_policy_that_acts_on_another_group_is_refused(
     with pytest.raises(SettingError, match=r"has no effect.*'critic'") as caught:
         check_policy_reads(cfg, "critic")
     assert caught.value.field == field
+
+
+def test_a_run_without_worlds_has_no_number_of_them_to_choose(path: Path) -> None:
+    """The fix is one that works."""
+    with pytest.raises(ConfigError, match=r"env.num_envs = 'auto': has nothing to choose .*; set it to 1$"):
+        load_config(path, [*BC, "env.num_envs=auto"])
+    load_config(path, [*BC, "env.num_envs=1"])
+    load_config(path, [*IQL, "env.num_envs=auto"])
 
 
 @pytest.mark.parametrize("backend", ["mujoco", "warp", "mjx", "newton"])

@@ -121,6 +121,20 @@ def test_a_window_of_one_step_begins_no_episode():
     assert not sample["starts"].any()
 
 
+def test_renewed_states_replace_those_before_the_sampled_steps():
+    """A step that is in several windows has its state in the last of them; no other state changes."""
+    buffer = filled(LENGTH, burn_in=0)
+    before = buffer.state_dict()["state"].clone()
+    index = torch.tensor([[0, 4, 8], [4, 8, 12], [9, 13, 17], [4, 8, 12]])
+    states = torch.arange(4 * 3 * S).view(4, 3, S) + 0.5
+    buffer.renew_states(index, states)
+    expected = before.flatten(0, 1).clone()
+    for window in range(4):
+        for t in range(3):
+            expected[index[window, t]] = states[window, t]
+    assert torch.equal(buffer.state_dict()["state"].flatten(0, 1), expected)
+
+
 @pytest.mark.parametrize("num_steps", [6, 14])
 def test_it_continues_bit_for_bit(num_steps):
     one, other = filled(num_steps), make()

@@ -51,6 +51,8 @@ SAC_GRU = SAC.replace("network: {", "network: {name: gru, ").replace(
 )
 WORLD_MODEL = SAC.replace("name: sac,", "name: world_model_gradient, imagined_steps: 4, num_models: 2,")
 WORLD_MODEL = WORLD_MODEL.replace("horizon: 4,", "horizon: 4, model_sizes: [16], updates_per_step: 0.5,")
+# In the untrained model, rollouts that begin with worlds about to fall end.
+WORLD_MODEL_WITH_ENDS = WORLD_MODEL.replace("half_cheetah", "hopper")
 DREAMER = """
 env: {name: half_cheetah}
 network: {name: rssm, hidden_sizes: [16], recurrent_size: 8, num_latents: 4, normalize_observations: true}
@@ -110,10 +112,11 @@ def record(folder):
             pytest.param(text, *OFF_POLICY, marks=pytest.mark.slow)
             for text in (SAC, TD3, FLASH_SAC, CROSSQ, SAC_GRU, OVERLAPPED, WORLD_MODEL, DREAMER, IQL, CQL)
         ),
+        pytest.param(WORLD_MODEL_WITH_ENDS, *OFF_POLICY, marks=pytest.mark.slow),
     ],
     ids=[
         *("ppo", "grpo", "a2c", "sac", "td3", "flash_sac", "crossq", "sac_gru", "sac_overlapped"),
-        *("world_model_gradient", "dreamer", "iql", "cql"),
+        *("world_model_gradient", "dreamer", "iql", "cql", "world_model_gradient_with_ends"),
     ],
 )
 def test_two_ranks_train_like_one_with_twice_the_worlds(tmp_path, text, two, one):

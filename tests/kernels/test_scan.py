@@ -42,6 +42,8 @@ def rollouts(draw, name, max_steps=12):
     inputs = kernels.get(name).inputs(num_steps, num_worlds, seed=seed)
     generator = torch.Generator().manual_seed(seed)
     inputs["reward"] *= draw(st.sampled_from([0.01, 1.0, 100.0]))
+    if name == "lambda_return" and draw(st.booleans()):
+        inputs["terminated"] = torch.rand(num_steps, num_worlds, generator=generator) < 0.3
     if "done" in inputs:
         for flag in ("terminated", "done"):
             chance = draw(st.sampled_from([0.0, 0.1, 0.5, 1.0]))
@@ -293,10 +295,14 @@ def test_nan_stays_in_its_world(name, implementation, device):
             assert torch.equal(actual[:, 5:], expected[:, 5:])
 
 
-@pytest.mark.parametrize("name", ["discounted_return", "td_lambda", "vtrace"])
+@pytest.mark.parametrize("name", NAMES)
 def test_nan_behind_a_flag_does_not_leak(name, implementation, device):
     inputs = kernels.get(name).inputs(13, 31, device=device)
-    inputs["terminated"][3, 2] = inputs["done"][3, 2] = True
+    if name == "lambda_return":
+        inputs["terminated"] = torch.zeros(13, 31, dtype=torch.bool, device=device)
+    else:
+        inputs["done"][3, 2] = True
+    inputs["terminated"][3, 2] = True
     clean = call(name, inputs, implementation)
     hidden = inputs["next_value"].masked_fill(inputs["terminated"], torch.nan)
     for actual, expected in zip(

@@ -85,6 +85,34 @@ def test_an_episode_knows_nothing_of_the_one_before(name):
 
 
 @pytest.mark.parametrize("name", WITH_STATE)
+def test_nan_ends_with_its_episode(name):
+    """Other worlds, earlier steps and the next episode are as without it."""
+    encoder = make_encoder(name, **depth(name))
+    observation, state, starts = make_sequence(encoder, 0.0)
+    starts[8, 1] = True
+    poisoned = observation.clone()
+    poisoned[5, 1] = torch.nan
+    with torch.no_grad():
+        clean, found = (encoder.sequence(obs, state, starts) for obs in (observation, poisoned))
+        fresh = encoder.sequence(poisoned[8:], torch.zeros_like(state), starts[8:])
+    assert found[5:8, 1].isnan().all()
+    torch.testing.assert_close(found[8:, 1], fresh[:, 1])
+    found[5:8, 1] = clean[5:8, 1]
+    torch.testing.assert_close(found, clean)
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
+def test_nan_in_a_state_ends_where_an_episode_starts(name):
+    encoder = make_encoder(name, **depth(name))
+    observation, state, starts = make_sequence(encoder, 0.0)
+    starts[2] = True
+    with torch.no_grad():
+        clean = encoder.sequence(observation, state, starts)
+        found = encoder.sequence(observation, torch.full_like(state, torch.nan), starts)
+    torch.testing.assert_close(found[2:], clean[2:], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", WITH_STATE)
 def test_the_past_is_remembered(name):
     """What is seen at one step changes the features of the steps after it."""
     encoder = make_encoder(name)

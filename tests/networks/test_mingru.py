@@ -26,18 +26,21 @@ def test_a_layer_is_the_papers_unit_in_a_highway():
         torch.testing.assert_close(y[t], p * hidden + (1 - p) * x[t])
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_a_scan_and_its_gradient_are_those_of_a_loop(dtype):
+def test_a_scan_and_its_gradient_are_those_of_a_loop(dtype, share):
     random = torch.Generator().manual_seed(0)
     decay, drive = (torch.rand(T, N, H, generator=random, dtype=dtype).requires_grad_() for _ in range(2))
     state = torch.randn(N, H, generator=random, dtype=dtype).requires_grad_()
     weights = torch.randn(T, N, H, generator=random, dtype=dtype)
+    starts = torch.rand(T, N, generator=random) < share
     rows, hidden = [], state
     for t in range(T):
+        hidden = torch.where(starts[t].unsqueeze(-1), 0.0, hidden)
         hidden = decay[t] * hidden + drive[t]
         rows.append(hidden)
     expected = torch.stack(rows)
-    found = linear_scan(decay, drive, state)
+    found = linear_scan(decay, drive, state, starts)
     torch.testing.assert_close(found, expected)
     leaves = [decay, drive, state]
     ours, theirs = (torch.autograd.grad((value * weights).sum(), leaves) for value in (found, expected))

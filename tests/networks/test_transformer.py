@@ -26,7 +26,7 @@ def test_attention_is_torchs_with_a_band_as_its_mask():
     x = torch.randn(N, T, H).double()
     empty = torch.ones(N, T, WINDOW - 1, dtype=torch.bool)
     cache = torch.randn(N, WINDOW - 1, 2 * H).double()
-    layer.sequence(x, cache, torch.cat((empty, torch.zeros(N, T, T, dtype=torch.bool)), -1))
+    layer.sequence(x, cache, torch.cat((empty, band(T).expand(N, -1, -1)), -1))
     distance = (torch.arange(T)[:, None] - torch.arange(T)).clamp(0, WINDOW - 1)
     biases = layer.bias[:, WINDOW - 1 - distance].masked_fill(band(T), -torch.inf)  # [h, T, T]
     normed = layer.norms[0](x).transpose(0, 1)

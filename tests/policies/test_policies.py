@@ -17,6 +17,7 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.categorical import CategoricalPolicy
 from pi_incubator.policies.deterministic import DeterministicPolicy
 from pi_incubator.policies.gaussian import GaussianPolicy
+from pi_incubator.policies.normal import entropy_of, log_prob_of
 from pi_incubator.policies.squashed_gaussian import LOG_STD_RANGE, SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.registry import networks
 
@@ -261,3 +262,10 @@ def test_a_policy_reads_its_own_group_alone():
         obs = observations(N, policy)
         action, _ = policy.mean({group: obs[group]}, policy.initial_state(N))
         assert action.shape == (N, 2)
+
+
+def test_densities_and_entropies_are_torchs():
+    value, mean, std = torch.randn(3, N, 2, generator=torch.Generator().manual_seed(0)).double()
+    normal = Independent(Normal(mean, std.exp()), 1)
+    torch.testing.assert_close(log_prob_of(value, mean, std.exp()), normal.log_prob(value))
+    torch.testing.assert_close(entropy_of(std.exp()), normal.entropy())

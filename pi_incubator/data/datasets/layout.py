@@ -3,8 +3,8 @@
     manifest.json             env, observation groups, action limits, control rate: see `Manifest`
     WRITER-000000.safetensors steps, the episodes that they belong to, and the observations after these
 
-A shard holds S steps in E segments. A segment is a number of steps in a row of one episode; a long episode
-has several, in consecutive shards of one writer. Tensors of a shard:
+A shard holds S steps in E segments. A segment is some consecutive steps of one episode; a long episode has
+several segments, in consecutive shards of one writer. Tensors of a shard:
 
     obs.GROUP        [S, D]  raw, before the step
     action           [S, A]  in the env's units, within its limits
@@ -43,8 +43,8 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.errors import UserError
 
 FORMAT = 1
-STEPS_OF_SHARD = 2**17
-"""Steps after which a shard is written."""
+STEPS_OF_SHARD, BYTES_OF_SHARD = 2**17, 2**28
+"""Steps, and bytes in memory, of which a recording writes the shard that reaches one of them."""
 MANIFEST, SUFFIX = "manifest.json", ".safetensors"
 OBS, FINAL = "obs.", "final."
 PER_STEP = {"reward": np.float32, "terminated": np.bool_, "truncated": np.bool_, "valid": np.bool_}
@@ -271,8 +271,17 @@ def _segments(tensors: Mapping[str, Array], manifest: Manifest) -> Iterator[tupl
         )
 
 
-def write_dataset(manifest: Manifest, episodes: Iterable[Episode], folder: Path, writer: str) -> None:
+def write_dataset(
+    manifest: Manifest, episodes: Iterable[Episode], folder: Path, writer: str, source: Path
+) -> None:
     """Write whole episodes as a dataset of one writer; nothing is left where that fails.
+
+    Args:
+        manifest: of the dataset.
+        episodes: to write, with T >= 1 steps each.
+        folder: of the dataset; it must not be there.
+        writer: names the shards.
+        source: what the episodes were read from; errors name it.
 
     Raises:
         DatasetError: there are no episodes, or one is of another form than the manifest says.
@@ -291,16 +300,19 @@ def write_dataset(manifest: Manifest, episodes: Iterable[Episode], folder: Path,
 
         for episode in episodes:
             if not len(episode.reward):
-                raise DatasetError(folder, "an episode has no steps", "leave it out of the source")
+                raise DatasetError(source, "an episode has no steps", "leave it out")
             waiting.append(episode)
             if sum(len(one.reward) for one in waiting) >= STEPS_OF_SHARD:
                 flush()
         if waiting:
             flush()
         if not num_episodes:
-            raise DatasetError(folder, "there are no episodes to write", "name a source that has some")
+            raise DatasetError(source, "there are no episodes in it", "name a source that has some")
         for shard in shards_of(partial):
-            read_shard(shard, manifest)
+            try:
+                read_shard(shard, manifest)
+            except DatasetError as error:  # the shard is about to be deleted
+                raise DatasetError(source, error.problem, error.fix) from None
 
 
 @contextmanager
@@ -308,14 +320,19 @@ def whole(folder: Path) -> Iterator[Path]:
     """A folder beside `folder` to write to, which becomes `folder` at the end and is deleted on an error.
 
     Raises:
-        DatasetError: `folder` is there already.
+        DatasetError: `folder` is there already, or cannot be made.
     """
-    if folder.exists():
-        raise DatasetError(folder, "is there already", "name a new folder")
     partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        is_there = folder.exists()
+        if not is_there:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+    except OSError as error:
+        raise DatasetError(folder, f"cannot be made ({error.strerror})", "name another folder") from None
+    if is_there:
+        raise DatasetError(folder, "is there already", "name a new folder")
+    try:
         yield partial
         partial.rename(folder)
     finally:

@@ -9,7 +9,7 @@
 
 The layout has no observation after the last step of an episode, so we add it to the table of episodes as
 `final/FEATURE`. Without that column, the last step of an episode is left out and its observation is the final
-one.
+one. A feature of width 1 is a column of numbers, wider ones are columns of lists.
 
 Letters: S steps, T steps of an episode, D observation width, A actions.
 """
@@ -120,15 +120,20 @@ def _episode(
         return
     observations = {}
     for group, name in groups.items():
-        rows = columns[name].astype(np.float32)
-        last = [np.asarray(about[LAST + name], np.float32)] if is_whole else []
-        observations[group] = np.stack([*rows, *last])
+        rows = _vectors(columns[name])
+        last = [np.reshape(about[LAST + name], (1, -1)).astype(np.float32)] if is_whole else []
+        observations[group] = np.concatenate([rows, *last])
     done = columns.get("next.done", np.zeros(len(columns["frame_index"]), bool))
     rest = {"terminated": done, "truncated": np.zeros_like(done), "valid": np.ones_like(done)}
     rest |= {ours: columns[name] for name, ours in FLAGS.items() if name in columns}
     reward = columns.get("next.reward", columns.get("reward", np.zeros(len(done), np.float32)))
-    numbers = (columns["action"].astype(np.float32)[:length], reward.astype(np.float32)[:length])
+    numbers = (_vectors(columns["action"])[:length], reward.astype(np.float32)[:length])
     yield Episode(observations, *numbers, *(value.astype(bool)[:length] for value in rest.values()))
+
+
+def _vectors(column: Array) -> Array:
+    """`[S]` or `[S, D]` -> `[S, D]` float32."""
+    return column.reshape(len(column), -1).astype(np.float32)
 
 
 def _columns(manifest: Manifest, episodes: list[Episode]) -> dict[str, Array]:
@@ -170,9 +175,9 @@ def _table(columns: Mapping[str, Array]) -> pa.Table:
 
 
 def _arrow(column: Array) -> pa.Array:
-    if column.ndim == 1:
-        return pa.array(column)
-    return pa.FixedSizeListArray.from_arrays(pa.array(column.reshape(-1)), int(np.prod(column.shape[1:])))
+    """`[S]` and `[S, 1]` as numbers, `[S, D]` as lists."""
+    width, values = int(np.prod(column.shape[1:])), pa.array(column.reshape(-1))
+    return values if width == 1 else pa.FixedSizeListArray.from_arrays(values, width)
 
 
 def _array(table: pa.Table, name: str) -> Array:

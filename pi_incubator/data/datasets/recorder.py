@@ -5,6 +5,9 @@ Letters: T steps, N worlds, A actions, E segments.
 
 from __future__ import annotations
 
+import errno
+import math
+import os
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,9 +18,11 @@ from torch import Tensor
 from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec, StepResult
 from pi_incubator.data.datasets.layout import (
+    BYTES_OF_SHARD,
     FINAL,
     MANIFEST,
     OBS,
+    PER_STEP,
     STEPS_OF_SHARD,
     Array,
     manifest_of,
@@ -46,7 +51,7 @@ class Recorder:
         field: the setting that names the folder, for messages.
 
     Raises:
-        SettingError: the folder has steps of other worlds, or shards of this writer.
+        SettingError: the folder has steps of other worlds, or shards of this writer, or cannot be written.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class Recorder:
         """The observation groups that are recorded."""
         self._check(field, continues)
         self._rows: list[dict[str, Tensor]] = []  # of each step, tensors [N, ...]
+        self._rows_of_shard = math.ceil(most_steps_in_memory(spec) / spec.num_envs)
         self._current = np.full(spec.num_envs, -1, np.int64)  # [N], the open episode; -1: none
         self._num_episodes = self._num_shards = 0
         self._low, self._high = (
@@ -64,7 +70,7 @@ class Recorder:
         )
 
     def add(self, obs: dict[str, Tensor], action: Tensor, result: StepResult) -> None:
-        """Keep one step: copies of the groups before it, the action as the worlds take it, and its result."""
+        """Keep one step: the groups before it, the action clipped to its limits, and its result."""
         valid = ~result.broken
         action = torch.where(valid.unsqueeze(-1), action, 0.0)
         row = {
@@ -77,11 +83,11 @@ class Recorder:
         row |= {OBS + group: value for group, value in obs.items()}
         row |= {FINAL + group: result.final_obs[group].clone() for group in obs}
         self._rows.append(row)
-        if len(self._rows) * self._spec.num_envs >= STEPS_OF_SHARD:
+        if len(self._rows) >= self._rows_of_shard:
             self.flush()
 
     def end_episodes(self) -> None:
-        """The worlds change from outside: what follows belongs to other episodes."""
+        """End all open episodes, because something else than a step changes the states of the worlds."""
         self.flush()
         self._current.fill(-1)
 
@@ -99,7 +105,9 @@ class Recorder:
                 write_manifest(manifest_of(self._spec), self._folder)
             write_shard(self._folder, self._writer, self._num_shards, tensors)
         except OSError as error:
-            raise UserError(f"{self._folder}: cannot be written ({error}); free some space") from None
+            is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            fix = "free some space" if is_full else "check the folder, or name another one"
+            raise UserError(f"{self._folder}: cannot be written ({error}); {fix}") from None
         self._num_shards += 1
         self._rows.clear()
 
@@ -120,6 +128,9 @@ class Recorder:
 
     def _check(self, field: str, continues: bool) -> None:
         folder = self._folder
+        if reason := _why_not_writable(folder):
+            problem = f"cannot be written ({reason})"
+            raise SettingError(field, str(folder), problem, "name another folder")
         has_manifest = (folder / MANIFEST).is_file()
         if not continues and shards_of(folder, self._writer):
             problem = f"has steps of {self._writer.rpartition('-')[0]!r} already"
@@ -162,6 +173,34 @@ class Recorder:
             if done.flat[place]:
                 self._current[world] = -1
         return numbers
+
+
+def bytes_per_step(spec: EnvSpec) -> int:
+    """What a recorded step of one world takes in memory: observations before and after it, and the rest."""
+    observed = sum(
+        math.prod(group.shape) * np.dtype(group.dtype).itemsize
+        for group in manifest_of(spec).observations.values()
+    )
+    rest = sum(np.dtype(dtype).itemsize for dtype in PER_STEP.values())
+    return 2 * observed + np.dtype(np.float32).itemsize * spec.action_dim + rest
+
+
+def most_steps_in_memory(spec: EnvSpec) -> int:
+    """Steps of all worlds together that wait before they are written, rounded down."""
+    return min(STEPS_OF_SHARD, max(1, BYTES_OF_SHARD // bytes_per_step(spec)))
+
+
+def _why_not_writable(folder: Path) -> str | None:
+    """Why nothing can be written to `folder`, which need not be there yet; None where it can."""
+    place = folder.absolute()
+    try:
+        while not place.exists():
+            place = place.parent
+    except OSError as error:
+        return str(error.strerror)
+    if not place.is_dir():
+        return f"{place} is no folder"
+    return None if os.access(place, os.W_OK | os.X_OK) else f"{place} does not permit it"
 
 
 def recorded(env: _T, recorder: Recorder) -> _T:

@@ -90,7 +90,7 @@ def _columns(episode: Episode, groups: Iterable[str]) -> dict[str, Array]:
 
 
 def _check_same(path: str, manifest: Manifest, spec: EnvSpec, groups: Iterable[str]) -> None:
-    """Check that steps of a dataset mean what those of the worlds of `spec` mean.
+    """Check that a dataset holds steps of the task that `spec` describes, in the same units.
 
     Raises:
         SettingError: the first difference.

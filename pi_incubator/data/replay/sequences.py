@@ -68,6 +68,12 @@ class Windows(Ring):
         return TensorDict(windows, batch_size=[len(first)])
 
     def renew_states(self, index: Tensor, states: Tensor) -> None:
-        """Store newer states `[n, T, S]` of the policy before the steps at `index` `[n, T]` of a sample."""
+        """Store newer states `[n, T, S]` of the policy before the steps at `index` `[n, T]` of a sample.
+
+        A step that is in several windows gets its state in the last of them.
+        """
         stored = self._flat[STATE]
-        stored.index_copy_(0, index.flatten(), states.flatten(0, 1).to(stored.dtype))
+        ordered, source = index.flatten().sort(stable=True)
+        # Rows that are written twice get the same numbers twice: on CUDA any of the writes may come last.
+        last = torch.searchsorted(ordered, ordered, right=True) - 1
+        stored.index_copy_(0, ordered, states.flatten(0, 1)[source[last]].to(stored.dtype))

@@ -1,6 +1,7 @@
 """Datasets go to the layouts of Minari and LeRobot and come back as they were."""
 
 import json
+from dataclasses import replace
 
 import gymnasium
 import h5py
@@ -13,15 +14,17 @@ from minari.data_collector import EpisodeBuffer
 
 from pi_incubator.cli import data as command
 from pi_incubator.data.datasets import lerobot
+from pi_incubator.data.datasets import minari as minari_layout
 from pi_incubator.data.datasets.layout import (
     Group,
     Manifest,
+    manifest_of,
     read_episodes,
     read_manifest,
     write_dataset,
 )
 from pi_incubator.errors import UserError
-from tests.off_policy import HIGH, LOW, A, D
+from tests.off_policy import HIGH, LOW, SPEC, A, D
 from tests.offline import make_episode
 
 MANIFEST = Manifest("toy", {"policy": Group((D,), "float32")}, LOW, HIGH, 50.0, 100, ("a", "b"))
@@ -54,7 +57,7 @@ def test_what_is_exported_comes_back_bit_for_bit(tmp_path, episodes, layout, gro
     forms = {name: Group((D,), "float32") for name in groups}
     manifest = Manifest(**(vars(MANIFEST) | {"observations": forms}))
     several = [e._replace(observations=dict.fromkeys(groups, e.observations["policy"])) for e in episodes]
-    write_dataset(manifest, several, tmp_path / "ours", "run-0")
+    write_dataset(manifest, several, tmp_path / "ours", "run-0", tmp_path)
     command.main(["export", str(tmp_path / "ours"), "--format", layout, "--to", str(tmp_path / "theirs")])
     command.main(["import", str(tmp_path / "theirs"), "--to", str(tmp_path / "back")])
     assert read_manifest(tmp_path / "back") == manifest
@@ -62,8 +65,27 @@ def test_what_is_exported_comes_back_bit_for_bit(tmp_path, episodes, layout, gro
     assert "9 steps in 3 episodes, 2 of them complete" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("layout", command.FORMATS)
+def test_vectors_of_one_number_come_back_bit_for_bit(tmp_path, layout):
+    """LeRobot stores a feature of shape [1] as a column of numbers, not of lists."""
+    spec = replace(SPEC, obs_dims={"policy": 1}, action_dim=1, action_low=(-1.0,), action_high=(1.0,))
+    narrow = [make_episode(length, length, spec=spec) for length in (4, 1)]
+    manifest = manifest_of(spec)
+    write_dataset(manifest, narrow, tmp_path / "ours", "run-0", tmp_path)
+    folder = tmp_path / "theirs"
+    command.main(["export", str(tmp_path / "ours"), "--format", layout, "--to", str(folder)])
+    command.main(["import", str(folder), "--to", str(tmp_path / "back")])
+    assert_same(list(read_episodes(tmp_path / "back", manifest)), narrow)
+    if layout == "lerobot":
+        features = json.loads((folder / "meta/info.json").read_text())["features"]
+        steps = pq.read_table(folder / "data/chunk-000/file-000.parquet")
+        for name in ("observation.state", "action", "next.reward"):
+            assert features[name]["shape"] == [1]
+            assert str(steps.schema.field(name).type) == "float"
+
+
 def test_minari_reads_what_we_write(tmp_path, episodes):
-    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0")
+    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0", tmp_path)
     command.main(["export", str(tmp_path / "ours"), "--format", "minari", "--to", str(tmp_path / "theirs")])
     dataset = minari.MinariDataset(tmp_path / "theirs" / "data")
     assert (dataset.total_episodes, dataset.total_steps) == (3, 9)
@@ -110,7 +132,7 @@ def test_we_read_what_minari_writes(tmp_path):
 
 def test_the_files_of_lerobot_are_those_of_its_version_3(tmp_path, episodes):
     """Features, indices, times, tasks and statistics, as LeRobotDataset v3.0 describes them."""
-    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0")
+    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0", tmp_path)
     folder = tmp_path / "theirs"
     command.main(["export", str(tmp_path / "ours"), "--format", "lerobot", "--to", str(folder)])
     info = json.loads((folder / "meta/info.json").read_text())
@@ -141,7 +163,7 @@ def test_the_files_of_lerobot_are_those_of_its_version_3(tmp_path, episodes):
 
 def test_lerobots_own_datasets_end_an_observation_earlier(tmp_path, episodes):
     """They have no observation after the last step: that step is left out, and the episode is incomplete."""
-    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0")
+    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0", tmp_path)
     folder = tmp_path / "theirs"
     command.main(["export", str(tmp_path / "ours"), "--format", "lerobot", "--to", str(folder)])
     file = folder / "meta/episodes/chunk-000/file-000.parquet"
@@ -158,7 +180,7 @@ def test_lerobots_own_datasets_end_an_observation_earlier(tmp_path, episodes):
 def test_what_cannot_be_read_is_one_line(tmp_path, episodes):
     with pytest.raises(UserError, match="is no dataset of Minari or LeRobot v3"):
         command.main(["import", str(tmp_path), "--to", str(tmp_path / "ours")])
-    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0")
+    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0", tmp_path)
     with pytest.raises(UserError, match="is there already; name a new folder"):
         command.main(["export", str(tmp_path / "ours"), "--format", "minari", "--to", str(tmp_path / "ours")])
     command.main(["export", str(tmp_path / "ours"), "--format", "minari", "--to", str(tmp_path / "theirs")])
@@ -168,3 +190,28 @@ def test_what_cannot_be_read_is_one_line(tmp_path, episodes):
         command.main(["import", str(tmp_path / "theirs"), "--to", str(tmp_path / "back")])
     assert len(str(caught.value).splitlines()) == 1
     assert not (tmp_path / "back").exists()
+
+
+@pytest.mark.parametrize("layout", command.FORMATS)
+def test_a_source_with_numbers_that_are_not_finite_is_named(tmp_path, episodes, layout):
+    """Not the file that would have been written, which is deleted."""
+    episodes[0].reward[1] = np.nan
+    {"minari": minari_layout, "lerobot": lerobot}[layout].write(MANIFEST, episodes, tmp_path / "theirs")
+    with pytest.raises(UserError, match="'reward' holds numbers that are not finite") as caught:
+        command.main(["import", str(tmp_path / "theirs"), "--to", str(tmp_path / "back")])
+    assert str(caught.value).startswith(f"{tmp_path / 'theirs'}: ")
+    assert [path.name for path in tmp_path.iterdir()] == ["theirs"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["export", "--format", "minari"], ["export", "--format", "lerobot"], ["import"]]
+)
+def test_a_target_below_a_file_is_one_line(tmp_path, episodes, arguments):
+    write_dataset(MANIFEST, episodes, tmp_path / "ours", "run-0", tmp_path)
+    source = tmp_path / "ours"
+    if arguments == ["import"]:
+        source = tmp_path / "theirs"
+        lerobot.write(MANIFEST, episodes, source)
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"file/x: cannot be made \(Not a directory\); name another folder"):
+        command.main([arguments[0], str(source), *arguments[1:], "--to", str(tmp_path / "file" / "x")])

@@ -196,6 +196,29 @@ def test_runs_add_to_a_dataset_of_the_same_worlds_alone(make_worlds, tmp_path):
         Recorder(tmp_path / "notes", "one-0", env.spec)
 
 
+def test_a_shard_is_written_when_it_holds_its_bytes(make_worlds, tmp_path, monkeypatch):
+    """So that pictures do not fill the memory until a checkpoint."""
+    env = make_worlds()
+    # Observations before and after, action and reward in float32; three flags.
+    bytes_of_step = 4 * (2 * env.spec.obs_dims["policy"] + 2) + 3
+    assert module.bytes_per_step(env.spec) == bytes_of_step
+    monkeypatch.setattr(module, "BYTES_OF_SHARD", 2 * NUM_WORLDS * bytes_of_step)
+    env = recorded(env, Recorder(tmp_path / "data", "run-0", env.spec))
+    for num_shards, action in zip((0, 1, 1, 2), actions(4), strict=True):
+        env.step(action)
+        assert len(shards_of(tmp_path / "data")) == num_shards
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
+    """Not at the first shard, hours later; the message names what is in the way."""
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SettingError, match=r"training.record = .*cannot be written \(.*file is no folder\)"):
+        Recorder(tmp_path / "file" / "data", "run-0", SPEC)
+    with pytest.raises(SettingError, match=r"cannot be written .*too long"):
+        Recorder(tmp_path / ("x" * 300), "run-0", SPEC)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_what_is_damaged_is_refused_in_one_line(tmp_path):
     folder = write_dataset(tmp_path / "data", [make_episode(5)])
     manifest, (shard,) = read_manifest(folder), shards_of(folder)
