@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.policies.policy import PolicyStep
@@ -37,7 +38,7 @@ class DeterministicPolicy(BoundedPolicy):
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         """The log-probability is that of the noise, as if nothing was clipped."""
         normalized = self.normalizer(obs)
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         unit = (self.unit_action(features) + self.exploration_std * noise).clamp(-1.0, 1.0)
         density = -0.5 * noise.square() - 0.5 * math.log(2.0 * math.pi)
         log_prob = (density - (self.exploration_std * self.half_range).log()).sum(-1)

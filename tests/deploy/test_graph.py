@@ -197,7 +197,7 @@ def test_nan_is_no_agreement(source_of):
 
 def test_a_policy_of_what_no_robot_measures_is_refused(source_of, monkeypatch):
     source = source_of("go1_velocity", 1, "mlp")
-    monkeypatch.setattr(source.policy, "group", "critic")
+    monkeypatch.setattr(source.policy, "groups", ("critic",))
     with pytest.raises(UserError, match="'critic', which no robot measures; distil it"):
         Source.artifact(source)
 

@@ -141,7 +141,7 @@ def test_the_spread_of_a_squashed_policy_stays_in_its_range():
 
 
 def wide(policy):
-    return policy.normalizer(observations(500, policy))[policy.group], policy.initial_state(500)
+    return policy.normalizer(observations(500, policy))["policy"], policy.initial_state(500)
 
 
 @pytest.mark.parametrize("kind", POLICIES)
