@@ -53,8 +53,8 @@ def test_rollouts_of_the_env_through_the_file(source_of, task, history, network,
         assert action_error(session, forgets_nothing, targets) > 1e-4
 
 
-@pytest.mark.parametrize("network", WITH_STATE)
-def test_networks_with_a_state_run_in_the_runtime(source_of, tmp_path, network):
+@pytest.mark.parametrize("network", [*WITH_STATE, "encoders"])
+def test_networks_run_in_the_runtime(source_of, tmp_path, network):
     """Step by step through the ends of episodes, a robot's runtime does what the policy did."""
     source = source_of("t_maze", 1, network)
     recording, policy = (
