@@ -61,6 +61,9 @@ class ObservationTerm:
     """Of a command: the names of its entries, with units, such as `forward_m_s`."""
     mirror: Mirror | None = None
     """`[width]` what it is in the left-right mirror image of the world; None where nobody says it."""
+    grid: tuple[int, int] | None = None
+    """Rows and columns of a term whose entries are a grid, row by row, such as a height scan: a convolution
+    can then read it. None where they are not."""
 
     def __post_init__(self) -> None:
         if problem := self._problem():
@@ -70,6 +73,8 @@ class ObservationTerm:
         """What contradicts itself and how to mend it; empty where nothing does."""
         if self.width < 1:
             return f"its width is {self.width}; give it at least 1"
+        if self.grid is not None and math.prod(self.grid) != self.width:
+            return f"its grid is {self.grid}, its width {self.width}; make one the product of the other"
         if self.offset is not None and self.offset.shape != (self.width,):
             return f"its offset is {list(self.offset.shape)}; make it [{self.width}], as wide as the term"
         if self.mirror is not None and self.mirror.width != self.width:

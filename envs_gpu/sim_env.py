@@ -34,7 +34,7 @@ from envs_gpu.random import WorldRandom, draws
 from envs_gpu.randomize import Randomization, Randomizer
 from envs_gpu.scene.contents import contents_of
 from envs_gpu.tasks.base import Episode, Outcome, Task
-from envs_gpu.vec_env import EnvSpec, StepResult, VecEnv
+from envs_gpu.vec_env import EnvSpec, ObservedTerm, StepResult, VecEnv
 
 
 class Clock(NamedTuple):
@@ -174,7 +174,11 @@ class SimEnv(VecEnv):
         self._check_observation()
         self.reset(seed)
         widths = {group: value.shape[-1] for group, value in self.obs.items() if group != PIXELS}
-        return replace(spec, obs_dims=widths, pixels_shape=self._pixels.shape)
+        observed = {
+            group: tuple(ObservedTerm(term.name, term.width, term.grid) for term in terms)
+            for group, terms in self.task.observation_groups.items()
+        }
+        return replace(spec, obs_dims=widths, pixels_shape=self._pixels.shape, terms=observed)
 
     def scene_hashes(self) -> dict[str, str]:
         return model_hashes(self.compiled_model)

@@ -33,7 +33,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -50,6 +50,15 @@ from envs_gpu.parameters import unknown_parameter
 
 if TYPE_CHECKING:
     from envs_gpu.imagination import Imagination
+
+
+class ObservedTerm(NamedTuple):
+    """A part of an observation group that is a vector."""
+
+    name: str
+    width: int
+    grid: tuple[int, int] | None = None
+    """Rows and columns where the entries are a grid, row by row; None where they are not."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +88,9 @@ class EnvSpec:
     num_choices: int | None = None
     """Where the action is the number of a choice, `[N, 1]` of 0, 1, ...: how many there are. None where
     actions are continuous."""
+    terms: dict[str, tuple[ObservedTerm, ...]] = field(default_factory=dict)
+    """Observation group -> the terms of one observation in order, where the task says so. A group with a
+    history has several observations, oldest first."""
 
     def obs_shape(self, group: str) -> tuple[int, ...]:
         """Shape of one world's observation in `group`: `(D,)`, or `(C, H, W)` for pixels."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -114,18 +114,17 @@ def evaluation_env(
         )
 
 
-def check_policy_reads(cfg: ExperimentConfig, group: str) -> None:
-    """Refuse what changes the observations of the group `policy` where the policy reads another `group`.
+def check_policy_reads(cfg: ExperimentConfig, groups: Sequence[str]) -> None:
+    """Refuse what changes the observations of the group `policy` where the policy reads other `groups`.
 
     Raises:
         SettingError: there is such a setting.
     """
-    for field in () if group == "policy" else ("env.observation_history", "randomization.observation_noise"):
+    for field in () if "policy" in groups else ("env.observation_history", "randomization.observation_noise"):
         if not is_default(cfg, field):
-            problem = (
-                f"has no effect with network.name = {cfg.network.name}, which acts on the group {group!r}"
-            )
-            fix = "remove it, or name a network that acts on the group 'policy'"
+            acts_on = " and ".join(map(repr, groups))
+            problem = f"has no effect with network.name = {cfg.network.name}, which acts on {acts_on}"
+            fix = "remove it, or let the network act on the observation group 'policy'"
             raise SettingError(field, shown(value_of(cfg, field)), problem, fix)
 
 

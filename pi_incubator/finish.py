@@ -88,9 +88,10 @@ def _is_exported(cfg: ExperimentConfig, policy: Policy) -> bool:
     """Whether the run ends with an export; a policy that cannot have one is a warning."""
     if cfg.deployment.export != "onnx":
         return False
-    if policy.group not in MEASURED:
-        log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", policy.group)
-        return False
+    for group in policy.groups:
+        if group not in MEASURED:
+            log.warning("no policy.onnx: the policy acts on the group %r, which no robot measures", group)
+            return False
     return True
 
 
@@ -133,9 +134,9 @@ def _write_onnx(
 ) -> float:
     """Write `policy.onnx`, as it goes into a bundle; gives its largest difference from the policy."""
     count, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
-    if cfg.env.pixels:
-        pixels = record_observations(worlds, policy, count, seed, policy.group)
-        return export_pixels(cfg, policy, worlds.spec, pixels, origin, folder.onnx)
+    if cfg.network.acts_on_pixels:
+        seen = record_observations(worlds, policy, count, seed, policy.groups)
+        return export_pixels(cfg, policy, worlds.spec, seen, origin, folder.onnx)
     artifact = Source(cfg, worlds, policy, origin, record(worlds, policy, count, seed)).artifact()
     write_file(folder.onnx, artifact.model)
     return artifact.action_error

@@ -180,14 +180,14 @@ def _check_layers(cfg: ExperimentConfig, device: torch.device) -> None:
     Raises:
         SettingError: they do not.
     """
-    for field in ("hidden_sizes", "critic_sizes"):
-        sizes = list(getattr(cfg.network, field, ()))
+    for field, widths in cfg.network.layers().items():
+        sizes = list(widths)
         num_weights = sum(width * next_width for width, next_width in pairwise(sizes))
         needed = _parameter_copies(device) * BYTES * num_weights
         free = free_bytes(device)
         if needed > free:
             problem = f"their weights need about {_gb(needed)} GB, {_gb(free)} GB are free on {device.type}"
-            raise SettingError(f"network.{field}", sizes, problem, "set smaller sizes")
+            raise SettingError(field, sizes, problem, "set smaller sizes")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -169,7 +169,7 @@ def _prepare(
         if is_out_of_memory(error):
             raise out_of_memory(cfg, plan.device) from None
         raise
-    check_policy_reads(cfg, algorithm.policy.group)
+    check_policy_reads(cfg, algorithm.policy.groups)
     if distributed.rank:  # the weights are the same everywhere; what is drawn from now on is not
         torch.manual_seed(cfg.experiment.seed + distributed.rank * RANK_SEED_STEP)
     return cfg, algorithm
@@ -192,8 +192,8 @@ def _train_and_finish(
     distributed, origin = algorithm.distributed, None
     lines = [*algorithm.compute.reasons, *algorithm.env.notes]
     if cfg.checkpoint.from_run and not resumes:
-        run, group = cfg.checkpoint.from_run, algorithm.policy.group
-        origin, taken = start_from(run, algorithm.parts(), group, distributed)
+        run, groups = cfg.checkpoint.from_run, algorithm.policy.groups
+        origin, taken = start_from(run, algorithm.parts(), groups, distributed)
         lines += taken
     if not distributed.is_main:
         _train(cfg, folder, algorithm, hooks, Tracker(), lambda: None)

@@ -7,7 +7,7 @@ the other training (optimizers, worlds, buffers, random numbers, counters) is no
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -23,7 +23,7 @@ WEIGHTS = "weights"
 
 
 def start_from(
-    run: str, parts: Mapping[str, Part], group: str, distributed: Distributed = ALONE
+    run: str, parts: Mapping[str, Part], groups: Sequence[str], distributed: Distributed = ALONE
 ) -> tuple[Checkpoint, list[str]]:
     """Load what `run` has learned into `parts`, which are new.
 
@@ -32,7 +32,7 @@ def start_from(
     Args:
         run: the folder of the other run.
         parts: of the new run.
-        group: the observation group that the policy reads.
+        groups: the observation groups that the policy reads.
         distributed: the ranks.
 
     Returns:
@@ -51,7 +51,7 @@ def start_from(
         if there is None:
             lines.append(f"  {name}: not taken, that run has none")
             continue
-        required = (WEIGHTS, f"normalizer.{group}") if name == POLICY else ()
+        required = (WEIGHTS, *(f"normalizer.{group}" for group in groups)) if name == POLICY else ()
         lines += [f"  {name}: {line}" for line in _take(run, value, there, required)]
     files = (Path(file).stem for file in found.files)
     others = sorted({file.partition(".")[0] for file in files} - learned.keys())

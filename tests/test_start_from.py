@@ -85,7 +85,7 @@ def test_what_fits_is_taken(source: tuple[RunFolder, dict[str, Part]]) -> None:
     folder, theirs = source
     ours = parts_of()
     before = tensors(ours["optimizer"])
-    found, lines = start_from(str(folder.path), ours, "policy")
+    found, lines = start_from(str(folder.path), ours, ("policy",))
     assert found.iteration == 4
     for name in ("policy", "critics"):
         for key, tensor in tensors(ours[name]).items():
@@ -108,7 +108,7 @@ def test_critics_that_do_not_fit_start_anew(source: tuple[RunFolder, dict[str, P
     folder, theirs = source
     ours = parts_of(privileged=6)
     before = tensors(ours["critics"])
-    _, lines = start_from(str(folder.path), ours, "policy")
+    _, lines = start_from(str(folder.path), ours, ("policy",))
     assert torch.equal(tensors(ours["critics"])["critic.0"], before["critic.0"])
     assert tensors(ours["critics"])["log_temperature"] == 7.0
     assert torch.equal(tensors(ours["policy"])["head.weight"], tensors(theirs["policy"])["head.weight"])
@@ -132,7 +132,7 @@ def test_a_policy_that_does_not_fit_is_refused(
     ours = parts_of(**other)
     before = tensors(ours["policy"])
     with pytest.raises(SettingError, match=rf"checkpoint\.from = .*does not fit: {problem}; name a run"):
-        start_from(str(source[0].path), ours, "policy")
+        start_from(str(source[0].path), ours, ("policy",))
     assert all(torch.equal(value, before[key]) for key, value in tensors(ours["policy"]).items())
 
 

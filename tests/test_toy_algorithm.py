@@ -94,7 +94,7 @@ import torch
 from torch import nn
 
 from pi_incubator.layers.encoder import Identity
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.network import GroupNetwork
 from pi_incubator.registry import network
 
 
@@ -104,7 +104,7 @@ class Sine(nn.Module):
 
 
 @network("sine")
-class SineNetwork(Network):
+class SineNetwork(GroupNetwork):
     """One layer of sines, directly on the observation."""
 
     def encoder(self, group):

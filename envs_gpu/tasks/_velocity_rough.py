@@ -93,7 +93,9 @@ class RoughVelocity(Velocity):
         count = len(self._scan)
         points = torch.nn.functional.pad(self._scan, (0, 1)).double().cpu().numpy()  # [S, 3]
         mirror = paired(points, "scanned points")
-        scan = ObservationTerm("height_scan", count, self._height_scan, "m", clip=1.0, mirror=mirror)
+        scan = ObservationTerm(
+            "height_scan", count, self._height_scan, "m", clip=1.0, mirror=mirror, grid=self.scan_points
+        )
         return (*super()._privileged_terms(), scan)
 
     def outcome(self, state: PhysicsState, episode: Episode, action: Tensor) -> Outcome:

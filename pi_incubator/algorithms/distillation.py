@@ -102,7 +102,7 @@ class Distillation(Algorithm[DistillationSettings]):
             totals += report
         metrics = dict(zip(METRICS, (totals / settings.num_updates).unbind(), strict=True))
         metrics["policy/lr"] = self.lr.clone()
-        metrics["policy/std"] = self.policy.log_std.detach().exp().mean()
+        metrics |= self.policy.metrics()
         metrics["teacher_share"] = torch.full_like(self.lr, share)
         self._finish_iteration()
         return metrics
@@ -149,7 +149,7 @@ class Distillation(Algorithm[DistillationSettings]):
             for layer in self.rounding_layers:
                 layer.rounds = True
             results["fake_quantized_int8"] = self._compare("rounded to int8: ")
-            make_plain(self.policy.head)
+            make_plain(self._actor_layers())
         results["teachers"] = self._compare()
         write_json(results, folder.distillation)
         yield folder.distillation
@@ -190,7 +190,7 @@ class Distillation(Algorithm[DistillationSettings]):
         settings, device = self.settings, self.env.device
         self.rounding_layers: list[FakeQuantizedLinear] = []
         if settings.fake_quantize == "int8":
-            self.rounding_layers = watch_ranges(self.policy.head)
+            self.rounding_layers = watch_ranges(self._actor_layers())
         self._hidden = LastHidden(self.policy.head)
         feature_width = self.lessons[0].teacher.feature_width
         # FitNets (Romero et al. 2015): the student's features only have to determine those of the teacher.
@@ -207,16 +207,22 @@ class Distillation(Algorithm[DistillationSettings]):
             self.buffer = LabelBuffer(self._rows(settings.buffer_size), device)
             self.collectors = [Collector(settings, lesson, self.student) for lesson in self.lessons]
 
+    def _actor_layers(self) -> nn.ModuleList:
+        """The student's policy from its observation to its output, in this order."""
+        return nn.ModuleList([self.policy.encoder, self.policy.head])
+
     def _prepare_student(self) -> None:
-        """Give the student the first teacher's standard deviation, and a normalizer where none is collected.
+        """Give the student the first teacher's standard deviation, where neither depends on the observation,
+        and a normalizer where none is collected.
 
         Raises:
             SettingError: the teacher has no normalizer that the student could keep.
         """
         teacher, normalizer = self.lessons[0].teacher.policy, self.policy.normalizer
-        if isinstance(teacher, GaussianPolicy):
+        ours, theirs = self.policy.log_std, getattr(teacher, "log_std", None)
+        if isinstance(teacher, GaussianPolicy) and ours is not None and theirs is not None:
             with torch.no_grad():
-                self.policy.log_std.copy_(teacher.log_std)
+                ours.copy_(theirs)
         if self.settings.normalizer == "teacher":
             for group in normalizer:
                 known = group in teacher.normalizer

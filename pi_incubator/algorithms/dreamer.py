@@ -153,7 +153,8 @@ class Dreamer(OffPolicy[DreamerSettings]):
     def _learn_model(self, minibatch: TensorDict) -> tuple[Recorded, Tensor, list[Tensor]]:
         """The model's loss (eq. 4 and 5) and its five terms."""
         settings, policy, predictions = self.settings, self.policy, self.predictions
-        observation = policy.normalizer[policy.group](minibatch[OBS + policy.group]).transpose(0, 1)
+        (group,) = policy.groups
+        observation = policy.normalizer[group](minibatch[OBS + group]).transpose(0, 1)
         action = policy.to_unit(minibatch["action"]).transpose(0, 1)
         starts, uniform = minibatch[STARTS].transpose(0, 1), minibatch["model_uniform"].permute(1, 2, 0, 3)
         features, logits, following = policy.encoder.observe(

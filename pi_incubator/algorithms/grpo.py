@@ -146,10 +146,9 @@ class GRPO(PolicyGradient[GRPOSettings]):
     def _reference_log_prob(self, data: TensorDict) -> Tensor:
         """Log-probabilities `[T, N]` of a rollout's actions by the first policy, with its normalizer."""
         assert self.reference is not None
-        group, normalizers = self.policy.group, (self.policy.normalizer, self.reference.normalizer)
-        ours, theirs = (normalizer.of(group) for normalizer in normalizers)
-        observation = theirs(ours.inverse(data[group])).flatten(0, 1)
-        features, _ = self.reference.encoder(observation, self.reference.initial_state(0))
+        ours, reference = self.policy.normalizer, self.reference
+        raw = {group: ours.of(group).inverse(data[group]).flatten(0, 1) for group in self.policy.groups}
+        features, _ = reference.encode(raw, reference.initial_state(0))
         log_prob = self.reference.distribution(features).log_prob(data["action"].flatten(0, 1))
         return log_prob.unflatten(0, data.shape)
 

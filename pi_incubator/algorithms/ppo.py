@@ -19,6 +19,7 @@ from pi_incubator.compute import ComputePlan
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.algorithms.ppo import PPOSettings
 from pi_incubator.distributed import Distributed
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.networks import make_network
 from pi_incubator.policies.actor_critic import ValueFunction
 from pi_incubator.registry import algorithm
@@ -81,9 +82,10 @@ class PPO(PolicyGradient[PPOSettings]):
 
     def _add_novelty(self, data: TensorDict, bonus: Novelty) -> None:
         """Add the intrinsic reward to that of the task, but in steps of broken worlds."""
-        group = self.policy.group
-        observed = self.policy.normalizer.of(group).inverse(data[group])
-        after = torch.cat((observed[1:], self.env.obs[group][None]))  # [T, N, D]
+        groups, normalizer = self.policy.groups, self.policy.normalizer
+        raw = {group: normalizer.of(group).inverse(data[group]) for group in groups}
+        last = observation_of(self.env.obs, groups)
+        after = torch.cat((observation_of(raw, groups)[1:], last[None]))  # [T, N, D]
         reward, data[novelty.KEY] = bonus.reward(after, self.distributed)
         self.mean_novelty = reward.mean()
         reward = self.settings.rnd_coef * reward.unsqueeze(-1)
@@ -149,5 +151,5 @@ def _make_novelty(cfg: ExperimentConfig, env: VecEnv) -> Novelty | None:
     settings = cast(PPOSettings, cfg.algorithm)
     if not settings.rnd_coef:
         return None
-    width = env.spec.obs_dims[make_network(cfg.network, env.spec).actor_group]
+    width = sum(env.spec.obs_dims[group] for group in make_network(cfg.network, env.spec).actor_groups)
     return Novelty(width, env.num_envs, settings.gamma, settings.rnd_lr, env.device)

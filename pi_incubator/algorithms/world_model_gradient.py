@@ -136,7 +136,8 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         """Windows `[n]` in the order of the models that learn from them, with noise for their rollouts."""
         settings, windows = self.settings, self.replay.sample(size)
         num_windows, starts = len(windows), settings.starts_per_window
-        widths = (self.env.spec.action_dim, self.env.spec.obs_dims[self.policy.group])
+        spec = self.env.spec
+        widths = (spec.action_dim, sum(spec.obs_dims[group] for group in self.policy.groups))
         noise = torch.empty(
             settings.imagined_steps, num_windows * starts, sum(widths), device=self.env.device
         )
@@ -219,7 +220,7 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
             task=minibatch["task_random"].flatten(),
         )
         moment = at_states(self.imagination, self.policy, start, random.task)
-        return imagine(moment, self.network.critic_group, random, self.imagined_step)
+        return imagine(moment, self.network.critic_groups, random, self.imagined_step)
 
     def _states(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Positions `[..., nq]` and velocities `[..., nv]` in rows `[..., W]`."""

@@ -65,7 +65,7 @@ def _evaluate(
     if onnx:
         from pi_incubator.deploy.session import load_exported, load_pixels
 
-        act = load_pixels(onnx) if cfg.env.pixels else load_exported(onnx, env.interface())
+        act = load_pixels(onnx) if cfg.network.acts_on_pixels else load_exported(onnx, env.interface())
     recorder = _recorder(arguments.record, folder, env.spec) if arguments.record else None
     worlds = recorded(env, recorder) if recorder else env
     summary = evaluate(worlds, act, num_episodes, seed).summary()

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     from envs_gpu.engine_log import EngineLog
 
     with EngineLog(folder.path):
-        if cfg.env.pixels is None:
+        if not cfg.network.acts_on_pixels:
             return _export(arguments, cfg, folder)
         _export_pixels(arguments, cfg, folder)
     return 0
@@ -97,10 +97,10 @@ def _export_pixels(arguments: argparse.Namespace, cfg: ExperimentConfig, folder:
 
     env, policy, found = load_trained(cfg, folder, 1)
     number, seed = cfg.deployment.num_check_observations, evaluation_seed(cfg)
-    pixels = record_observations(env, policy, number, seed, policy.group)
+    seen = record_observations(env, policy, number, seed, policy.groups)
     path = (arguments.out or folder.export(arguments.target)) / folder.onnx.name
-    difference = export_pixels(cfg, policy, env.spec, pixels, origin_of(found, folder), path)
-    print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded pictures")
+    difference = export_pixels(cfg, policy, env.spec, seen, origin_of(found, folder), path)
+    print(f"{path}: the same actions within {difference:.1e} on {number:,} recorded observations")
     env.close()
 
 

@@ -28,6 +28,8 @@ class AlgorithmSettings(Section):
     """Whether it learns from the steps in `dataset.path`."""
     takes_choices: ClassVar[bool] = False
     """Whether it learns in envs with discrete actions."""
+    has_gaussian_policy: ClassVar[bool] = False
+    """Whether its policy, where actions are continuous, is a Gaussian that is not squashed."""
     trains_world_model: ClassVar[bool] = False
     """Whether it learns with world models, and with no other network."""
     iteration_fields: ClassVar[str] = "env.num_envs"
@@ -285,7 +287,7 @@ class ReplaySettings(BufferSettings):
     def _check_network(self, cfg: ExperimentConfig) -> None:
         """Refuse a network that does not learn from what the buffer samples."""
         network, in_windows = cfg.network, self.replay == "sequences"
-        if network.sees_pixels:
+        if network.reads_pixels:
             problem = f"algorithm {self.name} does not learn from networks with pixels"
             fix = "name mlp or another network of vectors"
         elif network.has_state and not in_windows:

@@ -126,7 +126,7 @@ class EnvSection(Section):
     task: dict[str, Number] = Field(default_factory=dict)
     """Parameters of the task (reward weights, command ranges, thresholds) that replace its defaults."""
     pixels: PixelsSection | None = None
-    """Pictures as an observation, for network.name=cnn; null draws none, {} those of the defaults."""
+    """Pictures as an observation, for networks that read them; null draws none, {} those of the defaults."""
 
 
 class GuardsSection(Section):
@@ -294,8 +294,8 @@ class ExperimentConfig(Section):
     @model_validator(mode="after")
     def _sections_fit(self) -> ExperimentConfig:
         check_effects(self)
-        if self.network.sees_pixels != (self.env.pixels is not None):
-            raise _pixels_error(self.network.name, self.env.pixels)
+        if self.network.reads_pixels != (self.env.pixels is not None):
+            raise _pixels_error(self.network, self.env.pixels)
         if self.network.needs_batch_statistics and not self.algorithm.keeps_batch_statistics:
             raise _batch_statistics_error(self.network.name, self.algorithm.name)
         if self.network.is_world_model != self.algorithm.trains_world_model:
@@ -372,8 +372,10 @@ def _world_model_error(network: NetworkSettings, algorithm: AlgorithmSettings) -
     return cross_field_error(field="network.name", value=network.name, problem=problem, fix=fix)
 
 
-def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
-    """Policies see pixels or vectors: a network and an env that disagree about it."""
+def _pixels_error(network: NetworkSettings, pixels: PixelsSection | None) -> Exception:
+    """A network and an env that disagree about whether there are pixels."""
+    if own := network.pixels_error(drawn=pixels is not None):
+        return own
     fitting = [
         name for name, member in NETWORKS.members.items() if member.sees_pixels == (pixels is not None)
     ]
@@ -385,4 +387,4 @@ def _pixels_error(network: str, pixels: PixelsSection | None) -> Exception:
         )
     else:
         problem, fix = "it cannot see env.pixels", f"set it to {choice}, or env.pixels to null"
-    return cross_field_error(field="network.name", value=network, problem=problem, fix=fix)
+    return cross_field_error(field="network.name", value=network.name, problem=problem, fix=fix)

@@ -22,6 +22,7 @@ class PolicyGradientSettings(RolloutSettings):
     """An on-policy algorithm: minibatches of a rollout, and a scheduled learning rate."""
 
     takes_choices: ClassVar[bool] = True
+    has_gaussian_policy: ClassVar[bool] = True
 
     minibatch_size: Count = 512
     """Samples of one optimizer step; divides env.num_envs * horizon; with a state a multiple of horizon."""

@@ -53,7 +53,7 @@ def _has_model(cfg: ExperimentConfig) -> str | None:
 
 
 def _policy_group(cfg: ExperimentConfig) -> str | None:
-    if cfg.network.sees_pixels:
+    if not cfg.network.reads_vectors:
         return f"has no effect with network.name = {cfg.network.name}, which sees pixels alone"
     return _own_task(cfg)
 
@@ -82,7 +82,7 @@ def _normalize_observations(cfg: ExperimentConfig) -> str | None:
 
 
 def _observation_clip(cfg: ExperimentConfig) -> str | None:
-    if cfg.network.sees_pixels:
+    if not cfg.network.reads_vectors:
         return f"has no effect with network.name = {cfg.network.name}: pixels are not normalized"
     if not cfg.network.normalize_observations:
         return "has no effect with network.normalize_observations = false"
@@ -98,9 +98,15 @@ def _activation(cfg: ExperimentConfig) -> str | None:
 
 
 def _max_rate(cfg: ExperimentConfig) -> str | None:
-    if cfg.network.sees_pixels:
+    if cfg.network.acts_on_pixels:
         return f"has no effect with network.name = {cfg.network.name}: its export has no runtime contract"
     return None
+
+
+def _state_dependent_std(cfg: ExperimentConfig) -> str | None:
+    if cfg.algorithm.has_gaussian_policy:
+        return None
+    return f"has no effect with algorithm.name = {cfg.algorithm.name}, whose policy is another one"
 
 
 def _dataset(cfg: ExperimentConfig) -> str | None:
@@ -129,6 +135,7 @@ RULES = (
     Rule("network.normalize_observations", _normalize_observations),
     Rule("network.observation_clip", _observation_clip),
     Rule("network.activation", _activation),
+    Rule("network.state_dependent_std", _state_dependent_std),
     Rule("dataset.path", _dataset, "remove it, or set algorithm.name to iql or another offline one"),
     Rule("compute.physics_threads", _own_task),
     Rule("tracking.uri", _uri, "remove it, or set tracking.backend to mlflow"),

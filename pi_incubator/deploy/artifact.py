@@ -68,7 +68,7 @@ class Source:
         model = to_onnx(graph, graph.example(2), graph.input_names, graph.output_names, deployment.opset)
         exact = model.SerializeToString()
         error = check_parity(exact, ONNX, self.recording, interface.targets, deployment.tolerance)
-        normalizer = self.policy.normalizer[self.policy.group]
+        normalizer = self.policy.normalizer["policy"]
         contract = make_contract(
             self.cfg, self.env.spec, interface, graph.states, normalizer, self.origin, precision
         )

@@ -50,9 +50,10 @@ class DeployablePolicy(nn.Module):
 
     def __init__(self, policy: Policy, interface: PolicyInterface) -> None:
         super().__init__()
-        if policy.group != "policy":
-            problem = f"the policy acts on the group {policy.group!r}, which no robot measures"
-            raise UserError(f"{problem}; distil it into one that acts on the group 'policy'")
+        if policy.groups != ("policy",):
+            other = next(group for group in policy.groups if group != "policy")
+            problem = f"the policy acts on the group {other!r}, which no robot measures"
+            raise UserError(f"{problem}; distil it into one that acts on the group 'policy' alone")
         self.network = copy.deepcopy(policy.as_onnx()).cpu().eval()
         self.targets = _TargetModule(interface.targets)
         self.history = interface.history

@@ -64,7 +64,7 @@ def record(env: VecEnv, policy: Policy, count: int, seed: int) -> Recording:
     for _ in range(-(-count // num_worlds)):
         action = actor.act(obs)
         hidden = (actor.state.cpu(),) if policy.state_width else ()
-        rows.append((sensor_readings(obs[policy.group], interface).cpu(), begins, action.cpu(), *hidden))
+        rows.append((sensor_readings(obs["policy"], interface).cpu(), begins, action.cpu(), *hidden))
         result = env.step(action)
         actor.observe(result)
         obs, begins = result.obs, (result.terminated | result.truncated).cpu()

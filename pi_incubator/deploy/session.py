@@ -124,16 +124,19 @@ class ExportedPixels:
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session = session
-        self.state_width = sum(node.shape[-1] for node in session.get_inputs()[1:])
+        widths = {node.name: node.shape[-1] for node in session.get_inputs()}
+        self.state_width: int = widths.pop("hidden_in", 0)
         """S, 0 where the file has no state."""
+        self._groups = {name: "pixels" if name == "observation" else name for name in widths}
 
     def initial_state(self, num_worlds: int) -> Tensor:
         return torch.zeros(num_worlds, self.state_width)
 
     def mean(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
-        """Group `pixels` `[N, C, H, W]` uint8 and state `[N, S]` -> action `[N, A]` and the next state."""
+        """The file's groups, `pixels` `[N, C, H, W]` uint8 among them, and state `[N, S]` -> action `[N, A]`
+        and the next state."""
         pixels = obs["pixels"]
-        feeds = {"observation": np.ascontiguousarray(pixels.cpu().numpy())}
+        feeds = {name: np.ascontiguousarray(obs[group].cpu().numpy()) for name, group in self._groups.items()}
         if self.state_width:
             feeds["hidden_in"] = state.cpu().numpy()
         action, *hidden = (torch.from_numpy(value) for value in self._session.run(None, feeds))

@@ -75,8 +75,8 @@ class Teacher:
         mean, std, actor_state = self.policy.moments(obs, actor_state)
         labels = {MEAN: mean, STD: std, FEATURES: self._hidden.features}
         if self.critic:
-            group = self.critic.group
-            normalized = {group: self.policy.normalizer[group](obs[group])}
+            normalizer = self.policy.normalizer
+            normalized = {group: normalizer[group](obs[group]) for group in self.critic.groups}
             labels[VALUE], critic_state = self.critic(normalized, critic_state)
         return labels, torch.cat((actor_state, critic_state), -1)
 

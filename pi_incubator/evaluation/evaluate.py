@@ -5,6 +5,7 @@ Letters: N worlds, A actions, D observation width, K episodes of the busiest wor
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,22 +78,23 @@ def evaluate(env: VecEnv, policy: Acting | Act, num_episodes: int, seed: int) ->
 
 @torch.no_grad()
 def record_observations(
-    env: VecEnv, policy: Acting | Act, count: int, seed: int, group: str = "policy"
-) -> Tensor:
-    """What the deterministic policy sees in `group` on its way, `[count, D]` (or pixels) on the CPU.
+    env: VecEnv, policy: Acting | Act, count: int, seed: int, groups: Sequence[str] = ("policy",)
+) -> dict[str, Tensor]:
+    """What the deterministic policy sees of `groups` on its way, each `[count, D]` (or pixels) on the CPU.
 
     Few worlds and many steps, so that the whole of an episode is there and not only its beginning.
     """
     actor = as_actor(policy, env.num_envs)
     obs = env.reset(seed)
     num_worlds = min(env.num_envs, max(1, count // 100))
-    rows = []
+    rows: dict[str, list[Tensor]] = {group: [] for group in groups}
     for _ in range(-(-count // num_worlds)):
-        rows.append(obs[group][:num_worlds].clone())
+        for group in groups:
+            rows[group].append(obs[group][:num_worlds].clone())
         result = env.step(actor.act(obs))
         actor.observe(result)
         obs = result.obs
-    return torch.cat(rows)[:count].cpu()
+    return {group: torch.cat(seen)[:count].cpu() for group, seen in rows.items()}
 
 
 class _Ledger:

@@ -60,14 +60,14 @@ def values_of(
 
 
 class StateValue(nn.Module):
-    """Normalized observations `[..., D]` of the critic's group -> value `[...]`."""
+    """Normalized observations `[..., D]` of the critic's groups -> value `[...]`."""
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        encoder = network.encoder(network.critic_group)
+        encoder = network.critic_encoder()
         assert isinstance(encoder, StatelessEncoder)
         self.encoder, self.head = encoder, network.head(encoder.num_features, 1, output_gain=1.0)
 
     def forward(self, observation: Tensor) -> Tensor:
-        value: Tensor = self.head(self.encoder.encode(observation)).squeeze(-1)
-        return value
+        value: Tensor = self.head(self.encoder.encode(observation.flatten(0, -2))).squeeze(-1)
+        return value.unflatten(0, observation.shape[:-1])

@@ -1,4 +1,4 @@
-"""Encoders: observations of one group become features, with a state that is carried from step to step.
+"""Encoders: observations become features, with a state that is carried from step to step.
 
 A state is one float32 row `[S]` a world, zeros at the start of an episode. S is 0 for an encoder that needs
 nothing but the observation, so no caller has to ask which kind it has. What steps the worlds keeps the rows,
@@ -10,13 +10,16 @@ Letters: T steps, N worlds, D observation width, F features, S state width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from envs_gpu.pixels import GROUP as PIXELS
+
 
 class Encoder(nn.Module, ABC):
-    """Normalized observations of one group -> features."""
+    """Normalized observations, as `observation_of` gives them -> features."""
 
     num_features: int
     """F."""
@@ -77,6 +80,22 @@ class Identity(StatelessEncoder):
 
     def encode(self, observation: Tensor) -> Tensor:
         return observation
+
+
+def observation_of(obs: Mapping[str, Tensor], groups: Sequence[str]) -> Tensor:
+    """What an encoder of `groups` reads, of any batch: one group as it is, several side by side `[..., D]`.
+
+    Pictures among several groups are flattened, and have the dtype of the vectors; D counts all of it.
+
+    Args:
+        obs: group -> `[..., D]`, or `[..., C, H, W]` for pixels.
+        groups: in this order.
+    """
+    if len(groups) == 1:
+        return obs[groups[0]]
+    dtype = next(obs[group].dtype for group in groups if group != PIXELS)
+    rows = [obs[group].flatten(-3).to(dtype) if group == PIXELS else obs[group] for group in groups]
+    return torch.cat(rows, -1)
 
 
 def restarted(state: Tensor, starts: Tensor) -> Tensor:

@@ -26,11 +26,42 @@ class Network(ABC, Generic[Settings]):
     """
 
     shares_encoder: bool = False
-    """Whether policy and critic share the encoder of a group that both read."""
+    """Whether policy and critic share the encoder, where both read the same groups."""
 
     def __init__(self, settings: NetworkSettings, spec: EnvSpec) -> None:
         self.settings = cast(Settings, settings)
         self.spec = spec
+
+    @property
+    @abstractmethod
+    def actor_groups(self) -> tuple[str, ...]:
+        """The observation groups that the policy reads."""
+
+    @property
+    @abstractmethod
+    def critic_groups(self) -> tuple[str, ...]:
+        """The observation groups that critics read."""
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups that policy and critics read, each once."""
+        return tuple(dict.fromkeys((*self.actor_groups, *self.critic_groups)))
+
+    @abstractmethod
+    def actor_encoder(self) -> Encoder:
+        """A new encoder of `actor_groups`."""
+
+    @abstractmethod
+    def critic_encoder(self) -> Encoder:
+        """A new encoder of `critic_groups`."""
+
+    @abstractmethod
+    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
+        """New layers from features `[B, num_features]` to `[B, num_outputs]`."""
+
+
+class GroupNetwork(Network[Settings]):
+    """A network whose policy reads one observation group, and whose critics read one, in the same way."""
 
     @property
     def actor_group(self) -> str:
@@ -43,20 +74,25 @@ class Network(ABC, Generic[Settings]):
         return "critic" if "critic" in self.spec.obs_dims else "policy"
 
     @property
-    def groups(self) -> tuple[str, ...]:
-        """The groups that policy and critics read, each once."""
-        return tuple(dict.fromkeys((self.actor_group, self.critic_group)))
+    def actor_groups(self) -> tuple[str, ...]:
+        return (self.actor_group,)
+
+    @property
+    def critic_groups(self) -> tuple[str, ...]:
+        return (self.critic_group,)
+
+    def actor_encoder(self) -> Encoder:
+        return self.encoder(self.actor_group)
+
+    def critic_encoder(self) -> Encoder:
+        return self.encoder(self.critic_group)
 
     @abstractmethod
     def encoder(self, group: str) -> Encoder:
         """A new encoder for `group`."""
 
-    @abstractmethod
-    def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
-        """New layers from features `[B, num_features]` to `[B, num_outputs]`."""
 
-
-class EncoderNetwork(Network[SizedSettings]):
+class EncoderNetwork(GroupNetwork[SizedSettings]):
     """A network whose encoder has the first of `hidden_sizes`, and whose heads have the others."""
 
     def head(self, num_features: int, num_outputs: int, output_gain: float) -> nn.Module:
@@ -69,7 +105,7 @@ class EncoderNetwork(Network[SizedSettings]):
         return ACTIVATIONS[self.settings.activation]
 
 
-class BatchNormNetwork(Network[Settings]):
+class BatchNormNetwork(GroupNetwork[Settings]):
     """A network with batch normalizations, for algorithms that maintain their moments."""
 
     @abstractmethod

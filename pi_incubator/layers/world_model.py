@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pi_incubator.config.rssm import RSSMSettings
 from pi_incubator.layers.encoder import StatelessEncoder
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.network import GroupNetwork
 from pi_incubator.layers.norm_mlp import norm_mlp
 from pi_incubator.layers.rssm import Prior, RSSMEncoder
 from pi_incubator.layers.two_hot import symlog
@@ -20,7 +20,7 @@ from pi_incubator.layers.two_hot import symlog
 Settings = TypeVar("Settings", bound=RSSMSettings)
 
 
-class WorldModelNetwork(Network[Settings]):
+class WorldModelNetwork(GroupNetwork[Settings]):
     """An RSSM; policy, critic and all predictions read its features."""
 
     shares_encoder = True

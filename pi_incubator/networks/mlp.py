@@ -7,12 +7,12 @@ from torch import nn
 from pi_incubator.config.networks.mlp import MLPSettings
 from pi_incubator.layers.encoder import Encoder, Identity
 from pi_incubator.layers.mlp import ACTIVATIONS, mlp
-from pi_incubator.layers.network import Network
+from pi_incubator.layers.network import GroupNetwork
 from pi_incubator.registry import network
 
 
 @network("mlp")
-class MLP(Network[MLPSettings]):
+class MLP(GroupNetwork[MLPSettings]):
     """Heads with all of `hidden_sizes`, directly on the observation."""
 
     def encoder(self, group: str) -> Encoder:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor, nn
 
 from kernels.normalize import denormalize_value, make_moments
-from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.encoder import Encoder, observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.policy import ActionMoments, Policy
 
 
 class ValueFunction(nn.Module):
-    """An encoder of the critic's observation group, and a head with one output.
+    """An encoder of the critic's observation groups, and a head with one output.
 
     Args:
         network: builds encoder and head.
-        policy: whose encoder it uses, if the network shares that of a group.
+        policy: whose encoder it uses, if the network shares it.
         normalizes: the head learns values that are normalized by `moments`; what the critic returns is not.
     """
 
@@ -32,9 +32,9 @@ class ValueFunction(nn.Module):
     def __init__(self, network: Network, policy: Policy, normalizes: bool = False) -> None:
         super().__init__()
         self.register_buffer("moments", make_moments(1) if normalizes else None)
-        self.group = network.critic_group
-        self.shares_encoder = network.shares_encoder and self.group == policy.group
-        self.encoder: Encoder = policy.encoder if self.shares_encoder else network.encoder(self.group)
+        self.groups = network.critic_groups
+        self.shares_encoder = network.shares_encoder and self.groups == policy.groups
+        self.encoder: Encoder = policy.encoder if self.shares_encoder else network.critic_encoder()
         self.head = network.head(self.encoder.num_features, 1, output_gain=1.0)
 
     @property
@@ -44,7 +44,7 @@ class ValueFunction(nn.Module):
 
     def forward(self, normalized: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         """Value `[N]` of normalized groups `[N, D]`, and the next state of the encoder."""
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         return self.value_of(features), state
 
     def value_of(self, features: Tensor) -> Tensor:
@@ -63,7 +63,7 @@ class NoCritic(ValueFunction):
     def __init__(self, policy: Policy) -> None:
         nn.Module.__init__(self)
         self.register_buffer("moments", None)
-        self.group, self.shares_encoder, self.encoder = policy.group, True, policy.encoder
+        self.groups, self.shares_encoder, self.encoder = policy.groups, True, policy.encoder
         self.head = nn.Identity()
 
     def value_of(self, features: Tensor) -> Tensor:
@@ -97,7 +97,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.policy, self.critic = policy, critic
         self.state_width = policy.state_width + critic.state_width
-        self.groups = tuple(dict.fromkeys((policy.group, critic.group)))
+        self.groups = tuple(dict.fromkeys((*policy.groups, *critic.groups)))
 
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> Decision:
         """Sample actions from raw observations and value them; `noise` `[N, A]` is standard normal."""
@@ -113,9 +113,8 @@ class ActorCritic(nn.Module):
 
     def value(self, obs: Mapping[str, Tensor], state: Tensor) -> Tensor:
         """Value `[N]` of raw observations, where the steps before left `state` `[N, S]`."""
-        group = self.critic.group
         actor_state, critic_state = self._split(state)
-        normalized = {group: self.policy.normalizer[group](obs[group])}
+        normalized = self._of_critic(obs)
         return self.critic(normalized, actor_state if self.critic.shares_encoder else critic_state)[0]
 
     def moments(self, obs: Mapping[str, Tensor], state: Tensor) -> ActionMoments:
@@ -123,9 +122,8 @@ class ActorCritic(nn.Module):
         actor_state, critic_state = self._split(state)
         mean, std, actor_state = self.policy.moments(obs, actor_state)
         if self.critic.state_width:
-            group = self.critic.group
-            normalized = self.policy.normalizer[group](obs[group])
-            _, critic_state = self.critic.encoder(normalized, critic_state)
+            observation = observation_of(self._of_critic(obs), self.critic.groups)
+            _, critic_state = self.critic.encoder(observation, critic_state)
         return ActionMoments(mean, std, torch.cat((actor_state, critic_state), -1))
 
     def initial_state(self, num_worlds: int) -> Tensor:
@@ -139,10 +137,10 @@ class ActorCritic(nn.Module):
         """
         policy, critic = self.policy, self.critic
         nothing = policy.initial_state(0)
-        features, _ = policy.encoder(normalized[policy.group], nothing)
+        features, _ = policy.encoder(observation_of(normalized, policy.groups), nothing)
         if critic.shares_encoder:
             return features, features
-        return features, critic.encoder(normalized[critic.group], nothing)[0]
+        return features, critic.encoder(observation_of(normalized, critic.groups), nothing)[0]
 
     def sequence(
         self, normalized: Mapping[str, Tensor], state: Tensor, starts: Tensor
@@ -152,8 +150,12 @@ class ActorCritic(nn.Module):
         features = self.policy.sequence(normalized, actor_state, starts)
         if self.critic.shares_encoder:
             return features, features
-        observation = normalized[self.critic.group]
+        observation = observation_of(normalized, self.critic.groups)
         return features, self.critic.encoder.sequence(observation, critic_state, starts)
+
+    def _of_critic(self, obs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The critic's raw groups, normalized."""
+        return {group: self.policy.normalizer[group](obs[group]) for group in self.critic.groups}
 
     def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
         width = self.policy.state_width

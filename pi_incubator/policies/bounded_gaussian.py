@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.policies.normal import log_prob_of
@@ -44,7 +45,7 @@ class BoundedGaussianPolicy(BoundedPolicy):
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         """The log-probability is that of the sample before it is clipped."""
         normalized = self.normalizer(obs)
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         unit = self.head(features).tanh() + self._std() * noise
         log_prob = self.log_prob(features, unit) - self.half_range.log().sum()
         return PolicyStep(self.to_env_units(unit.clamp(-1.0, 1.0)), log_prob, state, normalized, features)

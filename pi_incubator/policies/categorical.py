@@ -16,6 +16,7 @@ from torch.distributions import Categorical
 from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.policy import PolicyStep
 from pi_incubator.policies.stochastic import PolicyInputs, StochasticPolicy
@@ -61,14 +62,16 @@ class CategoricalPolicy(StochasticPolicy):
     def __init__(self, settings: NetworkSettings, network: Network, spec: EnvSpec) -> None:
         assert spec.num_choices is not None
         super().__init__(settings, network, spec, num_outputs=spec.num_choices)
-        if settings.init_log_std != type(settings).model_fields["init_log_std"].default:
-            problem = f"has no effect on the discrete actions of {spec.name}"
-            raise SettingError("network.init_log_std", settings.init_log_std, problem, "remove it")
+        for key in ("init_log_std", "state_dependent_std"):
+            value = getattr(settings, key)
+            if value != type(settings).model_fields[key].default:
+                problem = f"has no effect on the discrete actions of {spec.name}"
+                raise SettingError(f"network.{key}", value, problem, "remove it")
 
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         """`noise` `[N, 1]` is standard normal; its quantile selects the choice, by inversion."""
         normalized = self.normalizer(obs)
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         distribution = Choices(self.head(features))
         below = distribution.probs.cumsum(-1)[..., :-1] <= torch.special.ndtr(noise)  # [N, K - 1]
         action = below.sum(-1, keepdim=True).to(noise.dtype)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.policies.normal import log_density
@@ -37,7 +38,7 @@ class DeterministicPolicy(BoundedPolicy):
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         """The log-probability is that of the noise, as if nothing was clipped."""
         normalized = self.normalizer(obs)
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         unit = (self.unit_action(features) + self.exploration_std * noise).clamp(-1.0, 1.0)
         log_prob = log_density(noise, self.exploration_std * self.half_range).sum(-1)
         return PolicyStep(self.to_env_units(unit), log_prob, state, normalized, features)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
-from pi_incubator.layers.encoder import restarted
+from pi_incubator.layers.encoder import observation_of, restarted
 from pi_incubator.layers.rssm import RSSMEncoder
 from pi_incubator.layers.world_model import WorldModelNetwork
 from pi_incubator.policies.bounded import BoundedPolicy
@@ -42,7 +42,7 @@ class LatentPolicy(BoundedPolicy):
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         """The log-probability is that of the Gaussian, as if nothing was clipped."""
         normalized = self.normalizer(obs)
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         mean, std = self.unit_moments(features)
         unit = mean + std * noise
         log_prob = log_prob_of(unit, mean, std) - self.half_range.log().sum()
@@ -68,7 +68,7 @@ class LatentPolicy(BoundedPolicy):
 
     def sequence(self, normalized: Mapping[str, Tensor], state: Tensor, starts: Tensor) -> Tensor:
         """Features `[T, N, F]` where every action is the policy's mean: h depends on what was done."""
-        observation, rows = normalized[self.group], []
+        observation, rows = observation_of(normalized, self.groups), []
         for t in range(len(observation)):
             features, state = self.encoder(observation[t], restarted(state, starts[t]))
             rows.append(features)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.layers.normalizer import make_normalizer
 
@@ -47,7 +48,7 @@ class ActionMoments(NamedTuple):
 
 
 class Policy(nn.Module, ABC):
-    """An encoder of one observation group, and a head that gives the action's distribution.
+    """An encoder of observation groups, and a head that gives the action's distribution.
 
     Args:
         settings: of the config's section `network`.
@@ -56,24 +57,21 @@ class Policy(nn.Module, ABC):
         num_outputs: of the head.
     """
 
+    groups: tuple[str, ...]
+    """The observation groups that it acts on."""
     action_low: Tensor
     action_high: Tensor
 
     def __init__(self, settings: NetworkSettings, network: Network, spec: EnvSpec, num_outputs: int) -> None:
         super().__init__()
-        self.group = network.actor_group
+        self.groups = network.actor_groups
         self.normalizer = make_normalizer(
             spec, network.groups, settings.normalize_observations, settings.observation_clip
         )
-        self.encoder = network.encoder(self.group)
+        self.encoder = network.actor_encoder()
         self.head = network.head(self.encoder.num_features, num_outputs, output_gain=0.01)
         self.register_buffer("action_low", torch.tensor(spec.action_low), persistent=False)
         self.register_buffer("action_high", torch.tensor(spec.action_high), persistent=False)
-
-    @property
-    def groups(self) -> tuple[str, ...]:
-        """The observation groups that it acts on."""
-        return (self.group,)
 
     @property
     def state_width(self) -> int:
@@ -108,29 +106,36 @@ class Policy(nn.Module, ABC):
 
     def mean(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
         """The deterministic action `[N, A]` for raw observation groups, and the next state `[N, S]`."""
-        features, state = self.encoder(self._normalized(obs), state)
+        features, state = self.encode(obs, state)
         action = self.action_of(features)
         return action, self.state_after(features, state, action)
 
     def moments(self, obs: Mapping[str, Tensor], state: Tensor) -> ActionMoments:
         """The distribution of the action for raw observation groups, and the next state."""
-        features, state = self.encoder(self._normalized(obs), state)
+        features, state = self.encode(obs, state)
         mean, std = self.moments_of(features)
         return ActionMoments(mean, std, self.state_after(features, state, mean))
 
     def sequence(self, normalized: Mapping[str, Tensor], state: Tensor, starts: Tensor) -> Tensor:
         """Features `[T, N, F]` of normalized groups `[T, N, D]`; see `Encoder.sequence`."""
-        return self.encoder.sequence(normalized[self.group], state, starts)
+        return self.encoder.sequence(observation_of(normalized, self.groups), state, starts)
 
     def as_onnx(self) -> nn.Module:
-        """A module from a raw observation `[B, D]` to the deterministic action `[B, A]`.
+        """A module from a raw observation `[B, D]` of each of `groups` to the deterministic action `[B, A]`.
 
         Where S is above 0 it takes the state `[B, S]` too, and also gives the next one.
         """
+        if len(self.groups) > 1:
+            return _GroupsGraph(self)
         return (_StatefulGraph if self.state_width else _StatelessGraph)(self)
 
-    def _normalized(self, obs: Mapping[str, Tensor]) -> Tensor:
-        return self.normalizer[self.group](obs[self.group])
+    def encode(self, obs: Mapping[str, Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[N, F]` of raw observation groups, and the next state of the encoder.
+
+        Unlike `act`, it needs no group that only the critic reads.
+        """
+        normalized = {group: self.normalizer[group](obs[group]) for group in self.groups}
+        return self.encoder(observation_of(normalized, self.groups), state)
 
 
 class _StatelessGraph(nn.Module):
@@ -141,7 +146,7 @@ class _StatelessGraph(nn.Module):
     def forward(self, observation: Tensor) -> Tensor:
         policy = self.policy
         state = observation.new_zeros(0, dtype=torch.float32)
-        features, _ = policy.encoder(policy.normalizer[policy.group](observation), state)
+        features, _ = policy.encode({policy.groups[0]: observation}, state)
         return policy.action_of(features)
 
 
@@ -152,6 +157,20 @@ class _StatefulGraph(nn.Module):
 
     def forward(self, observation: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
         policy = self.policy
-        features, hidden = policy.encoder(policy.normalizer[policy.group](observation), hidden)
+        features, hidden = policy.encode({policy.groups[0]: observation}, hidden)
         action = policy.action_of(features)
         return action, policy.state_after(features, hidden, action)
+
+
+class _GroupsGraph(nn.Module):
+    """Of several groups; encoders of several have no state."""
+
+    def __init__(self, policy: Policy) -> None:
+        super().__init__()
+        self.policy = policy
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        policy = self.policy
+        obs = dict(zip(policy.groups, (first, *others), strict=True))
+        features, _ = policy.encode(obs, policy.initial_state(0))
+        return policy.action_of(features)

@@ -13,6 +13,7 @@ from torch.nn.functional import softplus
 
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.network import NetworkSettings
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import Network
 from pi_incubator.policies.bounded import BoundedPolicy
 from pi_incubator.policies.normal import log_density
@@ -69,7 +70,7 @@ class SquashedGaussianPolicy(BoundedPolicy):
 
     def act(self, obs: Mapping[str, Tensor], state: Tensor, noise: Tensor) -> PolicyStep:
         normalized = self.normalizer(obs)
-        features, state = self.encoder(normalized[self.group], state)
+        features, state = self.encoder(observation_of(normalized, self.groups), state)
         unit, log_prob = SquashedGaussian(*self.before_tanh(features), noise).rsample_and_log_prob()
         log_prob = log_prob - self.half_range.log().sum()
         return PolicyStep(self.to_env_units(unit), log_prob, state, normalized, features)

@@ -23,6 +23,7 @@ from pi_incubator.data.replay.replay import NEXT, OBS
 from pi_incubator.distributed import Distributed
 from pi_incubator.layers.batch_norm import follow_moments
 from pi_incubator.layers.critic import NUM_CRITICS
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.layers.network import BatchNormNetwork
 from pi_incubator.layers.stacked import TrunkEncoder
 from pi_incubator.layers.unit_norm import rescale
@@ -113,8 +114,8 @@ class BatchNormSAC(OffPolicy[Settings]):
         moments (CrossQ, Bhatt et al. 2024, arXiv 1902.05605).
         """
         valid = self.in_shards(minibatch["valid"].unsqueeze(-1))
-        now, following = self._observations(minibatch, self.network.critic_group)
-        _, next_obs = self._observations(minibatch, self.network.actor_group)
+        now, following = self._observations(minibatch, self.network.critic_groups)
+        _, next_obs = self._observations(minibatch, self.network.actor_groups)
         next_action, log_prob = self._sample(self.trunk(next_obs), minibatch, 1)
         this_step = torch.cat((now, self.in_shards(self.policy.to_unit(minibatch["action"]))), -1)
         next_step = torch.cat((following, torch.where(valid, next_action, 0.0)), -1)
@@ -149,11 +150,11 @@ class BatchNormSAC(OffPolicy[Settings]):
     def _actor_loss(self, minibatch: TensorDict) -> tuple[Tensor, Tensor, list[Tensor]]:
         """The loss of the policy, its entropy, and what its batch normalizations saw."""
         valid = minibatch["valid"]
-        observations = self._observations(minibatch, self.network.actor_group)
+        observations = self._observations(minibatch, self.network.actor_groups)
         moments: list[Tensor] = []
         features = self.trunk(torch.cat(observations, -2), moments).chunk(2, -2)[0]
         action, log_prob = self._sample(features, minibatch, 0)
-        now, _ = self._observations(minibatch, self.network.critic_group)
+        now, _ = self._observations(minibatch, self.network.critic_groups)
         values = self.value_of(self.critics(torch.cat((now, action), -1)))
         objective = (values.amin(0) - self.log_temperature.exp() * log_prob).flatten()
         num_valid = valid.sum().clamp_min(1)
@@ -174,12 +175,13 @@ class BatchNormSAC(OffPolicy[Settings]):
         mean, std = self.policy.before_tanh(features)
         return SquashedGaussian(mean, std, noise).rsample_and_log_prob()
 
-    def _observations(self, minibatch: TensorDict, group: str) -> tuple[Tensor, Tensor]:
-        """A group before and after the step, normalized, each `[K, B, D]`; zeros where the world broke, so
+    def _observations(self, minibatch: TensorDict, groups: tuple[str, ...]) -> tuple[Tensor, Tensor]:
+        """Groups before and after the step, normalized, each `[K, B, D]`; zeros where the world broke, so
         that an impossible state is not in the moments of the batch."""
-        valid, normalizer = minibatch["valid"].unsqueeze(-1), self.policy.normalizer[group]
-        now, following = (
-            self.in_shards(torch.where(valid, normalizer(minibatch[moment + group]), 0.0))
-            for moment in (OBS, NEXT)
-        )
-        return now, following
+        valid, normalizer = minibatch["valid"].unsqueeze(-1), self.policy.normalizer
+
+        def at(moment: str) -> Tensor:
+            normalized = {group: normalizer[group](minibatch[moment + group]) for group in groups}
+            return self.in_shards(torch.where(valid, observation_of(normalized, groups), 0.0))
+
+        return at(OBS), at(NEXT)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pi_incubator.data.replay.replay import NEXT, OBS
 from pi_incubator.data.replay.sequences import STARTS, STATE
-from pi_incubator.layers.encoder import Encoder
+from pi_incubator.layers.encoder import Encoder, observation_of
 from pi_incubator.layers.normalizer import GroupNormalizer
 
 _BESIDE = ("action", "reward", "terminated", "truncated", "valid", "num_steps", "noise")
@@ -28,7 +28,7 @@ class Features:
 
     Args:
         encoder: of any network.
-        group: the observation group that it reads.
+        groups: the observation groups that it reads.
         normalizer: of raw observations.
         burn_in: steps at the beginning of a window that are not learned from.
         acts: whether this encoder acted. Then its state before a window is the stored one. Any other begins
@@ -36,15 +36,20 @@ class Features:
     """
 
     def __init__(
-        self, encoder: Encoder, group: str, normalizer: GroupNormalizer, burn_in: int, acts: bool = False
+        self,
+        encoder: Encoder,
+        groups: tuple[str, ...],
+        normalizer: GroupNormalizer,
+        burn_in: int,
+        acts: bool = False,
     ) -> None:
-        self.encoder, self._group, self._normalizer = encoder, group, normalizer
+        self.encoder, self._groups, self._normalizer = encoder, groups, normalizer
         self._burn_in, self._acts = burn_in, acts
 
     def as_target(self) -> Features:
         """The same with a copy of the encoder, which gets no gradients."""
         encoder = copy.deepcopy(self.encoder).requires_grad_(False)
-        return Features(encoder, self._group, self._normalizer, self._burn_in, self._acts)
+        return Features(encoder, self._groups, self._normalizer, self._burn_in, self._acts)
 
     def now(self, minibatch: TensorDict) -> Tensor:
         """Features `[B, F]` of the observations before the steps."""
@@ -68,8 +73,9 @@ class Features:
         return self.encoder(following.flatten(0, 1), states.flatten(0, 1))[0]
 
     def _observation(self, minibatch: TensorDict, moment: str) -> Tensor:
-        normalized: Tensor = self._normalizer[self._group](minibatch[moment + self._group])
-        return normalized
+        normalizer = self._normalizer
+        normalized = {group: normalizer[group](minibatch[moment + group]) for group in self._groups}
+        return observation_of(normalized, self._groups)
 
     def _of_single(self, observation: Tensor) -> Tensor:
         return self.encoder(observation, observation.new_zeros(0))[0]

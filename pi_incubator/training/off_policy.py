@@ -63,10 +63,10 @@ class OffPolicy(Buffered[Settings]):
         (arXiv 2110.05038).
         """
         policy, network, burn_in = self.policy, self.network, self.settings.burn_in
-        encoder = network.encoder(network.critic_group).to(self.env.device)
+        encoder = network.critic_encoder().to(self.env.device)
         return (
-            Features(policy.encoder, policy.group, policy.normalizer, burn_in, acts=True),
-            Features(encoder, network.critic_group, policy.normalizer, burn_in),
+            Features(policy.encoder, policy.groups, policy.normalizer, burn_in, acts=True),
+            Features(encoder, network.critic_groups, policy.normalizer, burn_in),
         )
 
     def _make_mirror(self) -> EnvMirror:

@@ -22,6 +22,7 @@ from pi_incubator.config import ExperimentConfig
 from pi_incubator.config.policy_gradient import PolicyGradientSettings
 from pi_incubator.data.sharded import ShardedRandom
 from pi_incubator.distributed import Distributed
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.policies.stochastic import StochasticPolicy
 from pi_incubator.training.adam import clip_by_norm
 from pi_incubator.training.minibatches import Minibatches, Samples, Sequences
@@ -66,8 +67,8 @@ class PolicyGradient(OnPolicy[Settings]):
         self.order = ShardedRandom(cfg.experiment.seed, "minibatches", self.shards, env.device)
         outputs = output_weights(self.model)
         self.optimizer = make_optimizer(settings.optimizer, self.parameters, self.lr, outputs, eps=1e-5)
-        weight, group = settings.symmetry_coef, self.policy.group
-        self.mirror = mirror_of(env, (group,), "algorithm.symmetry_coef", weight) if weight else None
+        weight, groups = settings.symmetry_coef, self.policy.groups
+        self.mirror = mirror_of(env, groups, "algorithm.symmetry_coef", weight) if weight else None
         self.metric_names = self.report_names + (("loss/symmetry",) if self.mirror else ())
         self.step = make_step(self.phases(), distributed, compute, self.skipped)
 
@@ -148,12 +149,13 @@ class PolicyGradient(OnPolicy[Settings]):
         As in rsl_rl: the mean over samples and actions, and the second one is a fixed target.
         """
         assert self.mirror is not None
-        policy, group = self.policy, self.policy.group
-        normalizer = policy.normalizer.of(group)
-        # Raw observations are mirrored: normalized entries have different means and scales, so exchanging
-        # left and right there would change their meaning.
-        image = normalizer(self.mirror.groups[group](normalizer.inverse(samples[group])))
-        features, _ = policy.encoder(image, policy.initial_state(0))
+        policy, images = self.policy, {}
+        for group in policy.groups:
+            normalizer = policy.normalizer.of(group)
+            # Raw observations are mirrored: normalized entries have different means and scales, so exchanging
+            # left and right there would change their meaning.
+            images[group] = normalizer(self.mirror.groups[group](normalizer.inverse(samples[group])))
+        features, _ = policy.encoder(observation_of(images, policy.groups), policy.initial_state(0))
         mean, _ = policy.moments_of(features)
         with torch.no_grad():
             target = self.mirror.action(policy.moments_of(samples[ACTOR_FEATURES])[0])

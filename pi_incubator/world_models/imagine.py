@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from envs_gpu.imagination import Imagination, Imagined
+from pi_incubator.layers.encoder import observation_of
 from pi_incubator.policies.squashed_gaussian import SquashedGaussian, SquashedGaussianPolicy
 from pi_incubator.world_models.dynamics import Dynamics
 
@@ -63,7 +64,7 @@ def make_imagined_step(
         now: Moment, of_action: Tensor, of_observation: Tensor, of_task: Tensor
     ) -> tuple[Moment, Tensor, Tensor, Tensor]:
         state = of_action.new_zeros(len(of_action), 0)
-        features, _ = policy.encoder(now.groups[policy.group] + of_observation, state)
+        features, _ = policy.encoder(observation_of(now.groups, policy.groups) + of_observation, state)
         distribution = SquashedGaussian(*policy.before_tanh(features), of_action)
         unit, log_prob = distribution.rsample_and_log_prob()
         qpos, qvel = dynamics(now.state.qpos, now.state.qvel, unit)
@@ -74,21 +75,23 @@ def make_imagined_step(
     return imagined_step
 
 
-def imagine(start: Moment, critic_group: str, noise: Noise, imagined_step: ImaginedStep) -> Rollout:
+def imagine(
+    start: Moment, critic_groups: tuple[str, ...], noise: Noise, imagined_step: ImaginedStep
+) -> Rollout:
     """Let the policy act for H steps in the model.
 
     Args:
         start: real states, as `at_states` gives them.
-        critic_group: the observation group of the critic.
+        critic_groups: the observation groups of the critic.
         noise: its first dimension is H.
         imagined_step: of `make_imagined_step`, perhaps compiled.
     """
     now, seen, judged = start, [], []
     for of_action, of_observation in zip(noise.action, noise.observation, strict=True):
-        seen.append(now.groups[critic_group])
+        seen.append(observation_of(now.groups, critic_groups))
         now, *step = imagined_step(now, of_action, of_observation, noise.task)
         judged.append(step)
-    seen.append(now.groups[critic_group])
+    seen.append(observation_of(now.groups, critic_groups))
     return Rollout(torch.stack(seen), *(torch.stack(values) for values in zip(*judged, strict=True)))
 
 

@@ -23,10 +23,11 @@ NUM_ENVS, HORIZON = 8, 16
 CPU = torch.device("cpu")
 
 
-def make_cfg(**algorithm: Any) -> ExperimentConfig:
+def make_cfg(network: dict[str, Any] | None = None, **algorithm: Any) -> ExperimentConfig:
     sizes = {"horizon": HORIZON, "minibatch_size": 64, "num_epochs": 2, "gamma": 0.9, "reward_scale": 50.0}
     env = {"name": "cartpole_balance", "num_envs": NUM_ENVS}
-    return ExperimentConfig.model_validate({"env": env, "algorithm": sizes | algorithm})
+    sections = {"env": env, "algorithm": sizes | algorithm, "network": network or {}}
+    return ExperimentConfig.model_validate(sections)
 
 
 @pytest.fixture
@@ -71,14 +72,33 @@ def test_the_clipped_value_loss_is_its_formula(env: VecEnv, loss: str) -> None:
     assert not torch.isclose(plain._losses(samples.clone())[1][1] / 0.5, report[1] / 0.7)
 
 
-def test_both_losses_clip_values_alike(env: VecEnv) -> None:
+@pytest.mark.parametrize("state_dependent_std", [False, True])
+def test_both_losses_clip_values_alike(env: VecEnv, state_dependent_std: bool) -> None:
     """The gradients of TorchRL's loss and of the kernel are the same."""
-    gradients = []
+    gradients, network = [], {"state_dependent_std": state_dependent_std}
     for loss in ("torchrl", "fused"):
-        ppo = make_ppo(env, loss=loss, clip_value_loss=True)
+        ppo = make_ppo(env, network=network, loss=loss, clip_value_loss=True, entropy_coef=0.1)
         gradients.append(ppo._gradients(samples_of())[0])
     for ours, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["torchrl", "fused"])
+def test_the_loss_of_a_dependent_standard_deviation_is_its_formula(env: VecEnv, loss: str) -> None:
+    """Clipped surrogate, entropy and KL divergence by the distributions of torch, in float64."""
+    samples = samples_of(64)
+    ppo = make_ppo(env, network={"state_dependent_std": True, "init_log_std": -0.5}, loss=loss)
+    ppo.policy.head[-1].weight.data.mul_(100.0)  # a head begins near zero
+    features, _ = ppo.model.encode({"policy": samples["policy"]})
+    mean, log_std = ppo.policy.head(features).detach().double().chunk(2, -1)
+    assert log_std.std() > 0.1
+    gaussian = torch.distributions.Normal(mean, log_std.clamp(-5.0, 2.0).exp())
+    log_ratio = gaussian.log_prob(samples["action"].double()).sum(-1) - samples["action_log_prob"].double()
+    ratio, advantage = log_ratio.exp(), samples["advantage"].squeeze(-1).double()
+    objective = torch.minimum(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage).mean()
+    _, report = ppo._losses(samples.clone())
+    expected = torch.stack((-objective, gaussian.entropy().sum(-1).mean(), (ratio - 1 - log_ratio).mean()))
+    torch.testing.assert_close(report[[0, 2, 3]].double(), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_value_targets_are_normalized_by_all_returns_so_far(env: VecEnv) -> None:

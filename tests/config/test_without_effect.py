@@ -26,6 +26,8 @@ OFFLINE = [*DISTIL, "algorithm.dataset=data.npz"]
 SAC = ["algorithm.name=sac"]
 BC = ["algorithm.name=bc", "dataset=data", "training.total_steps=0"]
 IQL = ["algorithm.name=iql", "dataset=data"]
+FLASH = ["algorithm.name=flash_sac", "network.name=flash"]
+DREAMER = ["algorithm.name=dreamer", "network.name=rssm"]
 NOISE = "randomization.observation_noise={low: -0.1, high: 0.1}"
 
 
@@ -85,6 +87,7 @@ TABLE = [
     Case("network.normalize_observations=true", RSSM_PIXELS, RSSM),
     Case("network.activation=elu", ["network.name=gru", "network.hidden_sizes=[32]"], ["network.name=gru"]),
     Case("network.init_log_std=-1", ["algorithm.name=sac"]),
+    *(Case("network.state_dependent_std=true", without) for without in (SAC, BC, IQL, FLASH, DREAMER)),
     # algorithms
     *(
         Case(
@@ -150,7 +153,7 @@ ALWAYS = {
     "deployment.export deployment.opset deployment.num_check_observations deployment.tolerance",  # pi-export
     "network.name network.hidden_sizes network.channels",
     "network.num_layers network.dependency_steps network.num_states network.num_taps network.num_heads",
-    "network.window",
+    "network.window network.actor network.critic",
     "algorithm.name algorithm.loss algorithm.num_epochs algorithm.minibatch_size",
     "algorithm.lr",
     "algorithm.lr_schedule algorithm.gae_lambda algorithm.clip_ratio algorithm.value_coef",
@@ -224,11 +227,12 @@ def test_a_policy_that_acts_on_another_group_is_refused(
     env: dict[str, Any], randomization: dict[str, Any], field: str
 ) -> None:
     """Noise and history are on the group `policy` alone; which group a policy reads depends on the task."""
-    sections = {"env": env, "randomization": randomization, "network": {"name": "mlp_privileged"}}
+    network = {"name": "encoders", "actor": {"critic": "mlp"}}
+    sections = {"env": env, "randomization": randomization, "network": network}
     cfg = ExperimentConfig.model_validate(sections)
-    check_policy_reads(cfg, "policy")
+    check_policy_reads(cfg, ("policy",))
     with pytest.raises(SettingError, match=r"has no effect.*'critic'") as caught:
-        check_policy_reads(cfg, "critic")
+        check_policy_reads(cfg, ("critic",))
     assert caught.value.field == field
 
 

@@ -53,8 +53,8 @@ def test_rollouts_of_the_env_through_the_file(source_of, task, history, network,
         assert action_error(session, forgets_nothing, targets) > 1e-4
 
 
-@pytest.mark.parametrize("network", WITH_STATE)
-def test_networks_with_a_state_run_in_the_runtime(source_of, tmp_path, network):
+@pytest.mark.parametrize("network", [*WITH_STATE, "encoders"])
+def test_networks_run_in_the_runtime(source_of, tmp_path, network):
     """Step by step through the ends of episodes, a robot's runtime does what the policy did."""
     source = source_of("t_maze", 1, network)
     recording, policy = (
@@ -197,7 +197,7 @@ def test_nan_is_no_agreement(source_of):
 
 def test_a_policy_of_what_no_robot_measures_is_refused(source_of, monkeypatch):
     source = source_of("go1_velocity", 1, "mlp")
-    monkeypatch.setattr(source.policy, "group", "critic")
+    monkeypatch.setattr(source.policy, "groups", ("critic",))
     with pytest.raises(UserError, match="'critic', which no robot measures; distil it"):
         Source.artifact(source)
 

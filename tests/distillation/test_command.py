@@ -149,11 +149,11 @@ def test_a_blind_student_of_a_privileged_teacher(save_run, tmp_path):
     """The teacher acts on what the critic sees, the student on what the robot measures."""
     blind = ["training.total_steps=512", "algorithm.num_updates=5", "evaluation.num_episodes=1"]
     blind += ["deployment.export=none", "evaluation.curve=false", "network.normalize_observations=true"]
-    seer = save_run(tmp_path, None, "go1_velocity", "seer", network="mlp_privileged")
+    seer = save_run(tmp_path, None, "go1_velocity", "seer", network="encoders", actor={"critic": "mlp"})
     folder = distill(tmp_path, seer, *blind, "env.observation_history=2", name="blind")
     cfg, run = open_run(str(folder.path))
     env, policy, _ = load_trained(cfg, run, 1)
-    assert policy.group == "policy"
+    assert policy.groups == ("policy",)
     assert policy.normalizer["policy"].moments[0].eq(512).all()
     assert env.spec.obs_dims["policy"] == 2 * 45  # the last two observations; the teacher saw one of 61
     env.close()

@@ -63,7 +63,7 @@ def test_evaluation_carries_and_resets_the_state():
 
 
 def test_recording_does_too():
-    assert record_observations(CountingEnv(), Counter(), count=30, seed=0).shape == (30, 1)
+    assert record_observations(CountingEnv(), Counter(), count=30, seed=0)["policy"].shape == (30, 1)
 
 
 def test_what_a_broken_policy_remembered_ends_with_the_episode():

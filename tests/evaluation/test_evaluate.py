@@ -144,7 +144,7 @@ def test_no_episodes_are_refused():
 
 
 def test_recorded_observations_are_as_many_as_asked_for():
-    observations = record_observations(ScriptedEnv([20] * 4), stand_still, count=250, seed=0)
+    observations = record_observations(ScriptedEnv([20] * 4), stand_still, count=250, seed=0)["policy"]
     assert observations.shape == (250, 2)
     assert set(observations[:, 1].tolist()) == set(map(float, range(20)))
     assert set(observations[:, 0].tolist()) == {0.0, 1.0}  # few worlds, so that the episodes are whole
@@ -160,10 +160,10 @@ def test_recorded_observations_are_of_few_worlds_and_whole_episodes(count, num_w
             self.memory = features if not hasattr(self, "memory") else self.memory.copy_(features)
             return TensorDict({"policy": self.memory, "other": -self.memory}, batch_size=[self.num_envs])
 
-    found = record_observations(InPlace([7] * 4), stand_still, count, seed=0)
+    found = record_observations(InPlace([7] * 4), stand_still, count, seed=0)["policy"]
     steps = torch.arange(count) // num_worlds % 7
     assert found.tolist() == [[index % num_worlds, step] for index, step in enumerate(steps.tolist())]
-    other = record_observations(InPlace([7] * 4), stand_still, count, seed=0, group="other")
+    other = record_observations(InPlace([7] * 4), stand_still, count, seed=0, groups=("other",))["other"]
     assert torch.equal(other, -found)
 
 

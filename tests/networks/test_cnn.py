@@ -147,9 +147,9 @@ def test_the_ratio_is_one_before_the_first_step(ppo):
 def test_export_takes_whole_numbers_and_acts_alike(ppo, cfg, tmp_path):
     policy, spec = ppo.policy, ppo.env.spec
     path, origin = tmp_path / "policy.onnx", Origin("c" * 64, "d" * 64, None, None, None)
-    assert export_pixels(cfg, policy, spec, some_pixels(64), origin, path) <= 1e-5
+    assert export_pixels(cfg, policy, spec, {"pixels": some_pixels(64)}, origin, path) <= 1e-5
     with pytest.raises(UserError, match="cannot be written"):
-        export_pixels(cfg, policy, spec, some_pixels(4), origin, path / "below.onnx")
+        export_pixels(cfg, policy, spec, {"pixels": some_pixels(4)}, origin, path / "below.onnx")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (signature,) = session.get_inputs()
     assert (signature.type, signature.shape[1:]) == ("tensor(uint8)", list(SHAPE))

@@ -70,7 +70,7 @@ def test_its_onnx_form_acts_like_it(setting, tmp_path):
     env, ppo = setting
     policy = ppo.policy
     batch, width, path = torch.export.Dim("batch"), policy.state_width, tmp_path / "policy.onnx"
-    observation = env.obs[policy.group].clone()
+    observation = env.obs[policy.groups[0]].clone()
     state = torch.randn(env.num_envs, width).tanh()
     inputs = {"observation": observation, "hidden": state} if width else {"observation": observation}
     outputs = ["action", "hidden_out"] if width else ["action"]

@@ -7,11 +7,19 @@ import onnxruntime
 import pytest
 import torch
 from torch import nn
-from torch.distributions import AffineTransform, Independent, Normal, TanhTransform, TransformedDistribution
+from torch.distributions import (
+    AffineTransform,
+    Independent,
+    Normal,
+    TanhTransform,
+    TransformedDistribution,
+    kl_divergence,
+)
 
 from envs_gpu.errors import SettingError
 from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.models import NETWORKS
+from pi_incubator.distillation.loss import gaussian_kl
 from pi_incubator.layers.encoder import restarted
 from pi_incubator.networks import make_network
 from pi_incubator.policies.categorical import CategoricalPolicy
@@ -31,12 +39,13 @@ CHOICES = replace(SPEC, action_dim=1, action_low=(0.0,), action_high=(K - 1.0,),
 POLICIES = [GaussianPolicy, SquashedGaussianPolicy, DeterministicPolicy]
 
 
-def make_policy(kind, network="mlp", spec=SPEC, gain=100.0):
+def make_policy(kind, network="mlp", spec=SPEC, gain=100.0, **settings):
     """A policy whose actions depend on what it sees, and whose normalizer has seen data."""
     torch.manual_seed(0)
     sizes = {"hidden_sizes": (8,), "channels": (4,)}
     member = NETWORKS.members[network]
-    settings = member(**{key: value for key, value in sizes.items() if key in member.model_fields})
+    known = {key: value for key, value in sizes.items() if key in member.model_fields}
+    settings = member(**known, **settings)
     policy = kind(settings, make_network(settings, spec), spec)
     with torch.no_grad():
         last = policy.head[-1] if isinstance(policy.head, nn.Sequential) else policy.head
@@ -73,6 +82,49 @@ def test_the_density_of_a_gaussian_is_torchs():
     torch.testing.assert_close(step.action, mean + std * noise)
     torch.testing.assert_close(std, torch.tensor([-1.0, 0.3]).double().exp().expand(N, 2))
     torch.testing.assert_close(step.log_prob, Independent(Normal(mean, std), 1).log_prob(step.action))
+
+
+def test_a_standard_deviation_that_depends_on_the_observation():
+    """Density and entropy are torch's, actions that are sampled have it, and it stays within its limits."""
+    policy, obs, state, noise = in_float64(make_policy(GaussianPolicy, gain=1000.0, state_dependent_std=True))
+    step = policy.act(obs, state, noise)
+    mean, std, _ = policy.moments(obs, state)
+    expected = Independent(Normal(mean, std), 1)
+    torch.testing.assert_close(step.action, mean + std * noise)
+    torch.testing.assert_close(step.log_prob, expected.log_prob(step.action))
+    ours = policy.distribution(step.features)
+    torch.testing.assert_close(ours.log_prob(step.action), step.log_prob)
+    torch.testing.assert_close(ours.entropy(), expected.entropy())
+    assert std.std(0).min() > 0.1  # it does depend on it
+    raw_mean, raw = policy.head(step.features).chunk(2, -1)
+    assert raw.min() < -5.0
+    assert raw.max() > 2.0
+    torch.testing.assert_close(std, raw.clamp(-5.0, 2.0).exp())
+    action, _ = policy.mean(obs, state)
+    torch.testing.assert_close(action, raw_mean.clamp(torch.tensor(LOW), torch.tensor(HIGH)))
+
+
+def test_a_dependent_standard_deviation_begins_as_the_settings_say():
+    settings = NETWORKS.members["mlp"](state_dependent_std=True, init_log_std=-1.5)
+    policy = GaussianPolicy(settings, make_network(settings, SPEC), SPEC)
+    _, std, _ = policy.moments(observations(50, policy), policy.initial_state(50))
+    torch.testing.assert_close(std, torch.full_like(std, math.exp(-1.5)), rtol=0.05, atol=0)
+    assert not [name for name, _ in policy.named_parameters() if "log_std" in name]
+
+
+def test_the_divergence_of_dependent_standard_deviations_is_torchs():
+    """What distillation minimizes, with a teacher and a student of this kind."""
+    teacher, student = (
+        make_policy(GaussianPolicy, network, state_dependent_std=True, gain=20.0)
+        for network in ("mlp", "gru")
+    )
+    obs = observations(N, teacher)
+    (mean, std, _), (other_mean, other_std, _) = (
+        policy.moments(obs, policy.initial_state(N)) for policy in (teacher, student)
+    )
+    expected = kl_divergence(Normal(mean, std), Normal(other_mean, other_std)).sum(-1)
+    torch.testing.assert_close(gaussian_kl(mean, std, other_mean, other_std), expected)
+    assert expected.min() > 0.01
 
 
 def squashed(loc, scale):
@@ -142,7 +194,7 @@ def test_the_spread_of_a_squashed_policy_stays_in_its_range():
 
 
 def wide(policy):
-    return policy.normalizer(observations(500, policy))[policy.group], policy.initial_state(500)
+    return policy.normalizer(observations(500, policy))["policy"], policy.initial_state(500)
 
 
 @pytest.mark.parametrize("kind", POLICIES)
@@ -187,17 +239,24 @@ def test_choices_are_taken_as_often_as_they_are_probable():
     assert set(ours.sample().unique().tolist()) <= {0.0, 1.0, 2.0}
 
 
-def test_a_standard_deviation_of_choices_is_refused():
-    settings = NETWORKS.members["mlp"](init_log_std=-1.0)
-    with pytest.raises(SettingError, match=r"network.init_log_std = -1.0: has no effect on the discrete"):
+@pytest.mark.parametrize(("key", "value"), [("init_log_std", -1.0), ("state_dependent_std", True)])
+def test_a_standard_deviation_of_choices_is_refused(key, value):
+    settings = NETWORKS.members["mlp"](**{key: value})
+    with pytest.raises(SettingError, match=rf"network.{key} = {value}: has no effect on the discrete"):
         CategoricalPolicy(settings, make_network(settings, CHOICES), CHOICES)
 
 
-@pytest.mark.parametrize("network", ["mlp", "gru"])
-@pytest.mark.parametrize("kind", [*POLICIES, CategoricalPolicy])
-def test_the_onnx_form_acts_like_the_policy(kind, network, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "network", "settings"),
+    [
+        *((kind, network, {}) for kind in (*POLICIES, CategoricalPolicy) for network in ("mlp", "gru")),
+        (GaussianPolicy, "mlp", {"state_dependent_std": True}),
+    ],
+)
+def test_the_onnx_form_acts_like_the_policy(kind, network, settings, tmp_path):
     spec = CHOICES if kind is CategoricalPolicy else SPEC
-    policy, path, batch = make_policy(kind, network, spec, gain=300.0), tmp_path / "policy.onnx", N
+    policy = make_policy(kind, network, spec, gain=300.0, **settings)
+    path, batch = tmp_path / "policy.onnx", N
     width, size = policy.state_width, torch.export.Dim("batch")
     inputs = {"observation": observations(batch, policy)["policy"]}
     if width:
@@ -256,8 +315,9 @@ def test_a_sequence_is_what_its_steps_are(network):
 
 def test_a_policy_reads_its_own_group_alone():
     """What only the critic sees changes nothing, and a privileged policy reads it on purpose."""
-    for network, group in (("mlp", "policy"), ("gru", "policy"), ("mlp_privileged", "critic")):
-        policy = make_policy(GaussianPolicy, network)
+    for network, group in (("mlp", "policy"), ("gru", "policy"), ("encoders", "critic")):
+        settings = {"actor": {group: "mlp"}} if network == "encoders" else {}
+        policy = make_policy(GaussianPolicy, network, **settings)
         assert policy.groups == (group,)
         obs = observations(N, policy)
         action, _ = policy.mean({group: obs[group]}, policy.initial_state(N))

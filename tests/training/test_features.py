@@ -101,7 +101,7 @@ def test_features_are_those_of_stepping_one_by_one(collected, kind):
     """
     sac, seen, results = collected
     if kind == "any":
-        features = Features(Leaky(seen[0].shape[1]), "policy", sac.policy.normalizer, BURN_IN)
+        features = Features(Leaky(seen[0].shape[1]), ("policy",), sac.policy.normalizer, BURN_IN)
     else:
         features = sac.actor_features if kind == "policy" else sac.critic_features
     sample, places = windows(sac, seen)

@@ -131,7 +131,7 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     video = ["evaluation.video=true", "evaluation.video_length_s=0.1", "algorithm.lr_schedule=adaptive"]
     run(tmp_path, "reads", *FINISHED, "tracking.backend=mlflow", "algorithm.rnd_coef=0.1", *video)
     run(tmp_path, "sees", CARTPOLE, config="ppo/cartpole_balance_pixels.yaml")
-    for network in ("gru", "lstm", "mamba", "mingru", "mlp_privileged", "transformer"):
+    for network in ("gru", "lstm", "mamba", "mingru", "encoders", "transformer"):
         run(tmp_path, network, f"network.name={network}", "training.total_steps=64")
     record = f"training.record={tmp_path / 'dataset'}"
     run(tmp_path, "recorded", record, "training.total_steps=64")

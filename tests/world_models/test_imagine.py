@@ -40,7 +40,7 @@ def imagined_return(world):
     env, imagination, policy, dynamics = world
     noise = make_noise(env)
     start = at_states(imagination, policy, env.obs[PHYSICS].double(), noise.task)
-    rollout = imagine(start, "policy", noise, make_imagined_step(imagination, dynamics, policy))
+    rollout = imagine(start, ("policy",), noise, make_imagined_step(imagination, dynamics, policy))
     discount = 0.9 * (~rollout.terminated).double()
     value = rollout.observation[1:].square().sum(-1)
     return lambda_return(rollout.reward, value, discount, 0.8, implementation="reference").mean()
@@ -82,7 +82,7 @@ def test_a_rollout_in_a_perfect_model_is_the_simulators(world):
         return after.qpos, after.qvel
 
     with torch.no_grad():
-        rollout = imagine(start, "policy", noise, make_imagined_step(imagination, simulate, policy))
+        rollout = imagine(start, ("policy",), noise, make_imagined_step(imagination, simulate, policy))
     reward = torch.stack([result.reward for result in results])
     observation = torch.stack([result.final_obs["policy"] for result in results])
     torch.testing.assert_close(rollout.reward, reward, rtol=1e-4, atol=1e-4)

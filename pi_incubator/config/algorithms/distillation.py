@@ -22,6 +22,7 @@ class DistillationSettings(RolloutSettings):
     """How a student learns from trained policies."""
 
     storage_field: ClassVar[str] = "algorithm.buffer_size"
+    has_gaussian_policy: ClassVar[bool] = True
     unused: ClassVar[tuple[str, ...]] = (
         "training.overlap",
         "training.record",

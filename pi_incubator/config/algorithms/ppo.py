@@ -43,7 +43,7 @@ class PPOSettings(ClippedSettings):
                 problem="has no effect with algorithm.rnd_coef = 0",
                 fix="remove it, or raise algorithm.rnd_coef",
             )
-        if self.rnd_coef and (cfg.network.sees_pixels or cfg.training.overlap):
+        if self.rnd_coef and (cfg.network.acts_on_pixels or cfg.training.overlap):
             problem = f"network {cfg.network.name} sees pixels, and the predictor sees vectors alone"
             fix = "remove it, or name a network of vectors"
             if cfg.training.overlap:

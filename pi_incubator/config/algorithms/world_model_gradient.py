@@ -70,8 +70,8 @@ class WorldModelGradientSettings(BufferSettings):
     def check(self, cfg: ExperimentConfig) -> None:
         super().check(cfg)
         network = cfg.network
-        if network.has_state or network.sees_pixels:
-            what = "pixels" if network.sees_pixels else "a state"
+        if network.has_state or network.reads_pixels:
+            what = "pixels" if network.reads_pixels else "a state"
             raise cross_field_error(
                 field="network.name",
                 value=network.name,
