@@ -9,7 +9,7 @@ from torchrl.objectives.dreamer_v3 import two_hot_cross_entropy, two_hot_decode
 
 from pi_incubator.config import ConfigError, load_config
 from pi_incubator.layers.two_hot import symlog
-from pi_incubator.training.imagination import imagine
+from pi_incubator.training.latent_rollout import imagine
 from tests.envs import StillEnv
 from tests.learning import make_algorithm
 from tests.off_policy import SPEC, A, D

@@ -1,4 +1,4 @@
-"""Rollouts in a world model, and what a policy learns from them (Hafner et al. 2023, arXiv 2301.04104).
+"""Rollouts in the latent space of a world model, and their returns (Hafner et al. 2023, arXiv 2301.04104).
 
 Letters: H imagined steps, B rollouts, A actions, C categorical variables, S width of h, F features.
 """

@@ -7,7 +7,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.networks.rssm import RSSMVectorSettings
 from pi_incubator.networks import make_network
 from pi_incubator.policies.latent import LatentPolicy
-from pi_incubator.training.imagination import RATE, ReturnScale, imagine, percentiles
+from pi_incubator.training.latent_rollout import RATE, ReturnScale, imagine, percentiles
 
 CPU = torch.device("cpu")
 H, B, A, C = 5, 8, 2, 3
