@@ -33,8 +33,8 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.latent import LatentPolicy
 from pi_incubator.policies.normal import entropy_of, log_prob_of
 from pi_incubator.registry import algorithm
-from pi_incubator.training.latent_rollout import ReturnScale, imagine, percentiles
 from pi_incubator.training.laprop import LaProp, clip_by_weights
+from pi_incubator.training.latent_rollout import ReturnScale, imagine, percentiles
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
