@@ -88,6 +88,7 @@ TABLE = [
     Case("network.activation=elu", ["network.name=gru", "network.hidden_sizes=[32]"], ["network.name=gru"]),
     Case("network.init_log_std=-1", ["algorithm.name=sac"]),
     *(Case("network.state_dependent_std=true", without) for without in (SAC, BC, IQL, FLASH, DREAMER)),
+    Case("network.state_dependent_std=true", [*DISTIL, "algorithm.loss=mse"], DISTIL),
     # algorithms
     *(
         Case(

@@ -130,6 +130,24 @@ def test_terms_that_are_off_move_nothing(on_the_ridge):
     assert metrics["loss/value"] == metrics["loss/features"] == 0
 
 
+def test_a_standard_deviation_that_depends_on_the_observation_is_learned():
+    """That of a teacher, which one number for all observations cannot be."""
+    divergence = []
+    for depends in (False, True):
+        torch.manual_seed(0)
+        cfg, env = ridge_config(exploration=0.5, num_updates=20), Ridge()
+        settings = cfg.network.model_copy(update={"state_dependent_std": True, "init_log_std": -1.0})
+        teacher = make_teacher("teacher", settings, env.spec)
+        torch.nn.init.normal_(teacher.policy.head[-1].weight, std=0.3)
+        network = cfg.network.model_copy(update={"state_dependent_std": depends})
+        student = ToyDistillation(cfg.model_copy(update={"network": network}), env, teacher)
+        metrics = learn(student)
+        divergence.append(metrics["policy/kl"].item())
+        assert ("policy/std" in metrics) != depends
+    assert divergence[0] > 0.01
+    assert divergence[1] < 0.001
+
+
 def test_the_teacher_acts_in_ever_fewer_worlds(on_the_ridge):
     distillation, shares = on_the_ridge(teacher_phase=0.5), []
     for iteration in range(distillation.num_iterations):

@@ -96,6 +96,13 @@ class DistillationSettings(RolloutSettings):
         if self.normalizer == "teacher" and not cfg.network.normalize_observations:
             problem = "has no effect with network.normalize_observations = false"
             raise _error("normalizer", self.normalizer, problem, "remove it")
+        if self.loss == "mse" and cfg.network.state_dependent_std:
+            raise cross_field_error(
+                field="network.state_dependent_std",
+                value=True,
+                problem="has no effect with algorithm.loss = mse, which leaves the standard deviation alone",
+                fix="remove it, or set algorithm.loss to kl",
+            )
         if self.fake_quantize == "none" and not is_default(cfg, "algorithm.fake_quantize_phase"):
             problem, fix = (
                 "has no effect with algorithm.fake_quantize = none",
