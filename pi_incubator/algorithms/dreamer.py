@@ -71,7 +71,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
     ) -> None:
         super().__init__(cfg, env, distributed, compute)
         settings, device = self.settings, env.device
-        self.two_hot = SymexpTwoHot(settings.num_bins).to(device)
+        self.two_hot = SymexpTwoHot(settings.num_bins, settings.largest_symlog).to(device)
         self.predictions = self.network.predictions(settings.num_bins).to(device)
         num_features = self.policy.encoder.num_features
         self.critic = self.network.head(num_features, settings.num_bins, output_gain=0.0).to(device)

@@ -11,9 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-LARGEST_EXPONENT = 20.0
-"""symlog of the last bin: values up to 4.9e8."""
-
 
 def symlog(value: Tensor) -> Tensor:
     """sign(x) ln(1 + |x|), elementwise."""
@@ -30,14 +27,15 @@ class SymexpTwoHot(nn.Module):
 
     Args:
         num_bins: Z, odd, so that the middle one is zero.
+        largest_symlog: of the last bin.
     """
 
     bins: Tensor
     """`[Z]`, the values of the bins, ascending."""
 
-    def __init__(self, num_bins: int) -> None:
+    def __init__(self, num_bins: int, largest_symlog: float = 20.0) -> None:
         super().__init__()
-        upper = symexp(torch.linspace(0.0, LARGEST_EXPONENT, num_bins // 2 + 1))
+        upper = symexp(torch.linspace(0.0, largest_symlog, num_bins // 2 + 1))
         self.register_buffer("bins", torch.cat((-upper[1:].flip(0), upper)), persistent=False)
 
     def value(self, logits: Tensor) -> Tensor:

@@ -176,6 +176,7 @@ ALWAYS = {
     "algorithm.return_lambda algorithm.observation_noise algorithm.lr_model",
     "network.actor_width network.critic_width network.num_blocks network.expansion network.critic_sizes",
     "algorithm.imagined_steps algorithm.start_every algorithm.td_lambda algorithm.max_relative_gradient",
+    "algorithm.largest_symlog",
     "algorithm.dynamics_coef algorithm.representation_coef algorithm.free_nats algorithm.replay_value_coef",
     "network.recurrent_size network.num_latents network.num_classes",
 }

@@ -53,10 +53,11 @@ WORLD_MODEL = SAC.replace("name: sac,", "name: world_model_gradient, imagined_st
 WORLD_MODEL = WORLD_MODEL.replace("horizon: 4,", "horizon: 4, model_sizes: [16], updates_per_step: 0.5,")
 # In the untrained model, rollouts that begin with worlds about to fall end.
 WORLD_MODEL_WITH_ENDS = WORLD_MODEL.replace("half_cheetah", "hopper")
+# Bins of 4.9e8 would make differences of 1e-9 in a value out of those of 1e-17 in a probability.
 DREAMER = """
 env: {name: half_cheetah}
 network: {name: rssm, hidden_sizes: [16], recurrent_size: 8, num_latents: 4, normalize_observations: true}
-algorithm: {name: dreamer, horizon: 4, sequence_length: 4, learning_starts: 64, buffer_size: 1024}
+algorithm: {name: dreamer, horizon: 4, sequence_length: 4, learning_starts: 64, largest_symlog: 3}
 training: {total_steps: 100000}
 compute: {device: cpu, compile: "off", shards: 2}
 """

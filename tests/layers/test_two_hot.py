@@ -53,6 +53,11 @@ def test_value_loss_and_gradient_of_logits_are_torchrls():
     torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), logits) for loss in losses))
 
 
+def test_the_last_bin_is_where_it_is_said_to_be():
+    two_hot = SymexpTwoHot(5, largest_symlog=2.0).double()
+    torch.testing.assert_close(symlog(two_hot.bins), torch.linspace(-2.0, 2.0, 5).double(), rtol=1e-6, atol=0)
+
+
 def test_equal_logits_say_exactly_zero():
     """In float32, where bins of 5e8 are 32 apart."""
     assert torch.equal(SymexpTwoHot(255).value(torch.zeros(4, 255)), torch.zeros(4))

@@ -61,6 +61,8 @@ class DreamerSettings(ReplaySettings):
     """Share of the critic that its slow copy takes over at each update."""
     num_bins: Annotated[int, Field(ge=3, le=10_001)] = 255
     """Bins of predicted rewards and values; odd, so that one of them is zero."""
+    largest_symlog: Annotated[float, Field(gt=0, le=50)] = 20.0
+    """Symlog of the last bin: 20 is a value of 4.9e8, 10 is 22,025."""
 
     def check(self, cfg: ExperimentConfig) -> None:
         for key, needed in FIXED.items():
