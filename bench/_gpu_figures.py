@@ -43,7 +43,7 @@ def figures() -> Iterator[Figure]:
             what = f"{task}: env step over bare physics, {num_envs:,} worlds"
             yield Figure(what, "85 % or more", command, _physics_share(task, num_envs))
     for task, num_envs in TRAINED.items():
-        config = f"configs/{task}.yaml"
+        config = f"configs/ppo/{task}.yaml"
         settings = f"env.num_envs={num_envs} env.backend=warp training.total_steps={TOTAL_STEPS}"
         command = f"pi-bench train --config {config} --peer none {settings} {_json(f'train_{task}')}"
         aim = {"go1_velocity": "600,000 env steps/s", "cartpole_balance": "5,000,000 env steps/s"}[task]

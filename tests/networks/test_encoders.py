@@ -23,7 +23,7 @@ from pi_incubator.policies.gaussian import GaussianPolicy
 from tests.learning import make_algorithm
 
 ROOT = Path(__file__).parents[2]
-ROUGH = str(ROOT / "configs" / "go1_velocity_rough_teacher.yaml")
+ROUGH = str(ROOT / "configs" / "ppo" / "go1_velocity_rough_teacher.yaml")
 B, ROWS, COLUMNS = 5, 3, 4
 SCAN = ObservedTerm("scan", ROWS * COLUMNS, (ROWS, COLUMNS))
 SPEC = EnvSpec(
