@@ -123,24 +123,27 @@ class ModelMirror:
     """`[nu]`."""
 
     def __init__(self, model: mujoco.MjModel) -> None:
-        self._model, self._data = model, mujoco.MjData(model)
-        mujoco.mj_kinematics(model, self._data)
+        data = mujoco.MjData(model)
+        mujoco.mj_kinematics(model, data)
+        # Copies: the model is not kept, since it holds the vertices of all meshes.
+        self._bodies = data.xipos[1:].copy()
+        self._sites = {model.site(i).name: data.site_xpos[i].copy() for i in range(model.nsite)}
         self._single = [i for i in range(model.njnt) if model.jnt_type[i] in (_HINGE, _SLIDE)]
-        self.joints = self._pair_joints()
-        self.qpos, self.qvel = self._pair_state()
-        self.controls = self._pair_controls()
+        self.joints = self._pair_joints(model, data)
+        self.qpos, self.qvel = self._pair_state(model)
+        self.controls = self._pair_controls(model)
 
     def sites(self, names: Sequence[str]) -> Mirror:
         """Of one number for each of these sites."""
-        places = np.stack([self._data.site(name).xpos for name in names])
+        places = np.stack([self._sites[name] for name in names])
         return paired(places, f"sites {', '.join(names)}")
 
     def bodies(self) -> Mirror:
         """Of one number for each body but the world."""
-        return paired(self._data.xipos[1:], "bodies", COM_TOLERANCE_M)
+        return paired(self._bodies, "bodies", COM_TOLERANCE_M)
 
-    def _pair_joints(self) -> Mirror:
-        model, data, single = self._model, self._data, self._single
+    def _pair_joints(self, model: mujoco.MjModel, data: mujoco.MjData) -> Mirror:
+        single = self._single
         hinge = (model.jnt_type[single] == _HINGE)[:, None]
         anchor, axis = data.xanchor[single], data.xaxis[single]
         image = axis * np.where(hinge, -_Y, _Y)
@@ -156,8 +159,8 @@ class ModelMirror:
         _require_same("range", names, model.jnt_range[single], index, sign)
         return Mirror(torch.from_numpy(index), torch.from_numpy(sign).float())
 
-    def _pair_state(self) -> tuple[Mirror, Mirror]:
-        model, single = self._model, self._single
+    def _pair_state(self, model: mujoco.MjModel) -> tuple[Mirror, Mirror]:
+        single = self._single
         index = [torch.zeros(size, dtype=torch.int64) for size in (model.nq, model.nv)]
         sign = [torch.ones(size) for size in (model.nq, model.nv)]
         for joint in range(model.njnt):
@@ -177,8 +180,8 @@ class ModelMirror:
                 sign[k][place : place + mirror.width] = mirror.sign
         return Mirror(index[0], sign[0]), Mirror(index[1], sign[1])
 
-    def _pair_controls(self) -> Mirror:
-        model, numbers = self._model, {joint: i for i, joint in enumerate(self._single)}
+    def _pair_controls(self, model: mujoco.MjModel) -> Mirror:
+        numbers = {joint: i for i, joint in enumerate(self._single)}
         if (model.actuator_trntype != int(mujoco.mjtTrn.mjTRN_JOINT)).any():
             raise EnvError("an actuator does not drive a joint, so its mirror is not known")
         driven = [numbers[joint] for joint in model.actuator_trnid[:, 0]]

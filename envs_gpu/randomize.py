@@ -12,7 +12,7 @@ per interval and pushes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import mujoco
@@ -115,12 +115,17 @@ class Randomizer:
         self._sent = torch.zeros(num_worlds, delay.high + 1 if delay else 1, action_dim, device=device)
         self._delay = torch.zeros(num_worlds, dtype=torch.int64, device=device)
 
-        self._redraw, self._delay_action, self._is_compiled = self._draw_anew, self._late_action, False
+        # None where they are not compiled. As in SimEnv, uncompiled methods of the object are not kept in it.
+        self._compiled_draw: Callable[..., tuple[dict[str, Tensor], Tensor]] | None = None
+        self._compiled_delay: Callable[[Tensor], Tensor] | None = None
 
     def compile(self) -> None:
         """From now on draw and delay in compiled pieces."""
-        self._redraw, self._delay_action = compiled(self._draw_anew), compiled(self._late_action)
-        self._is_compiled = True
+        self._compiled_draw, self._compiled_delay = compiled(self._draw_anew), compiled(self._late_action)
+
+    def close(self) -> None:
+        """Let go of what was compiled, which refers to this object."""
+        self._compiled_draw = self._compiled_delay = None
 
     def begin(self, mask: Tensor, random: WorldRandom, step: Tensor) -> None:
         """Draw for the worlds where `mask` `[N]` is true, which begin an episode; their clocks say so.
@@ -149,7 +154,9 @@ class Randomizer:
 
     def before_step(self, action: Tensor) -> Tensor:
         """The action that reaches the motors now, where `action` `[N, A]` is given."""
-        return self._delay_action(action) if self._settings.action_delay else action
+        if not self._settings.action_delay:
+            return action
+        return (self._compiled_delay or self._late_action)(action)
 
     def state_dict(self) -> dict[str, Tensor]:
         state = {"knobs": self.knobs.numbers, "sent": self._sent, "delay": self._delay, "wait": self._wait}
@@ -171,7 +178,8 @@ class Randomizer:
         parts = self._selections(begins | due.any(-1))
         if not parts:
             return
-        drawn = [self._redraw(worlds, begins, due, random.key, random.counter, step) for worlds in parts]
+        draw = self._compiled_draw or self._draw_anew
+        drawn = [draw(worlds, begins, due, random.key, random.counter, step) for worlds in parts]
         worlds = _join(parts)
         for name in drawn[0][0]:
             self._physics.randomize(name, _join([fields[name] for fields, _ in drawn]), worlds)
@@ -186,7 +194,7 @@ class Randomizer:
         if concerned.device.type != "cpu":
             return [torch.arange(len(concerned), device=concerned.device)]
         worlds = concerned.nonzero().squeeze(-1)
-        if not self._is_compiled or not len(worlds):
+        if self._compiled_draw is None or not len(worlds):
             return [worlds] if len(worlds) else []
         # Whole parts, or every size would be compiled; the last world takes its turn again, to the same end.
         missing = -len(worlds) % _FEW

@@ -137,7 +137,10 @@ class SimEnv(VecEnv):
         terms = task.observation_groups.get("policy")
         scale = noise_scale(terms, device) if terms else None
         self._perception = Perception(randomization.observation_noise, scale, observation_history)
-        self._judge, self._begin = self._judge_outcome, self._begin_episodes
+        # None where they are not compiled: uncompiled methods of this env are not kept in it. They would be a
+        # reference cycle, and the physics would stay in memory until Python happens to look for cycles.
+        self._compiled_judge: Callable[..., Judgement] | None = None
+        self._compiled_begin: Callable[..., tuple[dict[str, Tensor], dict[str, Tensor]]] | None = None
         self._imagination: Imagination | None = None
         self._foresees = compiled or device.type != "cpu"
         self.spec = self._first_observed(_make_spec(name, task, self.compiled_model, num_envs, device), seed)
@@ -189,7 +192,8 @@ class SimEnv(VecEnv):
         action = torch.zeros(self.num_envs, self.spec.action_dim, device=self.device)
         self.task.outcome(state, episode, action)
         _check_memory(self.spec.name, episode.memory, self.task.remember(state, episode, action))
-        self._judge, self._begin = compile_method(self._judge), compile_method(self._begin)
+        self._compiled_judge = compile_method(self._judge_outcome)
+        self._compiled_begin = compile_method(self._begin_episodes)
         self._randomizer.compile()
 
     def _check_observation(self) -> None:
@@ -240,7 +244,7 @@ class SimEnv(VecEnv):
         ctrl = self.task.control(self._randomizer.before_step(action))
         self._guards.remember(ctrl)
         self.physics.step(ctrl, self.task.substeps)
-        judged = self._judge(
+        judged = (self._compiled_judge or self._judge_outcome)(
             self.physics.state, self._kept(), action, given, self._seen, self._episode_return
         )
         self._memory, self._seen = judged.memory, judged.observation["policy"]
@@ -373,6 +377,8 @@ class SimEnv(VecEnv):
         return self.physics.state.qpos
 
     def close(self) -> None:
+        self._compiled_judge = self._compiled_begin = None
+        self._randomizer.close()
         self.physics.close()
         self._pixels.close()
 
@@ -456,8 +462,8 @@ class SimEnv(VecEnv):
         self.physics.set_state(done, *states)
         self._pixels.restart(done, self.physics.state.qpos)
         # The first time there is no memory and no observation: other inputs, not worth compiling for.
-        begin = self._begin if last else self._begin_episodes
-        self._memory, fresh = begin(self.physics.state, self._kept(), done, last)
+        begin = self._compiled_begin if last else None
+        self._memory, fresh = (begin or self._begin_episodes)(self.physics.state, self._kept(), done, last)
         self._seen = fresh["policy"]
         return self._pack(fresh)
 

@@ -1,5 +1,8 @@
 """What every task keeps, run over the registry."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from torchrl.envs.utils import check_env_specs
@@ -50,6 +53,22 @@ def test_shapes_and_dtypes(task):
     for flag in (result.terminated, result.truncated):
         assert (flag.shape, flag.dtype) == ((5,), torch.bool)
     assert len(env.spec.joint_names) == env.spec.action_dim
+
+
+@every_task
+def test_the_memory_of_a_closed_env_is_free_at_once(task):
+    """Nothing waits until Python looks for reference cycles, which it seldom does beside tensors."""
+    gc.collect()
+    gc.disable()
+    try:
+        env = make_env(task, num_envs=2, device=CPU)
+        env.step(actions(env, 1)[0])
+        kept = [weakref.ref(value) for value in (env, env.physics, env.compiled_model)]
+        env.close()
+        del env
+        assert not any(value() for value in kept)
+    finally:
+        gc.enable()
 
 
 @every_task

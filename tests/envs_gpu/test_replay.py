@@ -209,7 +209,7 @@ def test_what_does_not_break_in_c_says_how_far_it_is(tmp_path):
     env = make(tmp_path)
     outcome = env.task.outcome
     play(env, 6)
-    env._judge = env._judge_outcome
+    env._compiled_judge = None
 
     def spoiled(state, episode, action):
         found = outcome(state, episode, action)
