@@ -44,6 +44,7 @@ def taught(balance, tmp_path_factory):
     return distill(folder, balance, "--record", str(folder / "seen.safetensors"), *BRIEF)
 
 
+@pytest.mark.slow
 def test_a_small_student_balances_like_its_teacher(taught):
     result = json.loads(taught.distillation.read_text())["teachers"][0]
     assert result["teacher_return"] > 990

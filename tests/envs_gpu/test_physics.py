@@ -208,6 +208,7 @@ def test_a_world_does_not_depend_on_their_number(engine, model):
     assert_the_number_does_not_matter(engine, model)
 
 
+@pytest.mark.slow
 def test_a_world_of_mjx_does_not_depend_on_their_number():
     """The fast sibling of the test above, on a scene that compiles in seconds."""
     model = mujoco.MjModel.from_xml_string(SMALL_SCENE)
