@@ -1,9 +1,6 @@
 """What MuJoCo would take in silence, or say unclearly, about an MJCF file is one clear line here."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import gymnasium
@@ -19,6 +16,7 @@ from envs_gpu.observation import ObservationTerm
 from envs_gpu.robots import ROBOTS, gymnasium_model, robot_model
 from envs_gpu.tasks import hold_pose
 from envs_gpu.tasks.cartpole_balance import CartpoleBalance
+from pi_incubator.cli import _main, train
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
@@ -263,21 +261,6 @@ def test_a_robot_for_a_task_that_has_one():
         make_env("ant", num_envs=1, device=CPU, model=str(hold_pose.EXAMPLE))
 
 
-def train(folder, *settings, **environment):
-    """What `pi-train` answers, in a process of its own."""
-    config = write(folder, f'experiment:\n  output_dir: "{folder}"\ntracking:\n  backend: none\n', "a.yaml")
-    command = [sys.executable, "-m", "pi_incubator.cli.train", "--config", str(config), *settings]
-    env = os.environ | {"PYTHONPATH": str(ROOT)} | environment
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
-
-
-def one_line(result):
-    lines = result.stderr.strip().splitlines()
-    assert result.returncode == 2, result.stderr
-    assert len(lines) == 1, result.stderr
-    return lines[0]
-
-
 COMMANDS = {
     "no robot": (
         ["env.name=hold_pose"],
@@ -308,14 +291,20 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize("case", COMMANDS)
-def test_command_ends_with_one_line(tmp_path, case):
+def test_command_ends_with_one_line(tmp_path, case, monkeypatch, capfd):
     settings, environment, expected = COMMANDS[case]
     bad = write(tmp_path, GOOD.replace("0.002", "0"), "bad.xml")
     (tmp_path / "empty").mkdir()
     names = {"bad": bad, "empty": tmp_path / "empty"}
     settings = [setting.format(**names) for setting in settings]
-    environment = {key: value.format(**names) for key, value in environment.items()}
-    message = one_line(train(tmp_path, "compute.device=cpu", *settings, **environment))
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value.format(**names))
+    place = [f"experiment.output_dir={tmp_path}", "tracking.backend=none", "compute.device=cpu"]
+    config = write(tmp_path, "{}", "a.yaml")
+    with pytest.raises(SystemExit) as ended:
+        _main.run(train.main, ["--config", str(config), *place, *settings])
+    (message,) = capfd.readouterr().err.splitlines()
+    assert ended.value.code == 2
     assert re.search(expected, message), message
 
 
