@@ -58,7 +58,6 @@ def test_shapes_and_dtypes(task):
 @every_task
 def test_the_memory_of_a_closed_env_is_free_at_once(task):
     """Nothing waits until Python looks for reference cycles, which it seldom does beside tensors."""
-    gc.collect()
     gc.disable()
     try:
         env = make_env(task, num_envs=2, device=CPU)
