@@ -141,7 +141,7 @@ def test_a_restart_touches_no_other_world(engine, model):
     assert_same_bits(play(physics, ctrl[30:]), play(undisturbed, ctrl[30:]), ~mask)
 
 
-@every_engine_but_mjx
+@every_engine
 def test_a_restarted_world_forgets_its_past(engine, model):
     new, used = build(engine, model), build(engine, model)
     play(used, controls(model, 10, seed=3))
