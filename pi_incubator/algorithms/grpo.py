@@ -104,7 +104,7 @@ class GRPO(PolicyGradient[GRPOSettings]):
         reward.mul_(self.settings.reward_scale)
         returns = discounted_return(reward, nothing, terminated, done, self.settings.gamma)
         # The return of an episode whose world broke is not known, so none of its steps count.
-        valid &= discounted_return((~valid).float(), nothing, terminated, done, 1.0) == 0
+        valid &= discounted_return((~valid).to(nothing.dtype), nothing, terminated, done, 1.0) == 0
         size = self.settings.group_size
         advantage = centered(returns, valid, size)
         if self.settings.normalize == "group":
