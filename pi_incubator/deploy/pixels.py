@@ -19,9 +19,11 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config import ExperimentConfig
 from pi_incubator.deploy.bundle import write_file
 from pi_incubator.deploy.contract import Origin
+from pi_incubator.deploy.graph import MEASURED
 from pi_incubator.deploy.program import to_bytes, to_onnx
 from pi_incubator.deploy.record import require_within
 from pi_incubator.deploy.session import ExportedPixels, open_session
+from pi_incubator.errors import UserError
 from pi_incubator.policies.policy import Policy
 from pi_incubator.version import __version__
 
@@ -49,8 +51,13 @@ def export_pixels(
         path: the file.
 
     Raises:
-        UserError: the file cannot be written, or does not act like the policy.
+        UserError: no robot measures what the policy reads, the file cannot be written, or it does not act
+            like the policy.
     """
+    for group in policy.groups:
+        if group not in MEASURED:
+            problem = f"the policy acts on the group {group!r}, which no robot measures"
+            raise UserError(f"{problem}; distil it into one that acts on policy and pixels")
     module, width = _Graph(copy.deepcopy(policy.as_onnx()).cpu().eval()), policy.state_width
     groups = policy.groups
     example = [torch.zeros(2, *spec.obs_shape(group), dtype=spec.obs_dtype(group)) for group in groups]

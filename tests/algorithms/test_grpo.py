@@ -169,6 +169,7 @@ def test_there_is_no_critic(task: str) -> None:
     """Not in what is saved, also where a task has observations for one, and not in what is reported."""
     grpo = make_grpo(task)
     grpo.collect()
+    assert "critic" not in set(grpo.rollout.data.keys())
     metrics = grpo.update()
     assert not any("critic" in name or "value" in name for name in (*grpo.parts(), *metrics))
     num_policy = sum(weight.numel() for weight in grpo.policy.parameters())

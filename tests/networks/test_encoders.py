@@ -17,6 +17,7 @@ from pi_incubator.config.networks.encoders import EncodersSettings
 from pi_incubator.deploy.contract import Origin
 from pi_incubator.deploy.pixels import export_pixels
 from pi_incubator.deploy.session import ExportedPixels, open_session
+from pi_incubator.errors import UserError
 from pi_incubator.layers.encoder import observation_of
 from pi_incubator.networks import make_network
 from pi_incubator.policies.gaussian import GaussianPolicy
@@ -141,6 +142,15 @@ def test_a_policy_of_several_groups_leaves_as_onnx(tmp_path):
     torch.testing.assert_close(torch.from_numpy(action), expected.detach(), rtol=0, atol=1e-5)
     again, _ = ExportedPixels(open_session(path.read_bytes(), "policy.onnx")).mean(obs, torch.zeros(B, 0))
     assert torch.equal(again, torch.from_numpy(action))
+
+
+def test_a_policy_of_what_no_robot_measures_is_not_exported(tmp_path):
+    settings = settings_of(actor={"critic": "mlp", "pixels": "cnn"})
+    policy = GaussianPolicy(settings, make_network(settings, SPEC), SPEC)
+    path, origin = tmp_path / "policy.onnx", Origin("c", "d", None, None, None)
+    with pytest.raises(UserError, match="the group 'critic', which no robot measures"):
+        export_pixels(ExperimentConfig(), policy, SPEC, observations(), origin, path)
+    assert not path.exists()
 
 
 @pytest.mark.parametrize(

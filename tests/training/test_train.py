@@ -82,14 +82,18 @@ def test_pictures_that_fail_cost_a_sentence_each(tmp_path, monkeypatch, caplog):
 
 
 @pytest.mark.parametrize(
-    "config",
-    ["ppo/cartpole_balance.yaml", pytest.param("experiment_config_baseline.yaml", marks=pytest.mark.slow)],
+    ("config", "task"),
+    [
+        ("ppo/cartpole_balance.yaml", "hopper"),
+        pytest.param("experiment_config_baseline.yaml", "ant", marks=pytest.mark.slow),
+    ],
 )
-def test_continued_run_equals_an_uninterrupted_one(tmp_path, config):
-    schedule = "algorithm.lr_schedule=adaptive"  # a linear one depends on the total
-    whole = run(tmp_path, "whole", schedule, config=config)
-    run(tmp_path, "halves", "training.total_steps=128", schedule, config=config)
-    halves = run(tmp_path, "halves", schedule, config=config)
+def test_continued_run_equals_an_uninterrupted_one(tmp_path, config, task):
+    # A linear schedule depends on the total.
+    settings = [f"env.name={task}", "algorithm.lr_schedule=adaptive"]
+    whole = run(tmp_path, "whole", *settings, config=config)
+    run(tmp_path, "halves", "training.total_steps=128", *settings, config=config)
+    halves = run(tmp_path, "halves", *settings, config=config)
     expected, continued = last_tensors(whole), last_tensors(halves)
     assert expected.keys() == continued.keys()
     for name, value in expected.items():
