@@ -224,7 +224,7 @@ class SimEnv(VecEnv):
         return self.obs
 
     def restart(self, mask: Tensor) -> TensorDict:
-        """Start the worlds where `mask` `[N]` is true anew, in the middle of their episodes."""
+        """Restart the worlds where `mask` `[N]` is true, in the middle of their episodes."""
         last = {group: value for group, value in self.obs.items() if group != PIXELS}
         self.obs = self._restart(mask.contiguous(), last)
         return self.obs
@@ -438,11 +438,11 @@ class SimEnv(VecEnv):
     def _start_after(self, done: Tensor, kept: Kept) -> tuple[Tensor, Tensor]:
         """The start states of the episodes that follow where `done` `[N]` is true."""
         clock = kept.clock
-        anew = Clock(clock.key, clock.counter + done, torch.where(done, 0, clock.step))
-        return self._start_states(self._episode_of(kept._replace(clock=anew)))
+        next_clock = Clock(clock.key, clock.counter + done, torch.where(done, 0, clock.step))
+        return self._start_states(self._episode_of(kept._replace(clock=next_clock)))
 
     def _restart(self, mask: Tensor, last: dict[str, Tensor]) -> TensorDict:
-        """Start the worlds where `mask` `[N]` is true anew; returns everyone's observation.
+        """Restart the worlds where `mask` `[N]` is true; returns everyone's observation.
 
         Worlds that go on keep their observation `last`.
         """

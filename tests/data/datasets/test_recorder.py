@@ -210,7 +210,7 @@ def test_a_shard_is_written_when_it_holds_its_bytes(make_worlds, tmp_path, monke
 
 
 def test_a_folder_that_cannot_be_written_is_refused_at_once(tmp_path):
-    """Not at the first shard, hours later; the message names what is in the way."""
+    """The check runs before training, not when the first shard is written; the message names the path."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(SettingError, match=r"training.record = .*cannot be written \(.*file is no folder\)"):
         Recorder(tmp_path / "file" / "data", "run-0", SPEC)
