@@ -37,14 +37,9 @@ def compiled(function: Callable[..., _T]) -> Callable[..., _T]:
     return call
 
 
-def without_guards(function: Callable[..., _T]) -> Callable[..., _T]:
-    """`torch.compile` of a function that is never called with other shapes or constants."""
-    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
-    return torch.compile(function, dynamic=False, fullgraph=True, options=options)
-
-
 def _compile(function: Callable[..., _T], arguments: tuple[Any, ...]) -> Callable[..., _T]:
-    just_in_time: Any = without_guards(function)
+    options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+    just_in_time: Any = torch.compile(function, dynamic=False, fullgraph=True, options=options)
     # Compiling draws random numbers. A run that continues, and so compiles again, must not be changed by it.
     try:
         with torch.random.fork_rng(range(torch.cuda.device_count())):

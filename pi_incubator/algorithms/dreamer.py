@@ -9,6 +9,7 @@ variables, S width of h, F features, Z bins.
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import NamedTuple, cast
 
 import torch
@@ -33,8 +34,9 @@ from pi_incubator.networks import make_network
 from pi_incubator.policies.latent import LatentPolicy
 from pi_incubator.policies.normal import entropy_of, log_prob_of
 from pi_incubator.registry import algorithm
+from pi_incubator.training.compiled import compiled_piece
 from pi_incubator.training.laprop import LaProp, clip_by_weights
-from pi_incubator.training.latent_rollout import ReturnScale, imagine, percentiles
+from pi_incubator.training.latent_rollout import ReturnScale, imagine, make_latent_step, percentiles
 from pi_incubator.training.off_policy import OffPolicy
 from pi_incubator.training.state import NamedTensors
 from pi_incubator.training.step import Phase, make_step
@@ -85,7 +87,12 @@ class Dreamer(OffPolicy[DreamerSettings]):
             num_windows, settings.sequence_length, self.policy.state_width, device=device
         )
         """h `[n, T, S]` before the steps of the last minibatch, with the weights before its update."""
-        self._step = make_step([Phase(self._gradients, self._apply)], distributed, compute, self.skipped)
+        # What is called in a loop is compiled, not the whole step: it would unroll the loops.
+        compile_piece = compiled_piece if compute.compiled else lambda function: function
+        self.observe_step = compile_piece(self.policy.encoder.observe_step)
+        self.latent_step = compile_piece(make_latent_step(self.policy, self.predictions.prior))
+        phase = Phase(self._gradients, self._apply)
+        self._step = make_step([phase], distributed, replace(compute, compiled=False), self.skipped)
 
     @staticmethod
     def make_policy(cfg: ExperimentConfig, spec: EnvSpec) -> LatentPolicy:
@@ -158,7 +165,12 @@ class Dreamer(OffPolicy[DreamerSettings]):
         action = policy.to_unit(minibatch["action"]).transpose(0, 1)
         starts, uniform = minibatch[STARTS].transpose(0, 1), minibatch["model_uniform"].permute(1, 2, 0, 3)
         features, logits, following = policy.encoder.observe(
-            observation, action, minibatch[STATE].to(action.dtype), starts, uniform[0]
+            observation,
+            action,
+            minibatch[STATE].to(action.dtype),
+            starts,
+            uniform[0],
+            step=self.observe_step,
         )
         states = features[..., : policy.state_width]
         self.states.copy_(states.detach().transpose(0, 1))
@@ -204,7 +216,7 @@ class Dreamer(OffPolicy[DreamerSettings]):
         percentiles of returns, and metrics."""
         settings, two_hot = self.settings, self.two_hot
         noise, uniform = (minibatch[name].transpose(0, 1).flatten(1, 2) for name in ("noise", "uniform"))
-        imagined = imagine(self.policy, self.predictions.prior, starts, noise, uniform)
+        imagined = imagine(self.latent_step, starts, noise, uniform)
         before, after = imagined.features[:-1], imagined.features[1:]
         logits = self.critic(before)  # [H, B, Z]
         with torch.no_grad():

@@ -29,7 +29,7 @@ from pi_incubator.config.errors import (
     unknown_section,
 )
 from pi_incubator.config.models import UNIONS, ExperimentConfig
-from pi_incubator.config.packaged import SUFFIXES, find_config
+from pi_incubator.config.packaged import SUFFIXES, find_config, packaged_configs
 from pi_incubator.masking import stored
 
 COMMAND_LINE = "command line"
@@ -149,7 +149,10 @@ def _check_union_keys(settings: Settings) -> None:
 
 
 def _nested(settings: Settings) -> dict[str, Any]:
-    """The values as nested mappings; a deeper field is set within what a shorter one gave."""
+    """The values as nested mappings; a deeper field is set within what a shorter one gave.
+
+    A name that has fields within it is the short form of `{name: NAME}`: `network.actor.policy: mlp`.
+    """
     values: dict[str, Any] = {}
     for field, setting in sorted(settings.items(), key=lambda item: len(_keys(item[0]))):
         if field in TABLES and setting.value is None:
@@ -158,6 +161,8 @@ def _nested(settings: Settings) -> dict[str, Any]:
         mapping = values
         for parent in parents:
             inner = mapping.get(parent)
+            if isinstance(inner, str):
+                inner = {"name": inner}
             mapping[parent] = mapping = dict(inner) if isinstance(inner, Mapping) else {}
         mapping[key] = setting.value
     return values
@@ -245,10 +250,7 @@ def _read_text(path: Path, asked_by: Setting | None) -> str:
         if path.is_dir():
             raise error("is a directory", "name a file in it")
         if not path.exists():
-            siblings = _siblings(path)
-            guess = nearest(path.stem, siblings)
-            fix = f"did you mean {siblings[guess]}?" if guess else "check the path"
-            raise error("file not found", fix)
+            raise error("file not found", _fix_of_missing(path))
         if path.suffix.lower() not in SUFFIXES:
             raise error("is neither YAML nor JSON", f"rename it to end in {', '.join(SUFFIXES)}")
         if path.stat().st_size > MAX_BYTES:
@@ -261,10 +263,15 @@ def _read_text(path: Path, asked_by: Setting | None) -> str:
         raise error(f"cannot be read ({reason})", "check the path and its permissions") from None
 
 
-def _siblings(path: Path) -> dict[str, Path]:
-    """The experiment files in the folder of `path`, by stem."""
+def _fix_of_missing(path: Path) -> str:
+    """What to write instead: a packaged file of that name in another folder, or a file beside it."""
+    moved = [name for name in packaged_configs() if Path(name).stem == path.stem]
+    if moved:
+        return f"did you mean {' or '.join(moved)}?"
     files = path.parent.iterdir() if path.parent.is_dir() else ()
-    return {file.stem: file for file in files if file.suffix in SUFFIXES}
+    siblings = {file.stem: file for file in files if file.suffix in SUFFIXES}
+    guess = nearest(path.stem, siblings)
+    return f"did you mean {siblings[guess]}?" if guess else "check the path"
 
 
 def _parse_yaml(text: str, file: str) -> tuple[Any, Sources]:

@@ -14,6 +14,8 @@ K classes of each, F = S + C K features, E width of an embedded observation.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -104,8 +106,23 @@ class RSSMEncoder(Encoder):
         following: Tensor = self.recurrence(latent, action, state)
         return following
 
+    def observe_step(
+        self, embedded: Tensor, action: Tensor, state: Tensor, starts: Tensor, uniform: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One step of `observe`: features, logits and the following h, `[N, ...]` like all arguments."""
+        state = restarted(state, starts)
+        logits = self.logits(state, embedded)
+        latent = sample(logits, uniform).flatten(-2)
+        return torch.cat((state, latent), -1), logits, self.recurrence(latent, action, state)
+
     def observe(
-        self, observation: Tensor, action: Tensor, state: Tensor, starts: Tensor, uniform: Tensor
+        self,
+        observation: Tensor,
+        action: Tensor,
+        state: Tensor,
+        starts: Tensor,
+        uniform: Tensor,
+        step: Callable[..., tuple[Tensor, Tensor, Tensor]] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Run through recorded sequences, with samples of z.
 
@@ -115,20 +132,18 @@ class RSSMEncoder(Encoder):
             state: h `[N, S]` before the first step.
             starts: `[T, N]` bool, where a step is the first of an episode.
             uniform: `[T, N, C]` random numbers in [0, 1).
+            step: `observe_step`, or a compiled form of it.
 
         Returns:
             Features `[T, N, F]`, logits of their z `[T, N, C, K]`, and h after each step's action
             `[T, N, S]`.
         """
         embedded = self.embed.encode(observation.flatten(0, 1)).unflatten(0, observation.shape[:2])
-        features, logits, following = [], [], []
+        step, rows = step or self.observe_step, []
         for t in range(len(action)):
-            state = restarted(state, starts[t])
-            logits.append(self.logits(state, embedded[t]))
-            latent = sample(logits[-1], uniform[t]).flatten(-2)
-            features.append(torch.cat((state, latent), -1))
-            state = self.recurrence(latent, action[t], state)
-            following.append(state)
+            rows.append(step(embedded[t], action[t], state, starts[t], uniform[t]))
+            state = rows[-1][-1]
+        features, logits, following = zip(*rows, strict=True)
         return torch.stack(features), torch.stack(logits), torch.stack(following)
 
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from envs_gpu.compiled import compiled, without_guards
+from envs_gpu.compiled import compiled
 from pi_incubator import faults
 
 _T = TypeVar("_T")
@@ -33,9 +33,10 @@ def compiled_step(method: Callable[..., _T]) -> Callable[..., _T]:
 
 
 def compiled_piece(function: Callable[..., _T]) -> Callable[..., _T]:
-    """A differentiable function that is called many times in one optimizer step, compiled alone.
+    """A differentiable function that is called in a loop of one optimizer step, compiled alone.
 
     It takes less time to compile than the whole step, which would hold as many copies of it as calls. Guards
-    are disabled as in `envs_gpu.compiled`: all calls have the same shapes.
+    stay: the state that enters the first call of a loop needs no gradient, those of later calls do, so the
+    function is compiled for both.
     """
-    return without_guards(function)
+    return torch.compile(function, dynamic=False, fullgraph=True)

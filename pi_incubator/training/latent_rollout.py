@@ -5,6 +5,7 @@ Letters: H imagined steps, B rollouts, A actions, C categorical variables, S wid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -28,23 +29,42 @@ class Imagined(NamedTuple):
     """`[H, B, A]` in halves of the range, as sampled; the model sees them clipped to [-1, 1]."""
 
 
-@torch.no_grad()
-def imagine(policy: LatentPolicy, prior: Prior, features: Tensor, noise: Tensor, uniform: Tensor) -> Imagined:
-    """Let the policy act in the model.
+LatentStep = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Features `[B, F]`, noise `[B, A]` and random numbers `[B, C]` -> action `[B, A]` and the next features."""
+
+
+def make_latent_step(policy: LatentPolicy, prior: Prior) -> LatentStep:
+    """The policy acts once in the model.
 
     Args:
         policy: with the model's recurrence in its encoder.
         prior: of the model.
+    """
+
+    def step(features: Tensor, noise: Tensor, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = policy.unit_moments(features)
+        action = mean + std * noise
+        state = policy.encoder.advance(features, action.clamp(-1.0, 1.0))
+        return action, prior.features(state, uniform)
+
+    return step
+
+
+@torch.no_grad()
+def imagine(step: LatentStep, features: Tensor, noise: Tensor, uniform: Tensor) -> Imagined:
+    """Let the policy act in the model.
+
+    Args:
+        step: of `make_latent_step`, or a compiled form of it.
         features: `[B, F]` to begin with.
         noise: `[H, B, A]` standard normal.
         uniform: `[H, B, C]` random numbers in [0, 1).
     """
     rows, actions = [features], []
     for t in range(len(noise)):
-        mean, std = policy.unit_moments(rows[-1])
-        actions.append(mean + std * noise[t])
-        state = policy.encoder.advance(rows[-1], actions[-1].clamp(-1.0, 1.0))
-        rows.append(prior.features(state, uniform[t]))
+        action, following = step(rows[-1], noise[t], uniform[t])
+        rows.append(following)
+        actions.append(action)
     return Imagined(torch.stack(rows), torch.stack(actions))
 
 

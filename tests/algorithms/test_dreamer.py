@@ -46,11 +46,10 @@ def steps(random, t):
     }
 
 
-@pytest.fixture
-def dreamer():
+def make_dreamer(compiled=False):
     """With a full buffer, and heads that are no longer zeros."""
     torch.manual_seed(0)
-    dreamer = make_algorithm(load_config(CONFIG, TINY), StillEnv(SPEC))
+    dreamer = make_algorithm(load_config(CONFIG, TINY), StillEnv(SPEC), compiled)
     random = torch.Generator().manual_seed(1)
     for t in range(20):
         dreamer.replay.add(steps(random, t))
@@ -60,6 +59,21 @@ def dreamer():
             head[-1].bias.copy_(-3.0 * (torch.arange(21) - 10).abs())  # numbers below 100 or so
         dreamer.policy.head[-1].weight.normal_(std=0.1, generator=random)
     return dreamer
+
+
+@pytest.fixture
+def dreamer():
+    return make_dreamer()
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones(dreamer):
+    """Steps of windows and of imagination are compiled. (The optimizer would enlarge small differences.)"""
+    minibatch = dreamer.minibatch(T * WINDOWS)
+    eager, report = dreamer._gradients(minibatch)
+    compiled, compiled_report = make_dreamer(compiled=True)._gradients(minibatch)
+    torch.testing.assert_close(compiled_report, report, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(compiled, eager, rtol=1e-4, atol=1e-6)
 
 
 def test_the_losses_of_policy_and_critic_are_those_of_the_paper(dreamer):
@@ -72,7 +86,7 @@ def test_the_losses_of_policy_and_critic_are_those_of_the_paper(dreamer):
     loss, _, _ = dreamer._learn_behaviour(minibatch, starts)
     noise, uniform = (minibatch[name].transpose(0, 1).flatten(1, 2) for name in ("noise", "uniform"))
     policy, bins = dreamer.policy, dreamer.two_hot.bins
-    imagined = imagine(policy, dreamer.predictions.prior, starts, noise, uniform)
+    imagined = imagine(dreamer.latent_step, starts, noise, uniform)
     features = imagined.features
     values = two_hot_decode(dreamer.critic(features), bins).detach()
     rewards = two_hot_decode(dreamer.predictions.reward(features), bins)

@@ -28,7 +28,7 @@ SMALL = {
 }
 
 
-def make(name="cartpole_swingup", **changes):
+def make(name="cartpole_swingup", compiled=False, **changes):
     """The algorithm on four worlds, with some steps in its buffer."""
     torch.manual_seed(0)
     sections = {
@@ -39,7 +39,7 @@ def make(name="cartpole_swingup", **changes):
     }
     cfg = ExperimentConfig.model_validate(sections)
     plan = type("Plan", (), {"device": torch.device("cpu"), "physics_threads": 1, "compiled": False})
-    learner = make_algorithm(cfg, make_training_env(cfg, plan))
+    learner = make_algorithm(cfg, make_training_env(cfg, plan), compiled)
     for _ in range(15):
         learner.collect()
     return learner
@@ -71,6 +71,18 @@ def test_settings_that_do_not_fit_are_refused(setting, field):
         load_config(CONFIG, [setting])
     assert f"{field} = " in str(caught.value)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_compiled_gradients_are_the_eager_ones():
+    """Of the model through its window and of the policy through imagination: every step hands one back."""
+    gradients = []
+    for compiled in (False, True):
+        learner = make(compiled=compiled)
+        minibatch = learner.minibatch(16)
+        gradients.append([*learner._model_gradients(minibatch)[0], *learner._policy_gradients(minibatch)[0]])
+    eager, compiled = gradients
+    torch.testing.assert_close(compiled, eager, rtol=1e-3, atol=1e-5)
 
 
 def test_each_model_gets_the_same_number_of_windows_and_rollouts():

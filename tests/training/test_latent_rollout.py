@@ -7,7 +7,7 @@ from envs_gpu.vec_env import EnvSpec
 from pi_incubator.config.networks.rssm import RSSMVectorSettings
 from pi_incubator.networks import make_network
 from pi_incubator.policies.latent import LatentPolicy
-from pi_incubator.training.latent_rollout import RATE, ReturnScale, imagine, percentiles
+from pi_incubator.training.latent_rollout import RATE, ReturnScale, imagine, make_latent_step, percentiles
 
 CPU = torch.device("cpu")
 H, B, A, C = 5, 8, 2, 3
@@ -22,7 +22,7 @@ def test_a_rollout_takes_the_policys_actions_through_the_model():
     state = torch.randn(B, 6).tanh()
     first, noise = prior.features(state, torch.rand(B, C)).detach(), 2.0 * torch.randn(H, B, A)
     uniform = torch.rand(H, B, C)
-    imagined = imagine(policy, prior, first, noise, uniform)
+    imagined = imagine(make_latent_step(policy, prior), first, noise, uniform)
     assert torch.equal(imagined.features[0], first)
     assert imagined.action.abs().max() > 1.0
     with torch.no_grad():
