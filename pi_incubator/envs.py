@@ -117,13 +117,17 @@ def evaluation_env(
 def check_policy_reads(cfg: ExperimentConfig, groups: Sequence[str]) -> None:
     """Refuse what changes the observations of the group `policy` where the policy reads other `groups`.
 
+    A critic may read them, but they are settings of what the robot senses.
+
     Raises:
         SettingError: there is such a setting.
     """
     for field in () if "policy" in groups else ("env.observation_history", "randomization.observation_noise"):
         if not is_default(cfg, field):
             acts_on = " and ".join(map(repr, groups))
-            problem = f"has no effect with network.name = {cfg.network.name}, which acts on {acts_on}"
+            problem = (
+                f"changes nothing that the policy sees: network.name = {cfg.network.name} acts on {acts_on}"
+            )
             fix = "remove it, or let the network act on the observation group 'policy'"
             raise SettingError(field, shown(value_of(cfg, field)), problem, fix)
 

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +161,7 @@ def _prepare(
         cfg, plan = choose_num_envs(cfg, plan)
         check_memory(cfg, plan.device)
     cfg = distributed.broadcast(cfg)
+    plan = replace(plan, autocast=distributed.broadcast(plan.autocast))  # ranks on unlike machines agree
     torch.manual_seed(cfg.experiment.seed)
     kind = algorithm_class(cfg)
     try:

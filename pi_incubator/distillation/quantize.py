@@ -2,7 +2,8 @@
 
 The graph stays in float: weights and the inputs of linear layers are rounded to what 8 bits can say, and
 gradients pass as if they had not been. What is saved and exported are the unrounded weights. Rounded is what
-`pi_incubator.deploy.precision` rounds, in the same way: linear layers but the first, both sides symmetric.
+`pi_incubator.deploy.precision` rounds, in the same way: linear layers that no measurement enters directly,
+with both sides symmetric.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+from pi_incubator.layers.parts import PartsEncoder
 
 MOMENTUM = 0.01  # of the running range of a layer's inputs
 LEAST_SCALE = 1e-8
@@ -66,13 +69,17 @@ class FakeQuantizedLinear(nn.Linear):
 
 
 def watch_ranges(network: nn.Module) -> list[FakeQuantizedLinear]:
-    """Replace the linear layers inside `network`, all but the first, by such that can round.
+    """Replace the linear layers inside `network` by such that can round; those of measurements stay.
 
     Returns:
         Those, not rounding yet.
     """
-    _, *rest = _linear_layers(network)
-    return [_put(parent, name, FakeQuantizedLinear(layer)) for parent, name, layer in rest]
+    first = _first_layers(network)
+    return [
+        _put(parent, name, FakeQuantizedLinear(layer))
+        for parent, name, layer in _linear_layers(network)
+        if layer not in first
+    ]
 
 
 def make_plain(network: nn.Module) -> None:
@@ -94,3 +101,16 @@ def _linear_layers(network: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Line
         for name, layer in list(parent.named_children()):
             if isinstance(layer, nn.Linear):
                 yield parent, name, layer
+
+
+def _first_layers(network: nn.Module) -> set[nn.Linear]:
+    """The layers that measurements enter: the first, or the first of each part of the observation."""
+    layers = [layer for _, _, layer in _linear_layers(network)]
+    first: set[nn.Linear] = set()
+    for parts in [module for module in network.modules() if isinstance(module, PartsEncoder)]:
+        of_parts = [[layer for _, _, layer in _linear_layers(encoder)] for encoder in parts.encoders]
+        first.update(layers[0] for layers in of_parts if layers)
+        if not all(of_parts):  # a part that is read as it is enters the layer behind all parts
+            inside = {layer for layers in of_parts for layer in layers}
+            first.update([layer for layer in layers if layer not in inside][:1])
+    return first or set(layers[:1])

@@ -101,8 +101,9 @@ class TransformerLayer(nn.Module):
         keys, values = (self._heads(part) for part in cache.chunk(2, -1))
         logits = self._heads(query) @ keys.transpose(-1, -2) + self._biases(x.shape[1])  # [N, h, T, K]
         weights = logits.masked_fill(is_hidden.unsqueeze(1), -torch.inf).softmax(-1)
-        # NaN of another episode, whose weight is zero, must not reach this one: zero times NaN is NaN. Steps
-        # of the same episode get it by the key.
+        # NaN of another episode, whose weight is zero, must not reach the features of this one: zero times
+        # NaN is NaN. Steps of the same episode get it by the key. (Gradients are NaN all the same, and the
+        # update is skipped.)
         attended = (weights.to(values.dtype) @ values.nan_to_num()).transpose(1, 2).flatten(2)
         return self._behind(x, attended)
 

@@ -24,7 +24,7 @@ def mirror_of(env: VecEnv, groups: Iterable[str], field: str, value: object) -> 
     try:
         return env.mirror(groups)
     except EnvError as error:
-        fix = "remove it, or name a symmetric task, such as go1_velocity"
+        fix = "remove it, or name a task whose observations have a mirror, such as go1_velocity"
         raise SettingError(field, value, str(error), fix) from error
 
 

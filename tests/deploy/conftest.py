@@ -34,12 +34,16 @@ class SharedSource(Source):
 
 
 def make_source(task, history=1, network="mlp"):
-    """What an export starts from; episodes are so short that some begin and end in the recording."""
+    """What an export starts from; episodes are so short that some begin and end in the recording.
+
+    `network` is a name, or settings beside it.
+    """
+    network = {"name": network} if isinstance(network, str) else network
     cfg = ExperimentConfig.model_validate(
         {
             "experiment": {"name": f"{task}_policy"},
             "env": {"name": task, "observation_history": history},
-            "network": {"name": network, "hidden_sizes": [32, 32], "activation": "elu"},
+            "network": {"hidden_sizes": [32, 32], "activation": "elu"} | network,
             "compute": {"device": "cpu", "physics_threads": 1},
         }
     )

@@ -4,9 +4,12 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
+from torch import nn
 
 from pi_incubator.deploy.record import action_error
 from pi_incubator.deploy.session import Session, open_session
+from pi_incubator.distillation.quantize import make_plain, watch_ranges
+from tests.deploy.conftest import make_source
 
 LIMITS = {"fp16": 0.02, "int8": 0.3}
 CASES = [("ant", 1, "mlp"), ("go1_velocity", 4, "mlp"), ("go1_velocity", 2, "gru")]
@@ -49,6 +52,28 @@ def test_int8_is_symmetric_and_the_first_layer_is_spared(source_of):
     assert zero_points
     assert not any(value.any() for value in zero_points)
     assert not any(node.domain for node in graph.node), "an operator that only onnxruntime has"
+
+
+PARTS = {
+    "two parts": {"policy": "mlp", "policy/joint_velocity": "mlp"},
+    "a part as it is": {"policy": "mlp", "policy/joint_velocity": "identity"},
+    "all as it is": {"policy": "identity"},
+}
+
+
+@pytest.mark.parametrize("parts", PARTS.values(), ids=PARTS)
+def test_every_layer_that_readings_enter_is_spared(parts):
+    """In the file, and in the training that rounds as the file does: all other layers are in eight bits."""
+    source = make_source("ant", network={"name": "encoders", "actor": parts, "hidden_sizes": [16, 8]})
+    try:
+        layers = watch_ranges(nn.ModuleList([source.policy.encoder, source.policy.head]))
+        expected = sorted((layer.in_features, layer.out_features) for layer in layers)
+        make_plain(source.policy)
+        graph = weights(source.artifact("int8").model)
+        shapes = [value.shape for name, value in graph.items() if value.dtype == np.int8 and value.ndim == 2]
+        assert sorted(shapes) in (expected, sorted((out, into) for into, out in expected))
+    finally:
+        source.env.close()
 
 
 def test_int8_weights_are_the_policys_within_half_a_level(source_of):

@@ -70,6 +70,19 @@ def test_the_memory_of_a_closed_env_is_free_at_once(task):
         gc.enable()
 
 
+@pytest.mark.slow
+def test_the_memory_of_a_closed_compiled_env_is_found():
+    """It is in a cycle of torch's records of tracing, and nothing else holds it."""
+    moved = Randomization(friction=Draw(low=0.7, high=1.2), action_delay=Delay(high=2))
+    env = make_env("go1_velocity", num_envs=2, device=CPU, compiled=True, randomization=moved)
+    env.step(actions(env, 1)[0])
+    kept = [weakref.ref(value) for value in (env, env.physics, env.compiled_model)]
+    env.close()
+    del env
+    gc.collect()
+    assert not any(value() for value in kept)
+
+
 @every_task
 def test_same_seed_same_trajectory(task):
     played = []

@@ -26,10 +26,9 @@ CONFIG = str(ROOT / "configs" / "ppo" / "cartpole_balance_pixels.yaml")
 CPU = torch.device("cpu")
 SHAPE = (2, 16, 24)
 TINY_ENV = "env.pixels={width: 24, height: 16, camera: pole, frames: 2, gray: true}"
-TINY = [
+SIZES = [
     TINY_ENV,
     "env.num_envs=4",
-    "network.channels=[4, 8]",
     "network.hidden_sizes=[16]",
     "algorithm.horizon=16",
     "algorithm.minibatch_size=32",
@@ -42,6 +41,13 @@ TINY = [
     "evaluation.video=false",
     "deployment.num_check_observations=50",
 ]
+CNN = ["network.channels=[4, 8]"]
+PARTS = [
+    "network.name=encoders",
+    "network.actor={pixels: {name: cnn, hidden_sizes: [16], channels: [4, 8]}}",
+    "network.critic={pixels: {name: cnn, hidden_sizes: [16], channels: [4]}, policy: mlp}",
+]
+TINY = [*SIZES, *CNN]
 
 
 @pytest.fixture(scope="module")
@@ -179,10 +185,11 @@ def test_a_camera_that_is_not_there_is_named(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_continues_bit_for_bit_and_is_judged_like_its_export(tmp_path):
+@pytest.mark.parametrize("network", [CNN, PARTS], ids=["cnn", "encoders"])
+def test_a_run_continues_bit_for_bit_and_is_judged_like_its_export(tmp_path, network):
     def run(name, *overrides):
         place = [f"experiment.output_dir={tmp_path}", f"experiment.name={name}"]
-        main(["--config", CONFIG, *TINY, *place, *overrides])
+        main(["--config", CONFIG, *SIZES, *place, *network, *overrides])
         return RunFolder(tmp_path / name)
 
     whole = run("whole", "algorithm.lr_schedule=constant")

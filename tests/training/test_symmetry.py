@@ -144,7 +144,7 @@ def test_symmetry_on_a_task_without_a_mirror_is_refused(
         run(path, [*brief, setting, *others])
     message, (field, _, _) = str(caught.value), setting.partition("=")
     assert f"{field} = " in message
-    assert "cartpole_balance declares no mirror; remove it, or name a symmetric task" in message
+    assert "cartpole_balance declares no mirror; remove it, or name a task whose" in message
     assert len(message.splitlines()) == 1
     assert not list(tmp_path.rglob("*.safetensors"))
 
