@@ -41,6 +41,11 @@ def launch_of_environment() -> Launch:
     return Launch(rank, world_size, local_rank, local_world_size)
 
 
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of the ranks of a training."""
+    return "WORLD_SIZE" in os.environ
+
+
 def rank_of_environment() -> int:
     """The rank that a launcher gave this process; 0 without one.
 

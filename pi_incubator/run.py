@@ -12,12 +12,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from envs_gpu.errors import SettingError
 from pi_incubator import faults, interruption
 from pi_incubator.config import ExperimentConfig, explain_settings, load_checked
 from pi_incubator.errors import UserError
 from pi_incubator.inputs import check_model, with_absolute_paths, with_found_model
 from pi_incubator.interruption import Interrupted
-from pi_incubator.launcher import rank_of_environment
+from pi_incubator.launcher import is_launched, rank_of_environment
 from pi_incubator.run_folder import (
     RunFolder,
     Start,
@@ -88,6 +89,8 @@ def _run_alone(config: str | Path, overrides: Sequence[str], hooks: Sequence[Hoo
     rank = rank_of_environment()
     cfg, sources = load_checked(config, [*place_of(Path(config), overrides), *overrides])
     cfg, resumes = with_absolute_paths(cfg), False
+    with explain_settings(sources, str(config)):
+        _check_launched(cfg)
     with explain_settings(sources, str(config)), _held_by_main(RunFolder(cfg), rank) as folder:
         if rank == 0:  # the other ranks get the settings from this one
             recover(folder)
@@ -99,6 +102,17 @@ def _run_alone(config: str | Path, overrides: Sequence[str], hooks: Sequence[Hoo
                 check_origin(cfg)
                 check_model(cfg)
         return _run(cfg, folder, hooks, resumes)
+
+
+def _check_launched(cfg: ExperimentConfig) -> None:
+    """A training for a launcher is a rank of it.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if cfg.compute.launcher != "none" and not is_launched():
+        problem, fix = "only pi-train starts launchers", "use pi-train, or remove it"
+        raise SettingError("compute.launcher", cfg.compute.launcher, problem, fix)
 
 
 def _held_by_main(folder: RunFolder, rank: int) -> AbstractContextManager[RunFolder]:

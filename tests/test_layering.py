@@ -12,6 +12,7 @@ LAYERS = [
     ["bench"],
     ["train_ppo"],
     ["pi_incubator.cli"],
+    ["pi_incubator.launch"],
     ["pi_incubator"],  # `pi_incubator.run`, for notebooks
     ["pi_incubator.run"],
     ["pi_incubator.loop"],

@@ -181,6 +181,18 @@ class ComputeSection(Section):
     """Type in which the update multiplies matrices, not weights; auto: bfloat16 if it is fast, else none."""
     shards: Annotated[int, Field(ge=0, le=2**16)] = 0
     """Groups of worlds with random numbers of their own; 0 is one a process. Equal numbers train equally."""
+    launcher: Literal["none", "ray"] = "none"
+    """What starts the processes of a training; none is this process alone, or torchrun; ray is a cluster."""
+    num_workers: Annotated[int, Field(ge=1, le=2**16)] = 1
+    """Processes that the launcher starts, each with env.num_envs worlds."""
+    cpus_per_worker: Annotated[float, Field(gt=0, le=2**16)] = 1.0
+    """Cores that the launcher reserves for each process."""
+    gpus_per_worker: Annotated[float, Field(ge=0, le=1)] | None = None
+    """GPUs that it reserves for each, also a part of one; null is one where there are enough, else none."""
+    max_restarts: Annotated[int, Field(ge=0, le=10_000)] = 3
+    """How often it starts all processes again, after it has lost one, from the newest checkpoint."""
+    cluster: Name | None = None
+    """Address of the launcher's cluster, HOST:PORT; null is RAY_ADDRESS, or one on this machine alone."""
 
 
 class TrackingSection(Section):

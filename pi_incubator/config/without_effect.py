@@ -115,6 +115,13 @@ def _dataset(cfg: ExperimentConfig) -> str | None:
     return f"has no effect with algorithm.name = {cfg.algorithm.name}, which learns from its own steps"
 
 
+def _launched(cfg: ExperimentConfig) -> str | None:
+    return "has no effect with compute.launcher = none" if cfg.compute.launcher == "none" else None
+
+
+LAUNCHED = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_restarts", "cluster")
+"""Settings of `compute` for a launcher."""
+
 RULES = (
     Rule("env.mjx_impl", _mjx_impl, "remove it, or set env.backend to mjx"),
     Rule("env.keyframe", _has_model),
@@ -130,6 +137,7 @@ RULES = (
     Rule("guards.history_steps", _history_steps),
     Rule("guards.max_dumps", _max_dumps),
     Rule("guards.energy_margin", _own_task),
+    *(Rule(f"compute.{name}", _launched, "remove it, or add --launcher ray") for name in LAUNCHED),
     Rule("randomization.observation_noise", _policy_group),
     *(Rule(f"randomization.{name}", _own_task) for name in RandomizationSection.model_fields),
     Rule("network.normalize_observations", _normalize_observations),

@@ -66,6 +66,11 @@ TABLE = [
     Case("guards.max_dumps=5", [ZOO]),
     Case("guards.energy_margin=5", [ZOO]),
     Case("compute.physics_threads=2", [ZOO]),
+    *(
+        Case(f"compute.{setting}", [], ["compute.launcher=ray"])
+        for setting in ("num_workers=2", "cpus_per_worker=2", "gpus_per_worker=0.5", "max_restarts=0")
+    ),
+    Case("compute.cluster=10.0.0.1:6379", [], ["compute.launcher=ray"]),
     # randomization
     Case(NOISE, CNN),
     *(
