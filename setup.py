@@ -60,6 +60,7 @@ setup(
         "zoo": ["brax==0.14.2", "playground==0.2.0", "mujoco-mjx==3.17.0", "jax>=0.10.2"],
         "data": ["h5py==3.16.0", "pyarrow==25.0.1"],  # datasets of Minari (HDF5) and LeRobot (Parquet)
         "launch": ["ray[default]==2.60.0"],
+        "store": ["lancedb==0.40.0", "pyarrow==25.0.1"],  # trajectories of many runs, searched by similarity
         "peers": [  # what pi-bench compares with
             "stable-baselines3==2.9.2",
             "sbx-rl==0.28.0",  # its PPO with the update in JAX
@@ -88,6 +89,7 @@ setup(
             "pi-distill=pi_incubator.cli.distill:cli",
             "pi-bench=bench.cli:cli",
             "pi-data=pi_incubator.cli.data:cli",
+            "pi-store=pi_incubator.cli.store:cli",
             "pi-envs=pi_incubator.cli.envs:cli",
             "pi-doctor=pi_incubator.cli.doctor:cli",
         ]

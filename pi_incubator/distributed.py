@@ -135,9 +135,16 @@ def join(on_cuda: bool) -> Distributed:
         _keep_to_share_of_cores(local_rank, local_size)
     store, rank, world_size = next(dist.rendezvous("env://", timeout=TIMEOUT))
     store = dist.PrefixStore(agree_on_name(store, rank, world_size), store)
-    backend = "cpu:gloo,cuda:nccl" if on_cuda else "gloo"
+    backend = _backend(store, rank, world_size) if on_cuda else "gloo"
     dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=world_size)
     return Distributed(rank, world_size, dist.new_group(backend="gloo", timeout=TIMEOUT))
+
+
+def _backend(store: dist.Store, rank: int, world_size: int) -> str:
+    """NCCL for CUDA tensors; gloo where ranks share a GPU, which NCCL refuses."""
+    store.set(f"gpu/{rank}", str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid))
+    gpus = {store.get(f"gpu/{other}") for other in range(world_size)}
+    return "cpu:gloo,cuda:nccl" if len(gpus) == world_size else "gloo"
 
 
 def agree_on_name(store: dist.Store, rank: int, world_size: int) -> str:

@@ -21,6 +21,7 @@ from envs_gpu.model_files import real
 from envs_gpu.model_names import find_model, is_collected
 from pi_incubator.checkpoint_files import Checkpoint, read_newest, sha256_of
 from pi_incubator.config import ConfigError, ExperimentConfig, RunSettingError
+from pi_incubator.config.dataset_address import absolute, parse_address
 from pi_incubator.config.models import EnvSection
 from pi_incubator.errors import UserError
 from pi_incubator.run_paths import RunFolder
@@ -63,10 +64,11 @@ def with_absolute_paths(cfg: ExperimentConfig) -> ExperimentConfig:
     algorithm = {name: _absolute(getattr(cfg.algorithm, name)) for name in fields}
     named = cfg.env.model
     model = named if named is not None and is_collected(named) else _absolute(named)
+    dataset = None if cfg.dataset.path is None else absolute(cfg.dataset.path)
     changes: dict[str, Any] = {
         "env": cfg.env.model_copy(update={"model": model, "model_root": _absolute(cfg.env.model_root)}),
         "checkpoint": cfg.checkpoint.model_copy(update={"from_run": _absolute(cfg.checkpoint.from_run)}),
-        "dataset": cfg.dataset.model_copy(update={"path": _absolute(cfg.dataset.path)}),
+        "dataset": cfg.dataset.model_copy(update={"path": dataset}),
         "training": cfg.training.model_copy(update={"record": _absolute(cfg.training.record)}),
         "algorithm": cfg.algorithm.model_copy(update=algorithm),
     }
@@ -320,7 +322,11 @@ def _file(field: str, path: str) -> Input:
 
 
 def _dataset(path: str) -> Input:
-    """All files of a dataset; those whose names begin with a point are being written."""
+    """All files of a dataset, or which episodes of a store; files with a leading point are being written."""
+    if address := parse_address(path):
+        from pi_incubator.data.datasets.source import fingerprint_of  # imports torch
+
+        return Input(path, {"episodes": fingerprint_of(address)})
     try:
         files = sorted(file for file in Path(path).iterdir() if file.is_file() and file.name[0] != ".")
         return Input(path, {file.name: sha256_of(file) for file in files})

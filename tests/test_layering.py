@@ -41,6 +41,9 @@ LAYERS = [
     ["pi_incubator.distributed"],
     ["pi_incubator.run_folder"],
     ["pi_incubator.inputs", "pi_incubator.previous", "pi_incubator.scene"],
+    ["pi_incubator.data.datasets.source"],
+    ["pi_incubator.data.store"],
+    ["pi_incubator.data.datasets.layout"],
     ["pi_incubator.checkpoint_files"],
     ["pi_incubator.run_paths", "pi_incubator.provenance"],
     ["pi_incubator.config"],
@@ -64,6 +67,7 @@ ONLY_IN = {
     "mujoco_playground": "envs_gpu",
     "isaaclab": "envs_gpu",
     "ray": "pi_incubator.launch",
+    "lancedb": "pi_incubator.data.store",
 }
 ALSO_ALLOWED = {"warp": ("envs_gpu", "kernels"), "triton": ("kernels",)}
 MAY_IMPORT_EVERYTHING = "bench"

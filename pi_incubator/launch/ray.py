@@ -3,7 +3,7 @@
 Each rank is the process that torchrun would start: it calls `run()`. Ray finds room for the ranks, starts
 them, and notices when a node is lost; then all ranks start again, from the newest checkpoint. Ray Train's own
 worker groups are not used: they call the training from a second thread, where signals cannot be handled, and
-bring their own process group and checkpoints beside ours (docs/decisions/0010-ray.md).
+bring their own process group and checkpoints beside ours (docs/decisions/0011-ray-places-processes.md).
 """
 
 from __future__ import annotations

@@ -151,7 +151,7 @@ ALWAYS = {
     "env.name env.backend env.num_envs env.model",  # check_names refuses what does not fit
     "guards.max_broken_share guards.max_skipped_updates",
     "training.total_steps training.log_every",
-    "compute.device compute.num_threads compute.compile compute.tf32",
+    "compute.device compute.num_threads compute.compile compute.launcher compute.tf32",
     "tracking.backend",
     "evaluation.num_episodes evaluation.curve evaluation.video evaluation.every",
     "evaluation.video_length_s evaluation.video_worlds",  # pi-eval --video reads them
@@ -238,7 +238,7 @@ def test_a_policy_that_acts_on_another_group_is_refused(
     sections = {"env": env, "randomization": randomization, "network": network}
     cfg = ExperimentConfig.model_validate(sections)
     check_policy_reads(cfg, ("policy",))
-    with pytest.raises(SettingError, match=r"has no effect.*'critic'") as caught:
+    with pytest.raises(SettingError, match=r"the policy does not see it.*'critic'") as caught:
         check_policy_reads(cfg, ("critic",))
     assert caught.value.field == field
 

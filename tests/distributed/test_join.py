@@ -1,6 +1,8 @@
 """The ranks of one start find each other, whatever earlier starts left in the store that they share."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch.distributed as dist
@@ -33,6 +35,23 @@ def test_a_missing_rank_is_named(monkeypatch):
     monkeypatch.setattr(distributed, "JOIN_TIMEOUT_S", 0.05)
     with pytest.raises(TimeoutError, match=r"ranks \[1\] did not start"):
         agree_on_name(dist.HashStore(), 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "backend"), [("abc", "cpu:gloo,cuda:nccl"), ("aba", "gloo")], ids=["own", "shared"]
+)
+def test_ranks_that_share_a_gpu_do_without_nccl(monkeypatch, gpus, backend):
+    store, rank_of = dist.HashStore(), threading.local()
+    monkeypatch.setattr(distributed.torch.cuda, "current_device", lambda: 0)
+    properties = lambda _: SimpleNamespace(uuid=gpus[rank_of.number])  # noqa: E731
+    monkeypatch.setattr(distributed.torch.cuda, "get_device_properties", properties)
+
+    def choose(rank):
+        rank_of.number = rank
+        return distributed._backend(store, rank, len(gpus))
+
+    with ThreadPoolExecutor(len(gpus)) as ranks:
+        assert set(ranks.map(choose, range(len(gpus)))) == {backend}
 
 
 @pytest.mark.parametrize(

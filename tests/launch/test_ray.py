@@ -152,7 +152,7 @@ def test_a_head_that_starts_again_is_joined_again(start, whole, monkeypatch):
         wait_for_checkpoint(process, folder)
         port = int(first.address.rpartition(":")[2])
         first.shutdown()
-        second = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "port": port})
+        second = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "gcs_server_port": port})
         try:
             output = finish(process)
         finally:

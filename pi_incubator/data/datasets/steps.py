@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,8 @@ from pi_incubator.data.datasets.layout import (
     Group,
     Manifest,
     manifest_of,
-    read_episodes,
-    read_manifest,
 )
+from pi_incubator.data.datasets.source import read_source
 from pi_incubator.data.replay.replay import NEXT, OBS
 from pi_incubator.data.replay.ring import Ring
 from pi_incubator.data.sharded import ShardedRandom
@@ -50,7 +48,7 @@ def load_steps(
     truncated: its last observation is known.
 
     Args:
-        path: folder of the dataset.
+        path: folder of the dataset, or `store:PATH`; see `datasets.source`.
         spec: of the worlds that the policy is for.
         groups: the observation groups that are learned from.
         random: samples.
@@ -62,9 +60,9 @@ def load_steps(
         SettingError: the dataset is empty, or its steps are of other worlds.
         DatasetError: it is missing or damaged.
     """
-    manifest, groups = read_manifest(Path(path)), tuple(groups)
+    (manifest, episodes), groups = read_source(path), tuple(groups)
     _check_same(path, manifest, spec, groups)
-    pieces = [_columns(episode, groups) for episode in read_episodes(Path(path), manifest)]
+    pieces = [_columns(episode, groups) for episode in episodes]
     length = sum(len(piece["reward"]) for piece in pieces) // num_shards  # L
     if not length:
         raise SettingError(FIELD, path, f"has no step for each of {num_shards} shards", "record some steps")

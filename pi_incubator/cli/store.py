@@ -1,0 +1,188 @@
+"""`pi-store`: trajectories of many runs in one place, to filter, search and learn from.
+
+pi-store import data/half_cheetah --to data/store       recorded steps, or a Minari or LeRobot dataset
+pi-store info data/store --where "return > 1000"
+pi-store search data/store --like EPISODE:STEP -k 10
+pi-store export data/store --where "is_complete" --to data/best
+pi-store compact data/store
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pi_incubator.cli._main import run
+from pi_incubator.cli._parser import Parser
+from pi_incubator.errors import UserError
+
+if TYPE_CHECKING:
+    from pi_incubator.data.store.store import Store
+
+SOURCES = ("training", "evaluation", "robot", "import")
+LISTED = 20
+
+
+def main(argv: list[str]) -> None:
+    """Parse the command line and run one of the commands; see `pi-store --help`."""
+    parser = Parser(prog="pi-store", description="Trajectories of many runs in one place.")
+    commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
+    for name, about in (
+        ("ls", "the best episodes"),
+        ("info", "what a store holds"),
+        ("search", "the steps that are most like one"),
+        ("import", "add a dataset"),
+        ("export", "write episodes as a dataset"),
+        ("compact", "join small files and make the indices of a search"),
+    ):
+        command = commands.add_parser(name, help=about)
+        if name == "import":
+            command.add_argument("dataset", type=Path, metavar="DATASET", help="that training.record wrote")
+            command.add_argument("--to", required=True, dest="store", metavar="STORE", help="folder or s3://")
+            command.add_argument("--source", choices=SOURCES, default="training", help="where it came from")
+            command.add_argument(
+                "--run", default="", metavar="NAME", help="its run; the folder's name if not given"
+            )
+        else:
+            command.add_argument("store", metavar="STORE", help="folder or s3://BUCKET/PREFIX")
+        if name in ("ls", "info", "export"):
+            help_text = "SQL condition on the episodes: return > 1000 AND run = 'a'"
+            command.add_argument("--where", metavar="CONDITION", help=help_text)
+        if name == "export":
+            command.add_argument(
+                "--to", type=Path, required=True, metavar="FOLDER", help="the dataset to write"
+            )
+        if name == "search":
+            command.add_argument(
+                "--like", required=True, metavar="EPISODE:STEP", help="as pi-store ls names it"
+            )
+            command.add_argument("-k", type=int, default=10, help="how many")
+            command.add_argument(
+                "--where", metavar="CONDITION", help="SQL condition on the steps: return_to_go > 0"
+            )
+    arguments = parser.parse_args(argv)
+    handler = {
+        "ls": _ls,
+        "info": _info,
+        "search": _search,
+        "import": _import,
+        "export": _export,
+        "compact": _compact,
+    }
+    handler[arguments.command](arguments)
+
+
+def _ls(arguments: argparse.Namespace) -> None:
+    from pi_incubator.evaluation.table import print_table
+
+    rows = _open(arguments.store).rows(arguments.where).sort_by([("return", "descending")])
+    names = ("return", "length", "source", "run")
+    listed = rows.slice(0, LISTED).to_pylist()
+    if not listed:
+        print("no such episodes")
+        return
+    table = {str(row["episode"]): {name: row[name] for name in names} for row in listed}
+    print_table(table, title=f"{len(listed)} of {len(rows):,} episodes", first_column="episode")
+
+
+def _info(arguments: argparse.Namespace) -> None:
+    import numpy as np
+
+    from pi_incubator.data.store.columns import array_of
+    from pi_incubator.evaluation.table import print_table
+
+    store = _open(arguments.store)
+    rows, manifest = store.rows(arguments.where), store.manifest
+    groups = ", ".join(f"{name} {list(group.shape)}" for name, group in manifest.observations.items())
+    print(
+        f"{manifest.env} at {manifest.control_hz:g} Hz; observations {groups}; action [{manifest.action_dim}]"
+    )
+    length, complete = array_of(rows, "length"), array_of(rows, "is_complete")
+    print(f"{int(length.sum()):,} steps in {len(rows):,} episodes, {int(complete.sum()):,} of them complete")
+    measured = {"length": length, "return": array_of(rows, "return")[complete]}
+    table: dict[str, Any] = {
+        name: {how: float(getattr(np, how)(values)) for how in ("mean", "std", "min", "max")}
+        for name, values in measured.items()
+        if len(values)
+    }
+    if table:
+        print_table(table, title=f"{arguments.store}: length of all episodes, return of complete ones")
+
+
+def _search(arguments: argparse.Namespace) -> None:
+    from pi_incubator.evaluation.table import print_table
+
+    store = _open(arguments.store)
+    found = store.like(*_step(arguments.like), arguments.k, arguments.where)
+    columns = found.columns
+    table = {
+        f"{columns['episode'][row]}:{columns['frame_index'][row]}": {
+            "distance": float(found.distance[row]),
+            "return to go": float(columns["return_to_go"][row]),
+        }
+        for row in range(len(found.distance))
+    }
+    print_table(table, title="the nearest first, in standard deviations", first_column="episode:step")
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from pi_incubator.data.datasets.source import read_source
+    from pi_incubator.data.store.columns import Origin
+
+    _open_module()
+    from pi_incubator.data.store.store import create_store
+
+    manifest, episodes = read_source(str(arguments.dataset))
+    every = list(episodes)
+    if not every:
+        raise UserError(f"{arguments.dataset}: there are no episodes in it; name a dataset that has some")
+    store = create_store(arguments.store, manifest, every)
+    origin = Origin(arguments.source, arguments.run or arguments.dataset.name)
+    num_steps = store.append(every, origin)
+    print(f"{arguments.store}: {num_steps:,} steps in {len(every):,} episodes added")
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from pi_incubator.data.datasets.layout import write_dataset
+
+    store = _open(arguments.store)
+    episodes = store.episodes(arguments.where)
+    write_dataset(store.manifest, episodes, arguments.to, "store-0", Path(arguments.store))
+    print(f"{arguments.to}: written; learn from it with dataset={arguments.to}")
+
+
+def _compact(arguments: argparse.Namespace) -> None:
+    store = _open(arguments.store)
+    store.compact()
+    print(f"{arguments.store}: {store.num_steps():,} steps, compacted")
+
+
+def _step(text: str) -> tuple[int, int]:
+    episode, colon, step = text.partition(":")
+    if not (colon and episode.isdecimal() and step.isdecimal()):
+        raise UserError(f"--like {text}: is not EPISODE:STEP; pi-store ls shows the episodes")
+    return int(episode), int(step)
+
+
+def _open_module() -> None:
+    try:
+        import pi_incubator.data.store.store  # noqa: F401
+    except ModuleNotFoundError as error:
+        raise UserError(f"pi-store: a store needs {error.name}; pip install -e '.[store]'") from None
+
+
+def _open(path: str) -> Store:
+    _open_module()
+    from pi_incubator.data.store.store import open_store
+
+    return open_store(path)
+
+
+def cli() -> None:
+    """Entry point of the console script."""
+    run(main)
+
+
+if __name__ == "__main__":
+    cli()
