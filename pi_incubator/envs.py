@@ -125,9 +125,7 @@ def check_policy_reads(cfg: ExperimentConfig, groups: Sequence[str]) -> None:
     for field in () if "policy" in groups else ("env.observation_history", "randomization.observation_noise"):
         if not is_default(cfg, field):
             acts_on = " and ".join(map(repr, groups))
-            problem = (
-                f"changes nothing that the policy sees: network.name = {cfg.network.name} acts on {acts_on}"
-            )
+            problem = f"the policy does not see it: network.name = {cfg.network.name} acts on {acts_on}"
             fix = "remove it, or let the network act on the observation group 'policy'"
             raise SettingError(field, shown(value_of(cfg, field)), problem, fix)
 
