@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ HEAD_WAIT_S = 60.0
 NODE_WAIT_S = 20.0
 """How long it waits for as much room as before, until it goes on with less."""
 POLL_S = 0.5
+ANSWER_S = 5.0
+FIX = "start one with `ray start --head`, or set compute.cluster to null for one of our own"
 
 
 class Room(NamedTuple):
@@ -43,24 +46,42 @@ def connected(plan: Plan, goes_on: bool) -> Iterator[None]:
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
     if plan.address is None:
         options |= {"include_dashboard": False, "num_cpus": len(os.sched_getaffinity(0))}
+    else:
+        _wait_for_head(plan.address, HEAD_WAIT_S if goes_on else 0.0)
     address = plan.address or "local"
-    deadline_s = time.monotonic() + (HEAD_WAIT_S if goes_on else 0.0)
-    while True:
-        try:
-            ray.init(address, **options)
-            break
-        except AuthenticationError as error:
-            fix = "set RAY_AUTH_TOKEN to the cluster's token"
-            raise UserError(f"the Ray cluster at {address} refuses this program; {fix} ({error})") from None
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            if time.monotonic() > deadline_s:
-                fix = "start one with `ray start --head`, or set compute.cluster to null for one of our own"
-                raise UserError(f"no Ray cluster answers at {address}; {fix} ({_short(error)})") from None
-            time.sleep(POLL_S)
+    try:
+        ray.init(address, **options)
+    except AuthenticationError as error:
+        fix = "set RAY_AUTH_TOKEN to the cluster's token"
+        raise UserError(
+            f"the Ray cluster at {address} refuses this program; {fix} ({_short(error)})"
+        ) from None
+    except (ConnectionError, RayError, RuntimeError, ValueError) as error:
+        raise UserError(f"no Ray cluster can be used at {address}; {FIX} ({_short(error)})") from None
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _wait_for_head(address: str, patience_s: float) -> None:
+    """Wait until something listens at `HOST:PORT`; Ray would ask for minutes where nothing ever does.
+
+    Raises:
+        UserError: nothing does after `patience_s`.
+    """
+    host, colon, port = address.rpartition("://")[2].rpartition(":")
+    if not (colon and port.isdecimal()):
+        raise UserError(f"compute.cluster = {address}: is not HOST:PORT, such as 10.0.0.1:6379")
+    deadline_s = time.monotonic() + patience_s
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=ANSWER_S).close()
+            return
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > deadline_s:
+                raise UserError(f"no Ray cluster answers at {address}; {FIX} ({_short(error)})") from None
+            time.sleep(POLL_S)
 
 
 @contextlib.contextmanager
