@@ -48,7 +48,7 @@ class Ranks:
     def __init__(self, plan: Plan, group: PlacementGroup, room: Room) -> None:
         self._plan = plan
         remote = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0)(_RankAgent)
-        self._agents = [
+        self._agents: list[Any] = [  # handles, on which Ray makes the methods
             remote.options(
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank)
             ).remote()
