@@ -81,6 +81,12 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         self.model_optimizer = Adam(self.model_weights, torch.tensor(settings.lr_model, device=device))
         self.actor_optimizer = Adam(self.actor_weights, torch.tensor(settings.lr_actor, device=device))
         self.critic_optimizer = Adam(self.critic_weights, torch.tensor(settings.lr_critic, device=device))
+        self.scheduled = (
+            (self.model_optimizer.lr, settings.lr_model),
+            (self.actor_optimizer.lr, settings.lr_actor),
+            (self.critic_optimizer.lr, settings.lr_critic),
+        )
+        """Learning rates that fall, and where they begin."""
         lr_temperature = torch.tensor(settings.lr_temperature, device=device)
         self.temperature_optimizer = Adam([self.log_temperature], lr_temperature)
         model = Phase(self._model_gradients, self._apply_to_model)
@@ -102,6 +108,9 @@ class WorldModelGradient(Buffered[WorldModelGradientSettings]):
         return groups, Windows(settings.buffer_size, self.env.spec, groups, self.sampling, **sizes)
 
     def step(self, minibatch: TensorDict) -> Tensor:
+        share = 1.0 - (1.0 - self.settings.lr_share_at_end) * self.iteration / self.num_iterations
+        for lr, first in self.scheduled:
+            lr.fill_(share * first)
         *report, entropy, temperature, reward, weight = self._step(minibatch)
         return torch.stack((*report, entropy / weight, temperature, reward / weight))
 

@@ -53,6 +53,11 @@ def main(argv: list[str]) -> None:
             command.add_argument(
                 "--to", type=Path, required=True, metavar="FOLDER", help="the dataset to write"
             )
+        if name == "export":
+            formats = ("dataset", "lerobot")
+            command.add_argument(
+                "--format", choices=formats, default="dataset", help="lerobot: its Lance layout"
+            )
         if name == "search":
             command.add_argument(
                 "--like", required=True, metavar="EPISODE:STEP", help="as pi-store ls names it"
@@ -144,10 +149,16 @@ def _import(arguments: argparse.Namespace) -> None:
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from pi_incubator.data.datasets.layout import write_dataset
-
     store = _open(arguments.store)
     episodes = store.episodes(arguments.where)
+    if arguments.format == "lerobot":
+        from pi_incubator.data.store import lerobot
+
+        lerobot.write(store.manifest, episodes, arguments.to)
+        print(f"{arguments.to}: written in LeRobot's Lance layout")
+        return
+    from pi_incubator.data.datasets.layout import write_dataset
+
     write_dataset(store.manifest, episodes, arguments.to, "store-0", Path(arguments.store))
     print(f"{arguments.to}: written; learn from it with dataset={arguments.to}")
 

@@ -73,6 +73,16 @@ def test_settings_that_do_not_fit_are_refused(setting, field):
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_learning_rates_fall_to_their_share():
+    """Linearly over the iterations; that of the temperature stays."""
+    learner = make(lr_share_at_end=0.1, lr_model=1e-2, lr_actor=1e-3, lr_critic=2e-3, lr_temperature=3e-3)
+    learner.counters.iteration = learner.num_iterations // 2
+    learner.step(learner.minibatch(16))
+    names = ("model", "actor", "critic", "temperature")
+    rates = [getattr(learner, f"{name}_optimizer").lr.item() for name in names]
+    assert rates == pytest.approx([0.55e-2, 0.55e-3, 1.1e-3, 3e-3], rel=1e-3)
+
+
 @pytest.mark.slow
 def test_compiled_gradients_are_the_eager_ones():
     """Of the model through its window and of the policy through imagination: every step hands one back."""

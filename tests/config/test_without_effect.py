@@ -168,6 +168,7 @@ ALWAYS = {
     "algorithm.rnd_coef",
     "algorithm.normalize_advantage algorithm.reward_scale algorithm.batch_size",
     "algorithm.lr_actor algorithm.lr_critic algorithm.lr_temperature algorithm.tau",
+    "algorithm.lr_share_at_end",
     "algorithm.initial_temperature algorithm.target_entropy algorithm.teachers algorithm.dataset",
     "algorithm.record algorithm.feature_coef algorithm.num_updates algorithm.fake_quantize",
     "algorithm.symmetry_coef algorithm.optimizer",

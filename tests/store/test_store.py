@@ -248,3 +248,31 @@ def test_the_command_imports_lists_searches_and_exports(tmp_path, capsys):
     assert_same_episodes(read_episodes(tmp_path / "long", manifest), long)
     _, episodes = read_source(f"store:{path}?where=length > 10")
     assert_same_episodes(episodes, long)
+
+
+def test_an_export_is_as_lerobots_reader_wants_it(tmp_path, store):
+    """Its checks, by its own calls: episodes tile the rows, row N is step N, names without dots."""
+    import json
+
+    import lancedb
+    import pandas as pd
+    from lancedb.permutation import Permutation
+
+    folder = tmp_path / "exported"
+    main(["export", store.path, "--format", "lerobot", "--to", str(folder)])
+    info = json.loads((folder / "meta/info.json").read_text())
+    assert (info["codebase_version"], info["storage_format"]) == ("v3.0", "lance")
+    about = pd.read_parquet(folder / "meta/episodes/chunk-000/file-000.parquet")
+    starts, stops = about["dataset_from_index"].to_numpy(), about["dataset_to_index"].to_numpy()
+    table = lancedb.connect(folder).open_table("frames")
+    assert (starts[0], stops[-1]) == (0, info["total_frames"])
+    assert table.count_rows() == info["total_frames"]
+    np.testing.assert_array_equal(starts[1:], stops[:-1])
+    names = [name.replace(".", "_") for name in info["features"]]
+    rows = [0, 5, info["total_frames"] - 1]
+    batch = Permutation.identity(table).select_columns(names).with_format("arrow").__getitems__(rows)
+    assert batch.column("index").to_pylist() == rows
+    assert batch.column("observation_state").type.list_size == D
+    first = next(iter(store.episodes()))
+    found = batch.column("observation_state").to_pylist()[0]
+    np.testing.assert_array_equal(np.float32(found), first.observations["policy"][0])

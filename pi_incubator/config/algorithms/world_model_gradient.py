@@ -53,6 +53,8 @@ class WorldModelGradientSettings(BufferSettings):
     """Learning rate of the critics."""
     lr_temperature: Positive = 1e-3
     """Learning rate of the temperature."""
+    lr_share_at_end: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the learning rates of model, policy and critics that is left at the end of a linear fall."""
     max_grad_norm: Positive = 1.0
     """Gradients of model, policy and critics with a larger global L2 norm are scaled down to it."""
     tau: Annotated[float, Field(gt=0, le=1)] = 0.02

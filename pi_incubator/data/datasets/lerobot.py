@@ -17,7 +17,7 @@ Letters: S steps, T steps of an episode, D observation width, A actions.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -43,8 +43,28 @@ def is_lerobot(folder: Path) -> bool:
     return (folder / INFO).is_file()
 
 
-def write(manifest: Manifest, episodes: Iterable[Episode], folder: Path) -> None:
+def write_parquet(table: pa.Table, folder: Path) -> None:
+    """Write the steps of a dataset into `folder`, in the format of the layout itself."""
+    path = folder / DATA
+    path.parent.mkdir(parents=True)
+    pq.write_table(table, path)
+
+
+def write(
+    manifest: Manifest,
+    episodes: Iterable[Episode],
+    folder: Path,
+    write_steps: Callable[[pa.Table, Path], None] = write_parquet,
+    storage_format: str | None = None,
+) -> None:
     """Write a dataset; the group `policy` is `observation.state`, others are `observation.GROUP`.
+
+    Args:
+        manifest: of the steps.
+        episodes: to write.
+        folder: of the dataset; it must not be there.
+        write_steps: writes the table of steps into the folder.
+        storage_format: what `info.json` calls that; None for Parquet.
 
     Raises:
         DatasetError: `folder` is there already, or a group is pixels, which the layout keeps as videos.
@@ -58,17 +78,17 @@ def write(manifest: Manifest, episodes: Iterable[Episode], folder: Path) -> None
     columns = _columns(manifest, every)
     features = {name: _feature(name, column, manifest) for name, column in columns.items()}
     with whole(folder) as partial:
-        for name in (EPISODES, DATA):
-            (partial / name).parent.mkdir(parents=True)
+        (partial / EPISODES).parent.mkdir(parents=True)
         write_manifest(manifest, partial / "meta")
-        pq.write_table(_table(columns), partial / DATA)
+        write_steps(_table(columns), partial)
         pq.write_table(_episode_table(manifest, every), partial / EPISODES)
         pd.DataFrame({"task_index": [0]}, index=pd.Index([manifest.env], name="task")).to_parquet(
             partial / TASKS
         )
         stats = {name: _statistics(column) for name, column in columns.items()}
         _write_json(stats, partial / STATS)
-        _write_json(_info(manifest, features, len(every), len(columns["index"])), partial / INFO)
+        info = _info(manifest, features, len(every), len(columns["index"]))
+        _write_json(info | ({"storage_format": storage_format} if storage_format else {}), partial / INFO)
 
 
 def read(folder: Path) -> Iterator[Episode]:
