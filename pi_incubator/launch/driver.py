@@ -31,6 +31,8 @@ LOST = 75
 POLL_S = 0.1
 ANSWER_S = 30.0
 """How long an agent may take to answer."""
+START_S = 300.0
+"""How long the agents may take to start, on nodes that are busy or install packages."""
 LAST_WORDS = 20
 """Lines of a rank's output that are shown when it failed."""
 LOST_ANOTHER = "another process of this training ended"
@@ -63,7 +65,7 @@ class Ranks:
         Raises:
             UserError: the nodes do not fit each other.
         """
-        nodes: list[Node] = self._ask("look", self._plan.directory)
+        nodes: list[Node] = self._ask("look", self._plan.directory, timeout_s=START_S)
         _check_nodes(self._plan, nodes)
         environments = [_environment(rank, nodes) for rank in range(len(nodes))]
         command, directory = self._plan.command(), self._plan.directory
@@ -95,9 +97,9 @@ class Ranks:
             with contextlib.suppress(RayError):
                 ray.get(agent.stop.remote(), timeout=ANSWER_S)
 
-    def _ask(self, method: str, *arguments: Any) -> list[Any]:
+    def _ask(self, method: str, *arguments: Any, timeout_s: float = ANSWER_S) -> list[Any]:
         calls = [getattr(agent, method).remote(*arguments) for agent in self._agents]
-        answers: list[Any] = ray.get(calls, timeout=ANSWER_S)
+        answers: list[Any] = ray.get(calls, timeout=timeout_s)
         return answers
 
 
@@ -110,14 +112,17 @@ class _RankAgent(Agent):
 
 
 class Signals:
-    """Remembers the signals that ask this program to end."""
+    """Signals that ask this program to end: at once, or where ranks run, after they were told."""
 
     def __init__(self) -> None:
+        self.at_once = True
         self.received: int | None = None
         for signum in SIGNALS:
             signal.signal(signum, self._note)
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.at_once:
+            sys.exit(128 + signum)
         self.received = signum
 
 
@@ -137,6 +142,7 @@ def attempt(plan: Plan, goes_on: bool) -> int:
             with reserved(plan, goes_on, _tell) as (group, room):
                 ranks = Ranks(plan, group, room)
                 ranks.start()
+                signals.at_once = False
                 return _watch(ranks, signals)
         except (RayError, GetTimeoutError) as error:
             _tell(f"a rank or its node was lost ({' '.join(str(error).split())[:120]})")

@@ -81,7 +81,8 @@ def _attempt(plan: Plan, goes_on: bool) -> int:
         return driver.wait()
     except Interrupted as stop:
         driver.send_signal(stop.signum)
-        return driver.wait()
+        code = driver.wait()
+        return code if code in FINAL else stop.exit_code  # whatever it was doing, it is not tried again
     finally:
         if driver.poll() is None:
             driver.kill()
