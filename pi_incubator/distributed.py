@@ -44,6 +44,11 @@ class Distributed:
     """The group, on the CPU, that exchanges objects; None where there is one process."""
 
     @property
+    def can_be_captured(self) -> bool:
+        """Whether an exchange may be part of a CUDA graph: not with gloo, which goes through the host."""
+        return self.world_size == 1 or "nccl" in dist.get_backend_config()
+
+    @property
     def is_main(self) -> bool:
         """Whether this is the process that writes and prints."""
         return self.rank == 0

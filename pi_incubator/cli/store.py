@@ -10,14 +10,16 @@ pi-store compact data/store
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pi_incubator.cli._main import run
-from pi_incubator.cli._parser import Parser
+from pi_incubator.cli._parser import Parser, count
 from pi_incubator.errors import UserError
 
 if TYPE_CHECKING:
+    from pi_incubator.data.store.columns import Origin
     from pi_incubator.data.store.store import Store
 
 SOURCES = ("training", "evaluation", "robot", "import")
@@ -28,54 +30,37 @@ def main(argv: list[str]) -> None:
     """Parse the command line and run one of the commands; see `pi-store --help`."""
     parser = Parser(prog="pi-store", description="Trajectories of many runs in one place.")
     commands = parser.add_subparsers(dest="command", required=True, parser_class=Parser)
-    for name, about in (
-        ("ls", "the best episodes"),
-        ("info", "what a store holds"),
-        ("search", "the steps that are most like one"),
-        ("import", "add a dataset"),
-        ("export", "write episodes as a dataset"),
-        ("compact", "join small files and make the indices of a search"),
-    ):
-        command = commands.add_parser(name, help=about)
-        if name == "import":
-            command.add_argument("dataset", type=Path, metavar="DATASET", help="that training.record wrote")
-            command.add_argument("--to", required=True, dest="store", metavar="STORE", help="folder or s3://")
-            command.add_argument("--source", choices=SOURCES, default="training", help="where it came from")
-            command.add_argument(
-                "--run", default="", metavar="NAME", help="its run; the folder's name if not given"
-            )
-        else:
-            command.add_argument("store", metavar="STORE", help="folder or s3://BUCKET/PREFIX")
-        if name in ("ls", "info", "export"):
-            help_text = "SQL condition on the episodes: return > 1000 AND run = 'a'"
-            command.add_argument("--where", metavar="CONDITION", help=help_text)
-        if name == "export":
-            command.add_argument(
-                "--to", type=Path, required=True, metavar="FOLDER", help="the dataset to write"
-            )
-        if name == "export":
-            formats = ("dataset", "lerobot")
-            command.add_argument(
-                "--format", choices=formats, default="dataset", help="lerobot: its Lance layout"
-            )
-        if name == "search":
-            command.add_argument(
-                "--like", required=True, metavar="EPISODE:STEP", help="as pi-store ls names it"
-            )
-            command.add_argument("-k", type=int, default=10, help="how many")
-            command.add_argument(
-                "--where", metavar="CONDITION", help="SQL condition on the steps: return_to_go > 0"
-            )
+    _add(commands, "ls", _ls, "the best episodes", where="episodes")
+    _add(commands, "info", _info, "what a store holds", where="episodes")
+    _add(commands, "compact", _compact, "join small files and make the indices of a search")
+    search = _add(commands, "search", _search, "the steps that are most like one", where="steps")
+    search.add_argument("--like", required=True, metavar="EPISODE:STEP", help="as pi-store ls names it")
+    search.add_argument("-k", type=count, default=10, help="how many")
+    export = _add(commands, "export", _export, "write episodes as a dataset", where="episodes")
+    export.add_argument("--to", type=Path, required=True, metavar="FOLDER", help="the dataset to write")
+    help_text = "dataset: a folder to learn from; lerobot: LeRobot's Lance layout"
+    export.add_argument("--format", choices=("dataset", "lerobot"), default="dataset", help=help_text)
+    given = commands.add_parser("import", help="add a dataset that training.record or pi-data import wrote")
+    given.set_defaults(handler=_import)
+    given.add_argument("dataset", type=Path, metavar="DATASET", help="its folder")
+    given.add_argument(
+        "--to", required=True, dest="store", metavar="STORE", help="folder or s3://BUCKET/PREFIX"
+    )
+    given.add_argument("--source", choices=SOURCES, default="training", help="where it came from")
+    given.add_argument("--run", metavar="NAME", help="the run it is of; the name of the folder if not given")
     arguments = parser.parse_args(argv)
-    handler = {
-        "ls": _ls,
-        "info": _info,
-        "search": _search,
-        "import": _import,
-        "export": _export,
-        "compact": _compact,
-    }
-    handler[arguments.command](arguments)
+    arguments.handler(arguments)
+
+
+def _add(commands: Any, name: str, handler: Callable[..., None], about: str, where: str = "") -> Parser:
+    """A command on a store; `where` is what a condition is about."""
+    command: Parser = commands.add_parser(name, help=about)
+    command.set_defaults(handler=handler)
+    command.add_argument("store", metavar="STORE", help="folder or s3://BUCKET/PREFIX")
+    if where:
+        help_text = f"SQL condition on the {where}; docs/store.md lists the columns"
+        command.add_argument("--where", metavar="CONDITION", help=help_text)
+    return command
 
 
 def _ls(arguments: argparse.Namespace) -> None:
@@ -121,6 +106,9 @@ def _search(arguments: argparse.Namespace) -> None:
     store = _open(arguments.store)
     found = store.like(*_step(arguments.like), arguments.k, arguments.where)
     columns = found.columns
+    if not len(found.distance):
+        print("no such steps")
+        return
     table = {
         f"{columns['episode'][row]}:{columns['frame_index'][row]}": {
             "distance": float(found.distance[row]),
@@ -132,20 +120,39 @@ def _search(arguments: argparse.Namespace) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> None:
+    _check_lancedb()
     from pi_incubator.data.datasets.source import read_source
     from pi_incubator.data.store.columns import Origin
+    from pi_incubator.data.store.store import create_store, in_pieces
 
-    _open_module()
-    from pi_incubator.data.store.store import create_store
-
+    name = arguments.run or arguments.dataset.name
     manifest, episodes = read_source(str(arguments.dataset))
-    every = list(episodes)
-    if not every:
+    origin, store, num_steps = Origin(arguments.source, name), None, 0
+    for piece in in_pieces(episodes):
+        if store is None:
+            store = create_store(arguments.store, manifest, piece)
+            _check_new(store, origin)
+        num_steps += store.append(piece, origin)
+    if store is None:
         raise UserError(f"{arguments.dataset}: there are no episodes in it; name a dataset that has some")
-    store = create_store(arguments.store, manifest, every)
-    origin = Origin(arguments.source, arguments.run or arguments.dataset.name)
-    num_steps = store.append(every, origin)
-    print(f"{arguments.store}: {num_steps:,} steps in {len(every):,} episodes added")
+    print(f"{arguments.store}: {num_steps:,} steps in {len(store.rows(_of(origin))):,} episodes added")
+
+
+def _check_new(store: Store, origin: Origin) -> None:
+    """Check that nothing was imported under the same name.
+
+    Raises:
+        UserError: something was; doing it again would double it.
+    """
+    if known := len(store.rows(_of(origin))):
+        problem = f"has {known:,} episodes of {origin.source} {origin.run!r} already"
+        raise UserError(f"{store.path}: {problem}; name these with --run")
+
+
+def _of(origin: Origin) -> str:
+    """The SQL condition for episodes from there."""
+    run = origin.run.replace("'", "''")
+    return f"source = '{origin.source}' AND run = '{run}'"
 
 
 def _export(arguments: argparse.Namespace) -> None:
@@ -176,7 +183,7 @@ def _step(text: str) -> tuple[int, int]:
     return int(episode), int(step)
 
 
-def _open_module() -> None:
+def _check_lancedb() -> None:
     try:
         import pi_incubator.data.store.store  # noqa: F401
     except ModuleNotFoundError as error:
@@ -184,7 +191,7 @@ def _open_module() -> None:
 
 
 def _open(path: str) -> Store:
-    _open_module()
+    _check_lancedb()
     from pi_incubator.data.store.store import open_store
 
     return open_store(path)

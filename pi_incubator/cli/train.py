@@ -9,6 +9,7 @@ from pi_incubator.cli._main import run as run_command
 from pi_incubator.cli._parser import Parser
 from pi_incubator.config import load_config
 from pi_incubator.config.packaged import CONFIGS, packaged_configs, summary_of
+from pi_incubator.errors import UserError
 from pi_incubator.evaluation.table import print_table
 from pi_incubator.launch.plan import make_plan
 from pi_incubator.launcher import is_launched
@@ -38,6 +39,9 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_intermixed_args(argv)
     config, overrides = arguments.config, arguments.overrides
     if arguments.launcher:
+        if is_launched():
+            fix = "remove --launcher, or start pi-train itself and unset WORLD_SIZE"
+            raise UserError(f"--launcher {arguments.launcher}: torchrun started this process already; {fix}")
         overrides = [*overrides, f"compute.launcher={arguments.launcher}"]
     if not is_launched():
         cfg = load_config(config, overrides)

@@ -55,7 +55,7 @@ class OfflineSettings(ReplaySettings):
     def check(self, cfg: ExperimentConfig) -> None:
         if cfg.dataset.path is None:
             problem = f"algorithm {self.name} learns from recorded steps"
-            fix = "set dataset=FOLDER, of what training.record or pi-data import wrote"
+            fix = "set dataset=FOLDER, of what training.record or pi-data import wrote, or dataset=store:PATH"
             raise cross_field_error(field="dataset.path", value="null", problem=problem, fix=fix)
         if cfg.training.record is not None and is_same_place(cfg.training.record, cfg.dataset.path):
             problem = "is the dataset that is learned from, which must not change while it is read"

@@ -1,4 +1,4 @@
-"""What runs on a node of a cluster beside one rank: it starts the rank, and tells how it is."""
+"""What runs on a node of a cluster beside one rank: it starts the rank, and reports its state."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from pi_incubator.launch.plan import versions
 MAX_LINES = 10_000
 """Lines of a rank's output that wait to be fetched; older ones are dropped."""
 PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded before any fork
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,8 @@ class Node:
     free_port: int
     has_directory: bool
     """Whether the folder that the training was started in is there too."""
+    has_python: bool
+    """Whether the Python that runs the ranks is there."""
     gpus: tuple[str, ...]
     """The GPUs that are for this rank."""
     versions: dict[str, str]
@@ -54,13 +58,20 @@ class Agent:
         self._lines: deque[str] = deque(maxlen=MAX_LINES)
         self._reader: threading.Thread | None = None
 
-    def look(self, directory: str, address: str, gpus: Sequence[str] = ()) -> Node:
-        """What this node is like."""
+    def look(self, directory: str, python: str, address: str, gpus: Sequence[str] = ()) -> Node:
+        """What this node is like.
+
+        Args:
+            directory: in which the ranks run.
+            python: the path of what runs them.
+            address: of the node.
+            gpus: that are for this rank.
+        """
         with socket.socket() as listener:
             listener.bind(("", 0))
             port = listener.getsockname()[1]
-        here = os.path.isdir(directory)
-        return Node(socket.gethostname(), address, port, here, tuple(gpus), versions())
+        has = os.path.isdir(directory), os.access(python, os.X_OK)
+        return Node(socket.gethostname(), address, port, *has, tuple(gpus), versions())
 
     def start(self, command: Sequence[str], environment: Mapping[str, str], directory: str) -> int:
         """Start the rank with `environment` beside the node's own; returns its process id."""
@@ -107,7 +118,6 @@ class Agent:
 
 
 def end_with_parent() -> None:
-    """Ask Linux to kill this process when its parent ends; elsewhere it only ends with its terminal."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "prctl"):
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    """Ask Linux to kill this process when its parent ends; for `preexec_fn`."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import ray
@@ -22,7 +23,7 @@ NODE_WAIT_S = 20.0
 """How long it waits for as much room as before, until it goes on with less."""
 POLL_S = 0.5
 ANSWER_S = 5.0
-FIX = "start one with `ray start --head`, or set compute.cluster to null for one of our own"
+FIX = "start one with `ray start --head`; without compute.cluster and RAY_ADDRESS, one is started here"
 
 
 class Room(NamedTuple):
@@ -72,7 +73,8 @@ def _wait_for_head(address: str, patience_s: float) -> None:
     """
     host, colon, port = address.rpartition("://")[2].rpartition(":")
     if not (colon and port.isdecimal()):
-        raise UserError(f"compute.cluster = {address}: is not HOST:PORT, such as 10.0.0.1:6379")
+        source = "compute.cluster (or RAY_ADDRESS)"
+        raise UserError(f"{source} = {address}: is not HOST:PORT; write it as 10.0.0.1:6379, for example")
     deadline_s = time.monotonic() + patience_s
     while True:
         try:
@@ -89,7 +91,7 @@ def reserved(plan: Plan, goes_on: bool, tell: Callable[[str], None]) -> Iterator
     """Reserve room for all ranks, on as few nodes as have it.
 
     The number of ranks never changes, because results depend on it. A training that goes on after it has
-    lost a node waits for another one, and then shares what is left among its ranks.
+    lost a node waits for another one for a while, and then each rank gets less, so that all fit.
 
     Args:
         plan: what each rank asks for.
@@ -99,20 +101,19 @@ def reserved(plan: Plan, goes_on: bool, tell: Callable[[str], None]) -> Iterator
     Raises:
         UserError: the cluster is too small for a training that begins.
     """
-    room = _asked(plan)
+    asked = room = _asked(plan)
     if not goes_on:
-        _check_size(plan, room)
+        _check_size(plan, asked)
     group = _reserve(plan, room)
-    if not group.wait(NODE_WAIT_S):
-        if goes_on:
-            remove_placement_group(group)
-            room = _share(plan, room)
-            tell(f"the cluster is smaller now: each rank gets {room.cpus:g} CPUs and {room.gpus:g} GPUs")
-            group = _reserve(plan, room)
-        else:
-            tell("other programs have the cluster; waiting for room")
-        while not group.wait(NODE_WAIT_S):
+    while not group.wait(NODE_WAIT_S):
+        share = _share(plan, asked) if goes_on else asked
+        if share == room:
             tell("waiting for room in the cluster")
+            continue
+        room = share
+        tell(f"the cluster is smaller now: each rank gets {room.cpus:g} CPUs and {room.gpus:g} GPUs")
+        remove_placement_group(group)
+        group = _reserve(plan, room)
     try:
         yield group, room
     finally:
@@ -129,26 +130,46 @@ def _asked(plan: Plan) -> Room:
 
 
 def _check_size(plan: Plan, room: Room) -> None:
-    total = ray.cluster_resources()
-    for name, field, each in (
-        ("CPU", "compute.cpus_per_worker", room.cpus),
-        ("GPU", "compute.gpus_per_worker", room.gpus),
-    ):
-        there, asked = total.get(name, 0.0), plan.num_workers * each
-        if asked > there:
-            problem = f"{plan.num_workers} workers ask for {asked:g} {name}s, the cluster has {there:g}"
-            raise UserError(f"compute.num_workers = {plan.num_workers}: {problem}; lower it, or {field}")
+    """Raises UserError where the ranks would not fit even if no other program used the cluster."""
+    nodes = _nodes()
+    if (fitting := _count(nodes, room)) < plan.num_workers:
+        asked = f"{room.cpus:g} CPUs and {room.gpus:g} GPUs" if room.gpus else f"{room.cpus:g} CPUs"
+        problem = f"the cluster has room for {fitting} workers of {asked} ({len(nodes)} nodes)"
+        fix = "lower it, or compute.cpus_per_worker or compute.gpus_per_worker"
+        raise UserError(f"compute.num_workers = {plan.num_workers}: {problem}; {fix}")
+
+
+def _nodes() -> list[Room]:
+    """What each living node has."""
+    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    return [Room(resources.get("CPU", 0.0), resources.get("GPU", 0.0)) for resources in alive]
+
+
+def _count(nodes: Sequence[Room], each: Room) -> int:
+    """How many ranks fit, each on one node."""
+
+    def fitting(node: Room) -> int:
+        of_cpus = node.cpus / each.cpus
+        return int(min(of_cpus, node.gpus / each.gpus if each.gpus else math.inf) + 1e-6)
+
+    return sum(map(fitting, nodes))
 
 
 def _share(plan: Plan, asked: Room) -> Room:
-    """An equal share of what the cluster has, but not more than was asked for."""
-    total = ray.cluster_resources()
-
-    def share(name: str, each: float) -> float:
-        there = total.get(name, 0.0) / plan.num_workers
-        return min(each, int(there * 1000) / 1000)
-
-    return Room(share("CPU", asked.cpus), share("GPU", asked.gpus))
+    """The largest part of what was asked for, equal for all ranks, that fits; all of it if nothing does."""
+    nodes = _nodes()
+    shares = {1.0}
+    for node in nodes:
+        for count in range(1, plan.num_workers + 1):
+            shares.add(node.cpus / count / asked.cpus)
+            if asked.gpus:
+                shares.add(node.gpus / count / asked.gpus)
+    for share in sorted((share for share in shares if 0.0 < share <= 1.0), reverse=True):
+        # Ray counts in ten-thousandths, so a share is rounded down.
+        room = Room(*(math.floor(amount * share * 1000) / 1000 for amount in asked))
+        if room.cpus and bool(room.gpus) == bool(asked.gpus) and _count(nodes, room) >= plan.num_workers:
+            return room
+    return asked
 
 
 def _reserve(plan: Plan, room: Room) -> PlacementGroup:

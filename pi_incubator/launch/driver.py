@@ -7,16 +7,17 @@ A program of its own, because Ray ends the whole process when the head of the cl
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import FrameType
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -33,6 +34,10 @@ ANSWER_S = 30.0
 """How long an agent may take to answer."""
 START_S = 300.0
 """How long the agents may take to start, on nodes that are busy or install packages."""
+SAVE_S = GRACE_S + CLEAN_UP_S + 600.0
+"""How long the ranks may take to finish an iteration and save, after a signal."""
+ERROR = "error: "
+"""How a line begins that tells the user's mistake."""
 LAST_WORDS = 20
 """Lines of a rank's output that are shown when it failed."""
 LOST_ANOTHER = "another process of this training ended"
@@ -43,12 +48,13 @@ class Ranks:
 
     Args:
         plan: of the training.
+        goes_on: whether there was an attempt before this one.
         group: the room that is reserved for them.
         room: of each.
     """
 
-    def __init__(self, plan: Plan, group: PlacementGroup, room: Room) -> None:
-        self._plan = plan
+    def __init__(self, plan: Plan, goes_on: bool, group: PlacementGroup, room: Room) -> None:
+        self._plan, self._command = plan, plan.command(goes_on)
         remote = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_restarts=0)(_RankAgent)
         self._agents: list[Any] = [  # handles, on which Ray makes the methods
             remote.options(
@@ -65,10 +71,10 @@ class Ranks:
         Raises:
             UserError: the nodes do not fit each other.
         """
-        nodes: list[Node] = self._ask("look", self._plan.directory, timeout_s=START_S)
+        nodes: list[Node] = self._ask("look", self._plan.directory, self._command[0], timeout_s=START_S)
         _check_nodes(self._plan, nodes)
         environments = [_environment(rank, nodes) for rank in range(len(nodes))]
-        command, directory = self._plan.command(), self._plan.directory
+        command, directory = self._command, self._plan.directory
         ray.get(
             [
                 agent.start.remote(command, environment, directory)
@@ -84,7 +90,7 @@ class Ranks:
             self.words[rank] = [*self.words[rank], *report.lines][-LAST_WORDS:]
             if rank == 0:
                 for line in report.lines:
-                    print(line, flush=True)
+                    print(line, file=sys.stderr if line.startswith(ERROR) else sys.stdout, flush=True)
         return reports
 
     def send(self, signum: int) -> None:
@@ -106,9 +112,9 @@ class Ranks:
 class _RankAgent(Agent):
     """An agent that Ray tells what it has."""
 
-    def look(self, directory: str, address: str = "", gpus: Sequence[str] = ()) -> Node:
+    def look(self, directory: str, python: str, address: str = "", gpus: Sequence[str] = ()) -> Node:
         given = ray.get_runtime_context().get_accelerator_ids().get("GPU", [])
-        return super().look(directory, ray.util.get_node_ip_address(), given)
+        return super().look(directory, python, ray.util.get_node_ip_address(), given)
 
 
 class Signals:
@@ -117,6 +123,10 @@ class Signals:
     def __init__(self) -> None:
         self.at_once = True
         self.received: int | None = None
+        self.install()
+
+    def install(self) -> None:
+        """Take the signals."""
         for signum in SIGNALS:
             signal.signal(signum, self._note)
 
@@ -136,53 +146,69 @@ def attempt(plan: Plan, goes_on: bool) -> int:
     Raises:
         UserError: the cluster cannot run it.
     """
+    signals = Signals()
     with connected(plan, goes_on):
-        signals = Signals()  # behind `ray.init`, which takes SIGTERM
+        signals.install()  # again: `ray.init` takes SIGTERM
         try:
             with reserved(plan, goes_on, _tell) as (group, room):
-                ranks = Ranks(plan, group, room)
+                ranks = Ranks(plan, goes_on, group, room)
                 ranks.start()
                 signals.at_once = False
                 return _watch(ranks, signals)
-        except (RayError, GetTimeoutError) as error:
+        except RayTaskError as error:  # of an agent: its node lacks something
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"a node cannot run a rank ({reason}); install the same on all nodes") from None
+        except RayError as error:
             _tell(f"a rank or its node was lost ({' '.join(str(error).split())[:120]})")
             return LOST
 
 
 def _watch(ranks: Ranks, signals: Signals) -> int:
-    """Wait until every rank has ended, or one of them failed."""
-    deadline_s: float | None = None
+    """Wait until every rank has ended; those that wait for one that failed are ended."""
+    deadline_s, passed_on = math.inf, False
+    killed: set[int] = set()
     while True:
-        reports = ranks.reports()
-        codes = [report.exit_code for report in reports]
-        if signals.received and deadline_s is None:
+        codes = [report.exit_code for report in ranks.reports()]
+        if signals.received and not passed_on:
             ranks.send(signals.received)
-            deadline_s = time.monotonic() + GRACE_S + CLEAN_UP_S + ANSWER_S
+            deadline_s, passed_on = time.monotonic() + SAVE_S, True
         if all(code is not None for code in codes):
-            return _outcome(ranks, [code or 0 for code in codes])
-        if any(codes) and deadline_s is None:  # the others notice, and end by themselves
-            deadline_s = time.monotonic() + GRACE_S
-        if deadline_s is not None and time.monotonic() > deadline_s:
+            return _outcome(ranks, [code or 0 for code in codes], killed, signals.received)
+        if any(codes):  # the others notice, and end by themselves
+            deadline_s = min(deadline_s, time.monotonic() + GRACE_S)
+        if time.monotonic() > deadline_s:
+            killed |= {rank for rank, code in enumerate(codes) if code is None}
             ranks.stop()
         time.sleep(POLL_S)
 
 
-def _outcome(ranks: Ranks, codes: list[int]) -> int:
-    """The exit code of the training, from those of its ranks; says what went wrong."""
+def _outcome(ranks: Ranks, codes: list[int], killed: Collection[int], signum: int | None) -> int:
+    """The exit code of the training; says what went wrong.
+
+    Args:
+        ranks: with what they printed last.
+        codes: exit codes of all ranks.
+        killed: ranks that were ended because another one had failed.
+        signum: the signal that asked for the end, if there was one.
+    """
+    if signum:
+        return 128 + signum
     if not any(codes):
         return 0
-    if interrupted := [code for code in codes if code in {128 + signum for signum in SIGNALS}]:
-        return interrupted[0]
     # A rank that ends because another one did says so; it is not the cause.
     causes = [
-        rank for rank, code in enumerate(codes) if code and LOST_ANOTHER not in "\n".join(ranks.words[rank])
+        rank
+        for rank, code in enumerate(codes)
+        if code and rank not in killed and LOST_ANOTHER not in "\n".join(ranks.words[rank])
     ]
+    if causes and all(codes[rank] == UserError.exit_code for rank in causes):
+        if 0 not in causes:  # what rank 0 printed has been seen
+            _tell(next((line for line in ranks.words[causes[0]] if line.startswith(ERROR)), ""))
+        return UserError.exit_code
     for rank in causes:
         _tell(f"rank {rank} {_how(codes[rank])}")
-        if rank:  # what rank 0 printed has been seen
+        if rank and ranks.words[rank]:
             _tell("\n".join(f"  {line}" for line in ranks.words[rank]))
-    if causes and all(codes[rank] == UserError.exit_code for rank in causes):
-        return UserError.exit_code
     return LOST
 
 
@@ -201,6 +227,9 @@ def _check_nodes(plan: Plan, nodes: Sequence[Node]) -> None:
         if not node.has_directory:
             fix = "start the training in a folder that all nodes share"
             raise UserError(f"node {node.name} has no folder {plan.directory}; {fix}")
+        if not node.has_python:
+            fix = "install it at the same path on all nodes"
+            raise UserError(f"node {node.name} has no Python at {sys.executable}; {fix}")
         for name, wanted in ours.items():
             if (found := node.versions.get(name)) != wanted:
                 fix = "install the same everywhere"

@@ -37,10 +37,14 @@ class Plan:
     directory: str
     """Where the ranks run; relative paths in the settings begin there."""
     may_use_gpus: bool
+    begins_anew: bool
+    """Whether the command sets aside what an earlier training left (`checkpoint.resume = never`)."""
 
-    def command(self) -> list[str]:
-        """What starts one rank."""
-        return [sys.executable, "-m", "pi_incubator.cli.train", "--config", self.config, *self.overrides]
+    def command(self, goes_on: bool) -> list[str]:
+        """What starts one rank; `goes_on` after an attempt that ended early."""
+        resume = ["checkpoint.resume=auto"] if goes_on and self.begins_anew else []
+        program = [sys.executable, "-m", "pi_incubator.cli.train", "--config", self.config]
+        return [*program, *self.overrides, *resume]
 
     def to_json(self) -> str:
         """As text, for the command line of another process."""
@@ -71,6 +75,7 @@ def make_plan(cfg: ExperimentConfig, config: str, overrides: Sequence[str]) -> P
         max_restarts=compute.max_restarts,
         address=compute.cluster or os.environ.get("RAY_ADDRESS"),
         directory=os.getcwd(),
+        begins_anew=cfg.checkpoint.resume == "never",
         may_use_gpus=compute.device != "cpu" and cfg.env.backend != "mujoco",
     )
 

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 
 from pi_incubator.errors import UserError
-from pi_incubator.interruption import Interrupted
+from pi_incubator.interruption import SAME_REQUEST_S, SIGNALS
 from pi_incubator.launch.agent import end_with_parent
 from pi_incubator.launch.plan import Plan
 
@@ -72,18 +73,30 @@ def _access(plan: Plan) -> dict[str, str]:
 
 
 def _attempt(plan: Plan, goes_on: bool) -> int:
-    """One run of `launch.driver`, to which signals are passed on."""
+    """One run of `launch.driver`, to which signals are passed on; a second signal ends it at once.
+
+    Returns:
+        Its exit code; after a signal, 128 and the signal's number.
+    """
     command = [sys.executable, "-m", "pi_incubator.launch.driver", plan.to_json(), str(int(goes_on))]
     environment = {"RAY_gcs_rpc_server_reconnect_timeout_s": GCS_TIMEOUT_S, **os.environ, **_access(plan)}
     # In a session of its own: Ctrl-C reaches it once, through us.
     driver = subprocess.Popen(command, env=environment, start_new_session=True, preexec_fn=end_with_parent)
-    try:
-        return driver.wait()
-    except Interrupted as stop:
-        driver.send_signal(stop.signum)
-        code = driver.wait()
-        return code if code in FINAL else stop.exit_code  # whatever it was doing, it is not tried again
-    finally:
-        if driver.poll() is None:
+    received: list[tuple[int, float]] = []
+
+    def pass_on(signum: int, frame: FrameType | None) -> None:
+        now_s = time.monotonic()
+        if not received:
+            driver.send_signal(signum)
+            received.append((signum, now_s))
+        elif now_s - received[0][1] > SAME_REQUEST_S:
             driver.kill()
-            driver.wait()
+
+    before = {signum: signal.signal(signum, pass_on) for signum in SIGNALS}
+    try:
+        code = driver.wait()
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        driver.kill()
+    return 128 + received[0][0] if received else code

@@ -62,7 +62,8 @@ def make_step(
         return torch.cat(reports)
 
     chosen = compiled_step(step) if compiled and alone else step
-    return CapturedStep(chosen) if compute.device.type == "cuda" and not spoils else chosen
+    captures = compute.device.type == "cuda" and distributed.can_be_captured and not spoils
+    return CapturedStep(chosen) if captures else chosen
 
 
 def _spoiled(gradients: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -54,8 +54,9 @@ def test_a_rank_does_not_outlive_its_agent():
 
 
 def test_a_node_says_what_it_is(tmp_path):
-    node = Agent().look(str(tmp_path), "10.0.0.1")
-    assert (node.address, node.has_directory, node.gpus) == ("10.0.0.1", True, ())
+    node = Agent().look(str(tmp_path), sys.executable, "10.0.0.1")
+    assert (node.address, node.has_directory, node.has_python, node.gpus) == ("10.0.0.1", True, True, ())
     assert {"python", "pi_incubator", "torch", "ray"} <= node.versions.keys()
     assert 0 < node.free_port < 65_536
-    assert not Agent().look(str(tmp_path / "nowhere"), "10.0.0.1").has_directory
+    other = Agent().look(str(tmp_path / "nowhere"), str(tmp_path / "python"), "10.0.0.1")
+    assert (other.has_directory, other.has_python) == (False, False)

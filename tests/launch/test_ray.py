@@ -178,14 +178,16 @@ def test_a_signal_ends_all_ranks_and_the_run_goes_on_later(start, whole):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("compute.num_workers=1000", "1000 workers ask for 1000 CPUs, the cluster has"),
+        ("compute.num_workers=1000", "compute.num_workers = 1000: the cluster has room for"),
         ("compute.cluster=127.0.0.1:1", "no Ray cluster answers at 127.0.0.1:1; start one with"),
+        ("checkpoint.resume=must", "checkpoint.resume = 'must': "),
     ],
 )
-def test_a_cluster_that_does_not_do_is_one_line(start, override, problem):
+def test_a_mistake_is_one_line_and_not_tried_again(start, override, problem):
     process, folder = start("refused", LAUNCH, override)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=240)
     assert process.returncode == 2
+    assert "starting all ranks again" not in output
     (line,) = [line for line in output.splitlines() if line.startswith("error: ")]
     assert problem in line
-    assert not folder.exists()
+    assert not list(folder.glob("checkpoints/*"))

@@ -25,7 +25,7 @@ from pi_incubator.data.datasets.source import fingerprint_of, read_source
 from pi_incubator.errors import UserError
 
 store_module = pytest.importorskip("pi_incubator.data.store.store", reason="needs LanceDB")
-from pi_incubator.data.store.columns import Origin  # noqa: E402
+from pi_incubator.data.store.columns import Origin, tables_of  # noqa: E402
 
 D, CRITIC, A = 5, 7, 2
 MANIFEST = Manifest(
@@ -137,7 +137,6 @@ def test_compacting_changes_no_fingerprint_and_another_episode_does(store):
 def test_two_writers_and_two_readers_at_once(tmp_path):
     """Nothing is lost or doubled, and a reader never sees half an episode."""
     path = str(tmp_path / "store")
-    store_module.create_store(path, MANIFEST, EPISODES)
     written = [[make_episode(6, 100 * writer + number) for number in range(8)] for writer in range(2)]
     problems, done = [], threading.Event()
 
@@ -147,7 +146,7 @@ def test_two_writers_and_two_readers_at_once(tmp_path):
             own.append([episode], ORIGIN)
 
     def read():
-        own = store_module.open_store(path)
+        own = store_module.create_store(path, MANIFEST, EPISODES)
         while not done.is_set():
             problems.extend(len(one.reward) for one in own.episodes() if len(one.reward) != 6)
 
@@ -185,33 +184,56 @@ def test_a_killed_writer_loses_nothing_that_was_acknowledged(tmp_path):
     assert_same_episodes(found, expected)
 
 
-def test_taken_rows_share_memory_with_arrow(store):
-    """Numbers of steps as tensors, without a copy of what LanceDB gave."""
-    import torch
+def test_steps_of_no_episode_are_not_found(store):
+    """What a killed writer leaves is in no answer."""
+    stray = make_episode(5, 77)
+    frames, _ = tables_of(store.about, [stray], ORIGIN)
+    store._frames.add(frames)
+    query = stray.observations["policy"][2]
+    assert store.retrieve(query, 1).distance[0] > 0.1
+    every = sum(len(episode.reward) for episode in EPISODES)
+    assert len(store.retrieve(query, 1000).distance) == every
 
-    taken = store.take([3, 0, 7], ["observation_state", "next_reward"])
-    assert taken["observation_state"].shape == (3, D)
-    tensor = torch.from_numpy(taken["observation_state"])
-    assert tensor.data_ptr() == taken["observation_state"].ctypes.data
+
+@pytest.mark.parametrize(
+    ("observations", "problem"),
+    [
+        ({"pixels": Group((1, 4, 4), "uint8")}, "keeps vectors, and the group 'pixels' is uint8"),
+        ({"policy": Group((D,), "float32"), "state": Group((D,), "float32")}, "two groups in the column"),
+    ],
+)
+def test_what_a_store_cannot_keep_is_refused(tmp_path, observations, problem):
+    manifest = replace(MANIFEST, observations=observations)
+    with pytest.raises(DatasetError, match=problem):
+        store_module.create_store(str(tmp_path / "new"), manifest, EPISODES)
 
 
 def test_a_store_of_another_task_is_refused(store):
     for manifest in (replace(MANIFEST, env="other"), replace(MANIFEST, control_hz=25.0)):
-        with pytest.raises(DatasetError, match="has steps of toy, or of another form than these of"):
+        with pytest.raises(DatasetError, match=r"has steps of toy: its (env|control_hz) is"):
             store_module.create_store(store.path, manifest, EPISODES)
+    store_module.create_store(store.path, replace(MANIFEST, control_hz=50.0 * (1 + 1e-9)), EPISODES)
     assert_same_episodes(store.episodes(), EPISODES)
 
 
 @pytest.mark.parametrize(
     ("act", "problem"),
     [
-        (lambda store: store_module.open_store(store.path + "x"), "is no store"),
-        (lambda store: list(store.episodes("retrun > 1")), "where: "),
+        (lambda store: store_module.open_store(store.path + "x"), "is not there"),
+        (lambda store: store_module.open_store(os.path.dirname(store.path)), "is not a store"),
+        (lambda store: list(store.episodes("retrun > 1")), "the query is refused"),
         (lambda store: store.retrieve(np.zeros(D + 1), 3), "of width 5 is searched for"),
-        (lambda store: store.retrieve(np.zeros(D), 3, where="x >"), "where: "),
+        (lambda store: store.retrieve(np.zeros(D), 3, where="x >"), "the query is refused"),
         (lambda store: store.like(1, 2, 3), "has no step 1:2"),
     ],
-    ids=["nothing there", "unknown column", "another width", "no condition", "no such step"],
+    ids=[
+        "nothing there",
+        "something else",
+        "unknown column",
+        "another width",
+        "no condition",
+        "no such step",
+    ],
 )
 def test_mistakes_are_one_line(store, act, problem):
     with pytest.raises(UserError, match=problem) as caught:
@@ -233,6 +255,8 @@ def test_the_command_imports_lists_searches_and_exports(tmp_path, capsys):
     write_dataset(MANIFEST, EPISODES, dataset, "a-0", dataset)
     main(["import", str(dataset), "--to", path, "--run", "first"])
     assert "41 steps in 4 episodes added" in capsys.readouterr().out
+    with pytest.raises(UserError, match="has 4 episodes of training 'first' already"):
+        main(["import", str(dataset), "--to", path, "--run", "first"])
     main(["info", path, "--where", "length > 10"])
     assert "33 steps in 2 episodes" in capsys.readouterr().out
     main(["ls", path])

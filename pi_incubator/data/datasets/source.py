@@ -19,7 +19,7 @@ def read_source(text: str) -> tuple[Manifest, Iterator[Episode]]:
 
     Raises:
         DatasetError: it is missing or damaged.
-        UserError: the condition is none, or LanceDB is missing.
+        UserError: the condition is not valid SQL, or LanceDB is missing.
     """
     address = parse_address(text)
     if address is None:
@@ -35,7 +35,7 @@ def fingerprint_of(address: StoreAddress) -> str:
 
     Raises:
         DatasetError: there is no such store.
-        UserError: the condition is none, or LanceDB is missing.
+        UserError: the condition is not valid SQL, or LanceDB is missing.
     """
     return _open(address).fingerprint(address.where)
 

@@ -64,14 +64,26 @@ class About:
         return embedded
 
 
-def about_of(manifest: Manifest, episodes: Sequence[Episode]) -> About:
-    """Of a store that begins with `episodes`: it normalizes by the moments of their observations."""
+def about_of(manifest: Manifest, episodes: Sequence[Episode], path: str) -> About:
+    """Of a store in `path` that begins with `episodes`: it normalizes by the moments of their observations.
+
+    Raises:
+        DatasetError: a group is pixels, or two groups would share a column.
+    """
+    columns = [column_of(group) for group in manifest.observations]
+    for group, form in manifest.observations.items():
+        if form.dtype != "float32":
+            problem = f"keeps vectors, and the group {group!r} is {form.dtype}"
+            raise DatasetError(path, problem, "keep these steps in a folder (docs/datasets.md)")
+        if columns.count(column_of(group)) > 1:
+            problem = f"would keep two groups in the column {column_of(group)!r}"
+            raise DatasetError(path, problem, f"rename the group {group!r} in the task")
     group = "policy" if "policy" in manifest.observations else next(iter(manifest.observations))
-    seen = np.concatenate([episode.observations[group] for episode in episodes]).reshape(
-        -1, _width(manifest, group)
-    )
+    seen = np.concatenate([episode.observations[group] for episode in episodes])
+    seen = seen.reshape(len(seen), -1)
+    mean = seen.mean(0, dtype=np.float64)
     std = np.maximum(seen.std(0, dtype=np.float64), LEAST_STD)
-    return About(manifest, tuple(seen.mean(0, dtype=np.float64).tolist()), tuple(std.tolist()), group)
+    return About(manifest, tuple(mean.tolist()), tuple(std.tolist()), group)
 
 
 def to_metadata(about: About) -> dict[bytes, bytes]:
@@ -100,7 +112,7 @@ def from_metadata(metadata: dict[bytes, bytes] | None, path: str) -> About:
         mean, std = tuple(content["mean"]), tuple(content["std"])
         return About(Manifest(**given), mean, std, content["group"])
     except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise DatasetError(path, f"is no store of ours ({error!r})", "name another folder") from None
+        raise DatasetError(path, f"is not a store ({error!r})", "name another folder") from None
 
 
 def column_of(group: str) -> str:
@@ -186,7 +198,3 @@ def _lists(values: Array) -> pa.Array:
     """`[S, ...]` as lists of one size."""
     rows = np.ascontiguousarray(values).reshape(len(values), -1)
     return pa.FixedSizeListArray.from_arrays(pa.array(rows.reshape(-1)), rows.shape[1])
-
-
-def _width(manifest: Manifest, group: str) -> int:
-    return int(np.prod(manifest.observations[group].shape))

@@ -6,10 +6,12 @@ Letters: S steps, D observation width, E width of an embedding, k neighbours.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import lancedb
@@ -31,8 +33,11 @@ from pi_incubator.data.store.columns import (
 )
 from pi_incubator.errors import UserError
 
-FRAMES, EPISODES = "frames", "episodes"
-ROWS_OF_APPEND = 2**16
+FRAMES, EPISODES, LOCK = "frames", "episodes", ".lock"
+MAX_TABLES = 1_000
+RATE_TOLERANCE = 1e-6
+"""Relative difference of two control rates that are the same number."""
+STEPS_OF_APPEND = 2**16
 """Steps that are written at a time."""
 MIN_ROWS_OF_INDEX = 10_000
 """Below that a search looks at every row, which is as fast."""
@@ -79,7 +84,7 @@ class Store:
             UserError: they cannot be written.
         """
         num_steps = 0
-        for piece in _pieces(episodes):
+        for piece in in_pieces(episodes):
             frames, rows = tables_of(self.about, piece, origin)
             with _writing(self.path):
                 self._frames.add(frames)
@@ -91,7 +96,7 @@ class Store:
         """The table of episodes, or of those for which an SQL condition holds: `return > 1000`.
 
         Raises:
-            UserError: the condition is none.
+            UserError: the condition is not valid SQL.
         """
         self._episodes.checkout_latest()
         search = self._episodes.search()
@@ -101,7 +106,7 @@ class Store:
         """Yield the episodes for which a condition on the table of episodes holds, always in the same order.
 
         Raises:
-            UserError: the condition is none.
+            UserError: the condition is not valid SQL.
         """
         rows = self.rows(where).sort_by("episode")
         self._frames.checkout_latest()
@@ -115,11 +120,6 @@ class Store:
         numbers = np.sort(array_of(self.rows(where), "episode"))
         return hashlib.sha256(numbers.tobytes()).hexdigest()
 
-    def take(self, places: Sequence[int], columns: Sequence[str]) -> dict[str, Array]:
-        """Some columns of the frames at `places`, numbers of rows from 0."""
-        taken = self._frames.take_offsets(list(places)).select(list(columns)).to_arrow()
-        return {name: array_of(taken, name) for name in columns}
-
     def retrieve(
         self, observation: Array, k: int, where: str | None = None, columns: Sequence[str] = ("return_to_go",)
     ) -> Neighbours:
@@ -132,7 +132,7 @@ class Store:
             columns: what of them is wanted; `episode` and `frame_index` say which they are.
 
         Raises:
-            UserError: the observation or the condition does not fit.
+            UserError: the observation has another width, or the condition is not valid SQL.
         """
         width = len(self.about.mean)
         if observation.shape != (width,):
@@ -141,13 +141,20 @@ class Store:
         return self._nearest(self.about.embed(observation), k, where, columns)
 
     def _nearest(self, embedding: Array, k: int, where: str | None, columns: Sequence[str]) -> Neighbours:
+        """The k nearest steps of episodes of the store: a writer that was killed may have left others."""
+        known, count = array_of(self.rows(), "episode"), k
         self._frames.checkout_latest()
-        search = self._frames.search(embedding, vector_column_name=EMBEDDING)
-        if where:
-            search = search.where(where, prefilter=True)
-        found = _answer(self.path, search.select([*columns, "_distance"]).limit(k))
-        distance: Array = np.sqrt(array_of(found, "_distance"))
-        return Neighbours({name: array_of(found, name) for name in columns}, distance)
+        names = [*dict.fromkeys((*columns, "episode")), "_distance"]
+        while True:
+            search = self._frames.search(embedding, vector_column_name=EMBEDDING).select(names).limit(count)
+            found = _answer(self.path, search.where(where, prefilter=True) if where else search)
+            kept = found.filter(pa.array(np.isin(array_of(found, "episode"), known)))
+            if len(kept) >= k or len(found) < count:
+                break
+            count *= 2
+        kept = kept.slice(0, k)
+        distance: Array = np.sqrt(array_of(kept, "_distance"))
+        return Neighbours({name: array_of(kept, name) for name in columns}, distance)
 
     def like(self, episode: int, step: int, k: int, where: str | None = None) -> Neighbours:
         """The k steps that are most like one of the store, which is the first of them.
@@ -196,13 +203,16 @@ def open_store(path: str) -> Store:
     Raises:
         DatasetError: there is none, or it is damaged or of a later version.
     """
+    fix = "name a folder that pi-store import wrote"
+    if "://" not in path and not Path(path).is_dir():  # LanceDB would make the folder
+        raise DatasetError(path, "is not there", fix)
     try:
         database = lancedb.connect(path)
         return Store(path, database.open_table(FRAMES), database.open_table(EPISODES))
     except (ValueError, OSError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
         raise DatasetError(
-            path, f"is no store ({reason})", "name a folder that pi-store import wrote"
+            path, f"is not a store ({reason})", "name a folder that pi-store import wrote"
         ) from None
 
 
@@ -218,48 +228,67 @@ def create_store(path: str, manifest: Manifest, first: Sequence[Episode]) -> Sto
         DatasetError: the store there is of another task or another form.
         UserError: it cannot be written.
     """
-    frames, rows = tables_of(about_of(manifest, first), first[:1], Origin("import"))
-    with _writing(path):
+    with _writing(path), _one_at_a_time(path):
         database = lancedb.connect(path)
-        tables = [
-            _open_or_make(database, name, table.schema)
-            for name, table in ((FRAMES, frames), (EPISODES, rows))
-        ]
-    store = Store(path, *tables)
-    if store.manifest != manifest:
-        problem = f"has steps of {store.manifest.env}, or of another form than these of {manifest.env}"
-        raise DatasetError(path, problem, "name another store")
+        missing = {FRAMES, EPISODES} - set(database.table_names(limit=MAX_TABLES))
+        if missing:
+            made = tables_of(about_of(manifest, first, path), first[:1], Origin("import"))
+            for name, table in zip((FRAMES, EPISODES), made, strict=True):
+                if name in missing:
+                    database.create_table(name, schema=table.schema)
+    store = open_store(path)
+    if difference := _difference(store.manifest, manifest):
+        raise DatasetError(path, f"has steps of {store.manifest.env}: {difference}", "name another store")
     return store
 
 
-def _open_or_make(database: lancedb.DBConnection, name: str, schema: pa.Schema) -> Table:
-    """The table; of two writers that begin at once, one makes it, and both use it."""
-    for _ in range(2):
-        with contextlib.suppress(ValueError, FileNotFoundError):
-            return database.open_table(name)
-        with contextlib.suppress(ValueError):
-            return database.create_table(name, schema=schema)
-    return database.open_table(name)
+def _difference(ours: Manifest, theirs: Manifest) -> str | None:
+    """The first field in which two manifests differ, with both values."""
+    theirs = _with_rate(theirs, ours.control_hz)
+    for field in fields(Manifest):
+        one, other = getattr(ours, field.name), getattr(theirs, field.name)
+        if one != other:
+            return f"its {field.name} is {one}, that of the new ones {other}"
+    return None
 
 
-def _pieces(episodes: Sequence[Episode]) -> Iterator[list[Episode]]:
-    """Yield the episodes in groups of about `ROWS_OF_APPEND` steps."""
-    piece: list[Episode] = []
+def _with_rate(manifest: Manifest, control_hz: float) -> Manifest:
+    """With the given rate, where it is the same but for rounding."""
+    same = abs(manifest.control_hz - control_hz) <= RATE_TOLERANCE * control_hz
+    return replace(manifest, control_hz=control_hz) if same else manifest
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: str) -> Iterator[None]:
+    """Let one program make the tables of a store on a disk; a bucket has no such lock (docs/store.md)."""
+    if "://" in path:
+        yield
+        return
+    Path(path).mkdir(parents=True, exist_ok=True)
+    with open(Path(path) / LOCK, "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def in_pieces(episodes: Iterable[Episode]) -> Iterator[list[Episode]]:
+    """Yield the episodes in groups of about `STEPS_OF_APPEND` steps."""
+    piece, num_steps = [], 0
     for episode in episodes:
         piece.append(episode)
-        if sum(len(one.reward) for one in piece) >= ROWS_OF_APPEND:
+        num_steps += len(episode.reward)
+        if num_steps >= STEPS_OF_APPEND:
             yield piece
-            piece = []
+            piece, num_steps = [], 0
     if piece:
         yield piece
 
 
 def _row_pieces(rows: pa.Table) -> Iterator[pa.Table]:
-    """Yield rows of the table of episodes in groups of about `ROWS_OF_APPEND` steps."""
+    """Yield rows of the table of episodes in groups of about `STEPS_OF_APPEND` steps."""
     start = num_steps = 0
     for index, length in enumerate(array_of(rows, "length")):
         num_steps += int(length)
-        if num_steps >= ROWS_OF_APPEND:
+        if num_steps >= STEPS_OF_APPEND:
             yield rows.slice(start, index + 1 - start)
             start, num_steps = index + 1, 0
     if start < len(rows):
@@ -270,15 +299,14 @@ def _answer(path: str, search: Any) -> pa.Table:
     """What a query finds.
 
     Raises:
-        UserError: its condition is none.
+        UserError: its condition is not valid SQL.
     """
     try:
         return search.to_arrow()
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
-            f"{path}: where: {reason}; write an SQL condition such as return_to_go > 100"
-        ) from None
+        fix = "write SQL on columns of docs/store.md, such as length > 100"
+        raise UserError(f"{path}: the query is refused ({reason}); {fix}") from None
 
 
 @contextlib.contextmanager
