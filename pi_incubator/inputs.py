@@ -260,12 +260,16 @@ def _compare(before: Inputs, now: Inputs, folder: RunFolder) -> None:
             for name in _differences(old.files, new.files):
                 file = new.path if name == ITSELF else os.path.join(_root(setting, new.path), new.place(name))
                 problem = f"{file} is not what the run began with"
+                if parse_address(new.path):
+                    problem = "these are not the episodes that the run began with"
                 raise RunSettingError(
                     str(folder.inputs), setting, new.path, problem=problem, fix=_fix(setting, new, folder)
                 )
 
 
 def _fix(field: str, now: Input, folder: RunFolder) -> str:
+    if parse_address(now.path):
+        return "narrow ?where= to those, for example by run, or set another experiment.name"
     kept = sorted(folder.model.rglob(f"*{Path(now.path).suffix}")) if field == MODEL else []
     own = folder.model.absolute() / _place_in_copy(now)
     if kept and own != Path(now.path):

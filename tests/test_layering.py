@@ -43,6 +43,7 @@ LAYERS = [
     ["pi_incubator.inputs", "pi_incubator.previous", "pi_incubator.scene"],
     ["pi_incubator.data.datasets.source"],
     ["pi_incubator.data.store"],
+    ["pi_incubator.data.datasets.lerobot"],
     ["pi_incubator.data.datasets.layout"],
     ["pi_incubator.checkpoint_files"],
     ["pi_incubator.run_paths", "pi_incubator.provenance"],
