@@ -13,9 +13,10 @@ from tensordict import TensorDict
 from pi_incubator import finish
 from pi_incubator.cli.distill import main as distill
 from pi_incubator.cli.train import main
-from pi_incubator.config import ExperimentConfig
+from pi_incubator.config import ExperimentConfig, load_config
 from pi_incubator.config.models import UNIONS
 from pi_incubator.config.section import Section
+from pi_incubator.launch.plan import make_plan
 from pi_incubator.layers.normalizer import NoNormalizer
 from pi_incubator.run_folder import RunFolder
 from pi_incubator.training.overlap import OverlappedUpdates
@@ -164,6 +165,8 @@ def test_every_setting_is_read(tmp_path, monkeypatch):
     pictures = ["env.pixels={width: 16, height: 16, frames: 1}", "network.channels=[4]"]
     run(tmp_path, "dreamer", "network.name=rssm", *sizes, sizes=OFF_POLICY)
     run(tmp_path, "dreamer_pixels", "network.name=rssm_pixels", *sizes, CARTPOLE, *pictures, sizes=OFF_POLICY)
+    launched = load_config("cartpole_balance.yaml", ["compute.launcher=ray", "compute.num_workers=2"])
+    make_plan(launched, "cartpole_balance.yaml", ())
     student = ["experiment.name=student", "training.total_steps=128", "algorithm.fake_quantize=int8"]
     distill(["--teacher", str(tmp_path / "reads"), "--student", "mlp", *student, "evaluation.video=false"])
     plain_sections = (f.annotation for name, f in ExperimentConfig.model_fields.items() if name not in UNIONS)
